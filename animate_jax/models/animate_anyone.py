@@ -1,0 +1,60 @@
+"""The whole model: what is computed once per video (`condition`) and what is computed at every step (`denoise`)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from animate_jax.config import ModelConfig
+from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
+from animate_jax.models.pose_guider import PoseGuider
+from animate_jax.models.reference_net import ReferenceNet
+from animate_jax.models.unet import Conditioning, UNet
+from animate_jax.models.vae import AutoencoderKL
+
+
+class AnimateAnyone(nnx.Module):
+    """Part names are the peers': `denoising_unet`, `reference_unet`, `pose_guider`, `image_encoder`, `vae`."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.denoising_unet = UNet(config.unet, rngs=rngs)
+        self.reference_unet = ReferenceNet(config.unet, rngs=rngs)
+        self.pose_guider = PoseGuider(config.pose_guider, rngs=rngs)
+        if config.reference_pose_guider:
+            self.reference_pose_guider = PoseGuider(config.pose_guider, rngs=rngs)
+        self.image_encoder = CLIPVisionModelWithProjection(config.image_encoder, rngs=rngs)
+        self.vae = AutoencoderKL(config.vae, rngs=rngs)
+
+    def condition(
+        self,
+        reference_latents: Float[Array, "b h w c"],
+        clip_pixels: Float[Array, "b s s 3"],
+        reference_pose: Float[Array, "b H W 3"] | None = None,
+        mask: Bool[Array, " b"] | None = None,
+    ) -> Conditioning:
+        """Everything the denoising UNet needs of the character, once per video.
+
+        Args:
+            reference_latents: scaled VAE latents of the reference picture.
+            clip_pixels: the same picture, CLIP-normalised.
+            reference_pose: its own pose picture in [0, 1]; only models with a `reference_pose_guider` use it.
+            mask: training's condition dropout, True keeps.
+        """
+        token = self.image_encoder(clip_pixels)
+        pose = self.reference_pose_guider(reference_pose) if self.config.reference_pose_guider else None
+        clean = jnp.zeros(reference_latents.shape[0], jnp.float32)
+        reference = self.reference_unet(reference_latents, clean, token, pose)
+        return self.denoising_unet.condition(token, reference, mask)
+
+    def denoise(
+        self,
+        x: Float[Array, "r f h w c"],
+        timesteps: Float[Array, "r #f"],
+        conditioning: Conditioning,
+        pose: Float[Array, "#r #f h w d"],
+        temporal: bool = True,
+    ) -> Float[Array, "r f h w c"]:
+        """The raw prediction (epsilon, v or x0, as trained). See `UNet.__call__`; `pose` comes from `pose_guider`."""
+        return self.denoising_unet(x, timesteps, conditioning, pose, temporal)[0]

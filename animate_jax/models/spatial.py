@@ -1,0 +1,92 @@
+"""The spatial transformer, where the reference picture and the CLIP token enter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from animate_jax.models.attention import Attention, FeedForward, attend, attend_with_reference
+from animate_jax.models.embeddings import picture_positions
+from animate_jax.models.resnet import Conv1x1, GroupNorm
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockConditioning:
+    """What one spatial transformer needs of the character: constant over frames, steps and windows."""
+
+    cross: Float[Array, "b c"]  # attention to the CLIP token
+    reference_key: Float[Array, "b m c"] | None = None
+    reference_value: Float[Array, "b m c"] | None = None
+    mask: Bool[Array, " b"] | None = None  # training: rows whose condition is kept; None keeps all
+
+
+class BasicTransformerBlock(nnx.Module):
+    def __init__(self, channels: int, heads: int, cross_channels: int, *, rngs: nnx.Rngs):
+        self.norm1 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.attn1 = Attention(channels, channels, heads, rngs=rngs)
+        # Attention to a single token needs neither norm2 nor queries and keys; they stay so that checkpoints
+        # of the PyTorch peers go in and out whole.
+        self.norm2 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.attn2 = Attention(channels, cross_channels, heads, rngs=rngs)
+        self.norm3 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.ff = FeedForward(channels, rngs=rngs)
+
+    def condition(self, token: Float[Array, "b d"], reference: Float[Array, "b m c"] | None,
+                  mask: Bool[Array, " b"] | None) -> BlockConditioning:  # fmt: skip
+        cross = self.attn2.of_one_token(token if mask is None else jnp.where(mask[:, None], token, 0))
+        if reference is None:
+            return BlockConditioning(cross)
+        return BlockConditioning(cross, self.attn1.to_k(reference), self.attn1.to_v(reference), mask)
+
+    def __call__(self, x: Float[Array, "r f n c"], condition: BlockConditioning
+                 ) -> tuple[Float[Array, "r f n c"], Float[Array, "r f n c"]]:  # fmt: skip
+        """Returns the hidden states and the normed input of self-attention: what ReferenceNet lends.
+
+        With twice as many rows as the condition has, the first half is the unconditional half of classifier-free
+        guidance: it sees no reference and a zero CLIP token, as in the peers.
+        """
+        normed = self.norm1(x)
+        x = x + self.attend_to_reference(normed, condition)
+        cross = condition.cross
+        if x.shape[0] == 2 * cross.shape[0]:
+            unconditional = jnp.broadcast_to(self.attn2.to_out[0].bias[...].astype(cross.dtype), cross.shape)
+            cross = jnp.concatenate([unconditional, cross])
+        x = x + cross[:, None, None]
+        return x + self.ff(self.norm3(x)), normed
+
+    def attend_to_reference(self, x: Float[Array, "r f n c"], condition: BlockConditioning) -> Float[Array, "r f n c"]:
+        attn, key, value = self.attn1, condition.reference_key, condition.reference_value
+        if key is None:
+            return attn(x)
+        q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+        rows, conditional = x.shape[0], key.shape[0]
+        start = rows - conditional
+        mixed = attend_with_reference(q[start:], k[start:], v[start:], key, value, attn.heads, condition.mask)
+        if start:
+            alone = attend(q[:start], k[:start], v[:start], attn.heads)
+            mixed = jnp.concatenate([alone, mixed])
+        return attn.to_out[0](mixed)
+
+
+class Transformer2DModel(nnx.Module):
+    def __init__(self, channels: int, heads: int, cross_channels: int, groups: int, *,
+                 position_embedding: bool = False, rngs: nnx.Rngs):  # fmt: skip
+        self.norm = GroupNorm(channels, groups, epsilon=1e-6)
+        self.proj_in = Conv1x1(channels, channels, rngs=rngs)
+        self.transformer_blocks = nnx.List([BasicTransformerBlock(channels, heads, cross_channels, rngs=rngs)])
+        self.proj_out = Conv1x1(channels, channels, rngs=rngs)
+        self.position_embedding = position_embedding
+
+    def __call__(self, x: Float[Array, "r f h w c"], condition: BlockConditioning
+                 ) -> tuple[Float[Array, "r f h w c"], Float[Array, "r f n c"]]:  # fmt: skip
+        rows, frames, height, width, channels = x.shape
+        hidden = self.proj_in(self.norm(x))
+        if self.position_embedding:
+            hidden = hidden + jnp.asarray(picture_positions(height, width, channels), hidden.dtype)
+        hidden, lent = self.transformer_blocks[0](hidden.reshape(rows, frames, height * width, channels), condition)
+        return x + self.proj_out(hidden.reshape(x.shape)), lent

@@ -1,0 +1,52 @@
+"""AnimateDiff's temporal layer: every pixel attends over the frames of its window."""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from animate_jax.models.attention import Attention, FeedForward
+from animate_jax.models.embeddings import frame_positions
+from animate_jax.models.resnet import GroupNorm
+
+
+class TemporalTransformerBlock(nnx.Module):
+    def __init__(self, channels: int, heads: int, *, rngs: nnx.Rngs):
+        self.attention_blocks = nnx.List([Attention(channels, channels, heads, rngs=rngs) for _ in range(2)])
+        self.norms = nnx.List([
+            nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs) for _ in range(2)
+        ])  # fmt: skip
+        self.ff = FeedForward(channels, rngs=rngs)
+        self.ff_norm = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n f c"]) -> Float[Array, "n f c"]:
+        # The position is added after the norm and in each attention, so values carry it too.
+        positions = jnp.asarray(frame_positions(*x.shape[1:]), x.dtype)
+        for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
+            x = x + attention(norm(x) + positions)
+        return x + self.ff(self.ff_norm(x))
+
+
+class TemporalTransformer3DModel(nnx.Module):
+    def __init__(self, channels: int, heads: int, groups: int, *, rngs: nnx.Rngs):
+        self.norm = GroupNorm(channels, groups, epsilon=1e-6)
+        self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
+        self.transformer_blocks = nnx.List([TemporalTransformerBlock(channels, heads, rngs=rngs)])
+        # Zero: a fresh temporal layer changes nothing (AnimateDiff).
+        self.proj_out = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        batch, _, height, _, _ = x.shape
+        hidden = rearrange(self.norm(x), "b f h w c -> (b h w) f c")
+        hidden = self.proj_out(self.transformer_blocks[0](self.proj_in(hidden)))
+        return x + rearrange(hidden, "(b h w) f c -> b f h w c", b=batch, h=height)
+
+
+class MotionModule(nnx.Module):
+    """Keeps AnimateDiff's key prefix `motion_modules.N.temporal_transformer`."""
+
+    def __init__(self, channels: int, heads: int, groups: int, *, rngs: nnx.Rngs):
+        self.temporal_transformer = TemporalTransformer3DModel(channels, heads, groups, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        return self.temporal_transformer(x)

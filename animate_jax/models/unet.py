@@ -1,0 +1,161 @@
+"""Stable Diffusion's UNet over clips: one trunk for the denoising UNet and for ReferenceNet."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from animate_jax.config import UNetConfig
+from animate_jax.models.embeddings import TimestepEmbedding, timestep_embedding
+from animate_jax.models.resnet import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D
+from animate_jax.models.spatial import BlockConditioning, Transformer2DModel
+from animate_jax.models.temporal import MotionModule
+
+Conditioning = dict[str, BlockConditioning]  # by the path of the spatial transformer, "up_blocks.1.attentions.0"
+
+
+class Block(nnx.Module):
+    """One level's layers: `resnets`, and where they exist `attentions`, `motion_modules` and a down- or upsampler."""
+
+    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], *, attention: bool, motion: bool,
+                 downsample: bool = False, upsample: bool = False, attentions: int | None = None, rngs: nnx.Rngs):  # fmt: skip
+        time_channels, groups = 4 * config.block_out_channels[0], config.norm_num_groups
+        channels = widths[-1][1]
+        count = len(widths) if attentions is None else attentions
+        self.resnets = nnx.List([
+            ResnetBlock2D(*width, time_channels, groups, over_frames=config.pool_norm_over_frames, rngs=rngs)
+            for width in widths
+        ])  # fmt: skip
+        self.attentions = nnx.List([
+            Transformer2DModel(channels, config.num_attention_heads, config.cross_attention_dim, groups,
+                               position_embedding=config.position_embedding, rngs=rngs)
+            for _ in range(count if attention else 0)
+        ])  # fmt: skip
+        self.motion_modules = nnx.List([
+            MotionModule(channels, config.motion_num_attention_heads, config.motion_norm_num_groups, rngs=rngs)
+            for _ in range(count if motion else 0)
+        ])  # fmt: skip
+        self.downsamplers = nnx.List([Downsample2D(channels, rngs=rngs)] if downsample else [])
+        self.upsamplers = nnx.List([Upsample2D(channels, rngs=rngs)] if upsample else [])
+
+
+class UNet(nnx.Module):
+    """Attribute names are diffusers' UNet2DConditionModel's, temporal layers AnimateDiff's `motion_modules`.
+
+    `motion` builds temporal layers, `head` the output convolution (ReferenceNet has neither).
+    """
+
+    def __init__(self, config: UNetConfig, *, motion: bool = True, head: bool = True, rngs: nnx.Rngs):
+        self.config = config
+        widths, levels, layers = config.block_out_channels, config.attention_levels, config.layers_per_block
+        last = len(widths) - 1
+        self.conv_in = nnx.Conv(config.in_channels, widths[0], (3, 3), padding=1, rngs=rngs)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], rngs=rngs)
+
+        down, skips = [], [widths[0]]
+        for i, width in enumerate(widths):
+            entry = widths[max(i - 1, 0)]
+            pairs = [(entry if j == 0 else width, width) for j in range(layers)]
+            down.append(Block(config, pairs, attention=levels[i], motion=motion, downsample=i < last, rngs=rngs))
+            skips += [width] * (layers + (i < last))
+        self.down_blocks = nnx.List(down)
+
+        middle = [(widths[-1], widths[-1])] * 2
+        self.mid_block = Block(config, middle, attention=True, motion=motion and config.motion_mid_block,
+                               attentions=1, rngs=rngs)  # fmt: skip
+
+        up, current = [], widths[-1]
+        for i, width in enumerate(reversed(widths)):
+            pairs = []
+            for _ in range(layers + 1):
+                pairs.append((current + skips.pop(), width))
+                current = width
+            up.append(Block(config, pairs, attention=levels[last - i], motion=motion, upsample=i < last, rngs=rngs))
+        self.up_blocks = nnx.List(up)
+
+        self.head = head
+        if head:
+            self.conv_norm_out = GroupNorm(widths[0], config.norm_num_groups, over_frames=config.pool_norm_over_frames)
+            self.conv_out = nnx.Conv(widths[0], config.out_channels, (3, 3), padding=1, rngs=rngs)
+
+    def spatial_transformers(self) -> dict[str, Transformer2DModel]:
+        """Every spatial transformer by its path, in the order it runs."""
+        sides = [("down_blocks", self.down_blocks), ("up_blocks", self.up_blocks)]
+        blocks = [(f"{name}.{i}", block) for name, side in sides for i, block in enumerate(side)]
+        blocks.insert(len(self.down_blocks), ("mid_block", self.mid_block))
+        return {f"{path}.attentions.{j}": a for path, block in blocks for j, a in enumerate(block.attentions)}
+
+    def condition(self, token: Float[Array, "b d"], reference: dict[str, Float[Array, "b _ _"]] | None = None,
+                  mask: Bool[Array, " b"] | None = None) -> Conditioning:  # fmt: skip
+        """Projects the CLIP token and ReferenceNet's features once; the result serves every frame, step and window.
+
+        `mask` (training) drops both for the rows where it is False.
+        """
+        return {
+            path: transformer.transformer_blocks[0].condition(token, reference and reference[path], mask)
+            for path, transformer in self.spatial_transformers().items()
+        }
+
+    def __call__(
+        self,
+        x: Float[Array, "r f h w c"],
+        timesteps: Float[Array, "r #f"],
+        conditioning: Conditioning,
+        pose: Float[Array, "#r #f h w d"] | None = None,
+        temporal: bool = True,
+    ) -> tuple[Float[Array, "r f h w o"], dict[str, Float[Array, "r f _ _"]]]:
+        """One denoising evaluation.
+
+        Args:
+            x: noisy latents. With classifier-free guidance the rows are [unconditional, conditional].
+            timesteps: 0..999, one per clip (f = 1) or per frame.
+            conditioning: from `condition`, of the conditional rows only.
+            pose: the Pose Guider's features, added after the first convolution.
+            temporal: False skips the temporal layers (stage 1, single pictures).
+
+        Returns:
+            The prediction (hidden states without a head) and the features lent by each spatial transformer.
+
+        Raises:
+            ValueError: more frames than the temporal layers were built for.
+        """
+        if temporal and self.down_blocks[0].motion_modules and x.shape[1] > self.config.motion_max_length:
+            raise ValueError(f"{x.shape[1]} frames in one window; the temporal layers take {self.config.motion_max_length}")
+        lent: dict[str, Array] = {}
+        time = timestep_embedding(timesteps, self.config.block_out_channels[0]).astype(x.dtype)
+        time = self.time_embedding(time)
+
+        def layer(path: str, block: Block, j: int, x: Array) -> Array:
+            if block.attentions:
+                name = f"{path}.attentions.{j}"
+                x, lent[name] = block.attentions[j](x, conditioning[name])
+            if temporal and block.motion_modules:
+                x = block.motion_modules[j](x)
+            return x
+
+        x = self.conv_in(x)
+        if pose is not None:
+            x = x + pose
+        skips = [x]
+        for i, block in enumerate(self.down_blocks):
+            for j, resnet in enumerate(block.resnets):
+                x = layer(f"down_blocks.{i}", block, j, resnet(x, time))
+                skips.append(x)
+            for downsample in block.downsamplers:
+                x = downsample(x)
+                skips.append(x)
+
+        x = layer("mid_block", self.mid_block, 0, self.mid_block.resnets[0](x, time))
+        x = self.mid_block.resnets[1](x, time)
+
+        for i, block in enumerate(self.up_blocks):
+            for j, resnet in enumerate(block.resnets):
+                x = resnet(jnp.concatenate([x, skips.pop()], -1), time)
+                x = layer(f"up_blocks.{i}", block, j, x)
+            for upsample in block.upsamplers:
+                x = upsample(x, skips[-1].shape[2:4])
+
+        if self.head:
+            x = self.conv_out(nnx.silu(self.conv_norm_out(x)))
+        return x, lent

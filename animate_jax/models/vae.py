@@ -1,0 +1,194 @@
+"""The picture autoencoder: diffusers' AutoencoderKL, Stable Diffusion's first stage, with its names.
+
+Pictures are [B, H, W, 3] in [-1, 1]; callers fold frames into B. The diffusion model lives in the space of
+`to_latents`, where latents have been multiplied by `VAEConfig.scaling_factor`.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from animate_jax.config import VAEConfig
+
+Features = Float[Array, "batch _ _ _"]  # [B, H, W, C]
+
+
+def _group_norm(channels: int, config: VAEConfig, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    return nnx.GroupNorm(
+        channels, num_groups=config.norm_num_groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs
+    )
+
+
+def _conv(in_channels: int, out_channels: int, rngs: nnx.Rngs, size: int = 3) -> nnx.Conv:
+    return nnx.Conv(in_channels, out_channels, kernel_size=(size, size), padding=size // 2, rngs=rngs)
+
+
+class ResnetBlock(nnx.Module):
+    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, *, rngs: nnx.Rngs):
+        self.norm1 = _group_norm(in_channels, config, rngs)
+        self.conv1 = _conv(in_channels, out_channels, rngs)
+        self.norm2 = _group_norm(out_channels, config, rngs)
+        self.conv2 = _conv(out_channels, out_channels, rngs)
+        self.conv_shortcut = (
+            _conv(in_channels, out_channels, rngs, size=1) if in_channels != out_channels else None
+        )
+
+    def __call__(self, x: Features) -> Features:
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        h = self.conv2(nnx.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Attention(nnx.Module):
+    """Self-attention over all positions, with a single head as wide as the features."""
+
+    def __init__(self, channels: int, config: VAEConfig, *, rngs: nnx.Rngs):
+        self.group_norm = _group_norm(channels, config, rngs)
+        self.to_q = nnx.Linear(channels, channels, rngs=rngs)
+        self.to_k = nnx.Linear(channels, channels, rngs=rngs)
+        self.to_v = nnx.Linear(channels, channels, rngs=rngs)
+        self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
+
+    def __call__(self, x: Features) -> Features:
+        tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])  # [B, N, C]
+        q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
+        logits = jnp.matmul(q * q.shape[-1] ** -0.5, k.swapaxes(1, 2))  # [B, N, N]
+        weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
+        return x + self.to_out[0](jnp.matmul(weights, v)).reshape(x.shape)
+
+
+class Downsample(nnx.Module):
+    """Halves the picture. The padding is on the right and bottom only, unlike the UNet's."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(
+            channels, channels, kernel_size=(3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs
+        )
+
+    def __call__(self, x: Features) -> Features:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Doubles the picture: every position repeated 2x2, then a convolution."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.conv = _conv(channels, channels, rngs)
+
+    def __call__(self, x: Features) -> Features:
+        return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
+
+
+class DownBlock(nnx.Module):
+    def __init__(self, in_channels: int, out_channels: int, last: bool, config: VAEConfig, *, rngs: nnx.Rngs):
+        widths = [in_channels] + [out_channels] * config.layers_per_block
+        self.resnets = nnx.List([ResnetBlock(a, b, config, rngs=rngs) for a, b in itertools.pairwise(widths)])
+        self.downsamplers = nnx.List([] if last else [Downsample(out_channels, rngs=rngs)])
+
+    def __call__(self, x: Features) -> Features:
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpBlock(nnx.Module):
+    def __init__(self, in_channels: int, out_channels: int, last: bool, config: VAEConfig, *, rngs: nnx.Rngs):
+        widths = [in_channels] + [out_channels] * (config.layers_per_block + 1)
+        self.resnets = nnx.List([ResnetBlock(a, b, config, rngs=rngs) for a, b in itertools.pairwise(widths)])
+        self.upsamplers = nnx.List([] if last else [Upsample(out_channels, rngs=rngs)])
+
+    def __call__(self, x: Features) -> Features:
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class MidBlock(nnx.Module):
+    def __init__(self, channels: int, config: VAEConfig, *, rngs: nnx.Rngs):
+        self.resnets = nnx.List([ResnetBlock(channels, channels, config, rngs=rngs) for _ in range(2)])
+        self.attentions = nnx.List([Attention(channels, config, rngs=rngs)])
+
+    def __call__(self, x: Features) -> Features:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class Encoder(nnx.Module):
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        widths = config.block_out_channels
+        self.conv_in = _conv(config.in_channels, widths[0], rngs)
+        self.down_blocks = nnx.List([
+            DownBlock(widths[max(i - 1, 0)], widths[i], i == len(widths) - 1, config, rngs=rngs)
+            for i in range(len(widths))
+        ])  # fmt: skip
+        self.mid_block = MidBlock(widths[-1], config, rngs=rngs)
+        self.conv_norm_out = _group_norm(widths[-1], config, rngs)
+        self.conv_out = _conv(widths[-1], 2 * config.latent_channels, rngs)
+
+    def __call__(self, x: Features) -> Features:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        widths = config.block_out_channels[::-1]
+        self.conv_in = _conv(config.latent_channels, widths[0], rngs)
+        self.mid_block = MidBlock(widths[0], config, rngs=rngs)
+        self.up_blocks = nnx.List([
+            UpBlock(widths[max(i - 1, 0)], widths[i], i == len(widths) - 1, config, rngs=rngs)
+            for i in range(len(widths))
+        ])  # fmt: skip
+        self.conv_norm_out = _group_norm(widths[-1], config, rngs)
+        self.conv_out = _conv(widths[-1], config.in_channels, rngs)
+
+    def __call__(self, x: Features) -> Features:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nnx.Module):
+    """`VAEConfig()` is Stable Diffusion's autoencoder; `ModelConfig.tiny().vae` the small one."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+        self.quant_conv = _conv(2 * config.latent_channels, 2 * config.latent_channels, rngs, size=1)
+        self.post_quant_conv = _conv(config.latent_channels, config.latent_channels, rngs, size=1)
+
+    def encode(
+        self, images: Float[Array, "batch height width 3"]
+    ) -> tuple[Float[Array, "batch h w latent"], Float[Array, "batch h w latent"]]:
+        """Mean and log variance (clipped to [-30, 20]) of the posterior over unscaled latents.
+
+        Images are in [-1, 1]. Raises ValueError if a side is not a multiple of `config.downscale`.
+        """
+        height, width = images.shape[1:3]
+        if height % self.config.downscale or width % self.config.downscale:
+            raise ValueError(
+                f"The picture is {width}x{height}; both sides must be multiples of {self.config.downscale}."
+            )
+        mean, log_variance = jnp.split(self.quant_conv(self.encoder(images)), 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+    def decode(self, latents: Float[Array, "batch h w latent"]) -> Float[Array, "batch height width 3"]:
+        """Pictures, about [-1, 1] but not clipped, from unscaled latents."""
+        return self.decoder(self.post_quant_conv(latents))
+
+    def to_latents(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w latent"]:
+        """The diffusion model's latents: posterior mean times scaling factor. Images are in [-1, 1]."""
+        return self.encode(images)[0] * self.config.scaling_factor
+
+    def to_images(self, latents: Float[Array, "batch h w latent"]) -> Float[Array, "batch height width 3"]:
+        """The inverse of `to_latents`: pictures, about [-1, 1] but not clipped."""
+        return self.decode(latents / self.config.scaling_factor)

@@ -1,0 +1,267 @@
+"""Finds one person's body in pictures, offline: the two BlazePose models shipped in `assets/blazepose`.
+
+A detector (224 x 224) finds people as a hip centre and a circle around the body; a landmark model (256 x 256)
+reads 33 points, and the circle for the next frame, from an upright crop of that circle. The detector runs
+only when nobody is being followed. Bazarevsky et al., "BlazePose: On-device Real-time Body Pose tracking",
+2020; the numbers are those of MediaPipe's graphs `pose_detection_cpu` and `pose_landmark_cpu`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from animate_jax.errors import UserError
+from animate_jax.pose.keypoints import LEFT_RIGHT, Keypoints
+
+ASSETS = Path(__file__).parents[1] / "assets" / "blazepose"
+DETECTOR_SIZE, LANDMARK_SIZE, HEATMAP_SIZE = 224, 256, 64  # pixels
+DETECTOR_STRIDES = {8: 2, 16: 2, 32: 6}  # stride in pixels -> boxes per position
+
+DETECTION_CONFIDENCE = 0.5  # of a person, by the detector
+TRACKING_CONFIDENCE = 0.5  # of a person, by the landmark model
+POINT_CONFIDENCE = 0.3  # below it a point is missing
+OVERLAP = 0.3  # intersection over union from which two detections are one person
+MARGIN = 1.25  # side of the crop in diameters of the body circle
+REFINEMENT_WINDOW = 7  # heatmap positions around a point that refine it
+REFINEMENT_CONFIDENCE = 0.5  # peak of the heatmap from which it is trusted
+
+# Rows of the landmark model's output: OpenPose-18 (the neck is filled in), and the circle.
+NOSE, LEFT_SHOULDER, RIGHT_SHOULDER = 0, 11, 12
+BODY_FROM_BLAZEPOSE = [
+    NOSE, NOSE, RIGHT_SHOULDER, 14, 16, LEFT_SHOULDER, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7,
+]  # fmt: skip
+NECK, TORSO = 1, [2, 5, 8, 11]  # rows of OpenPose-18; right and left shoulder, right and left hip
+CIRCLE = slice(33, 35)  # hip centre, a point on the circle above the head
+
+
+@dataclasses.dataclass(frozen=True)
+class _Circle:
+    """A body: everything of it lies within `radius` of the hip centre; all in pixels of the picture."""
+
+    center: Float[np.ndarray, "xy=2"]
+    up: Float[np.ndarray, "xy=2"]  # from the centre to the circle, in the direction of the head
+
+    @property
+    def radius(self) -> float:
+        return math.hypot(*self.up)
+
+
+def detect(
+    frames: Iterable[UInt8[np.ndarray, "height width 3"]], progress: Callable[[int], None] | None = None
+) -> Keypoints:
+    """Detects one person in every frame of a video (of unrelated pictures: call it for each).
+
+    Of several people the one with the largest body is taken first, then whoever is nearest to where that
+    person was. Points that cannot be seen or lie outside the picture have confidence 0, and so has everything
+    in frames without a person. Hands and face are not looked for.
+
+    Args:
+        frames: RGB pictures of equal size, an array [F, H, W, 3] or an iterator that is read once.
+        progress: called with the number of finished frames after every frame.
+    """
+    poses, circle, lost, shape = [], None, None, None
+    for frame in frames:
+        shape = frame.shape
+        reading = _landmarks(frame, circle) or _landmarks(frame, _choose(_people(frame), lost))
+        pose, circle = reading or (Keypoints.missing(), None)
+        lost = circle or lost
+        poses.append(pose)
+        if progress:
+            progress(len(poses))
+    return _with_steady_sides(Keypoints.stack(poses), shape) if poses else Keypoints.missing(0)
+
+
+def require_person(keypoints: Keypoints, path: str | os.PathLike) -> None:
+    """Raises a UserError that names `path` when there is nobody in any frame."""
+    if not keypoints.body_confidence.any():
+        raise UserError(f"{path}: no person found: use one that shows a whole person clearly")
+
+
+def _choose(people: list[_Circle], lost: _Circle | None) -> _Circle | None:
+    """The person nearest to the one lost, or else the largest."""
+    if lost is None:
+        return max(people, key=lambda person: person.radius, default=None)
+    return min(people, key=lambda person: math.dist(person.center, lost.center), default=None)
+
+
+def _people(frame: UInt8[np.ndarray, "height width 3"]) -> list[_Circle]:
+    """Runs the detector on the whole picture; the most confident of overlapping detections remains."""
+    height, width, _ = frame.shape
+    side = max(height, width)
+    # The picture, centred in a black square: detector pixels -> picture pixels.
+    scale = side / DETECTOR_SIZE
+    to_picture = np.array([[scale, 0, (width - side) / 2], [0, scale, (height - side) / 2]])
+    boxes, logits = _run("pose_detection", _crop(frame, to_picture, DETECTOR_SIZE) / 127.5 - 1)
+    scores = _sigmoid(logits[:, 0])
+    candidates = np.flatnonzero(scores >= DETECTION_CONFIDENCE)
+    candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
+    # Face centre, (face size), hip centre, circle, shoulder centre, its circle: pixels from the anchor.
+    points = boxes[candidates].reshape(-1, 6, 2)
+    points[:, [0, 2, 3, 4, 5]] += _anchors()[candidates, None]
+
+    kept = []
+    for index, candidate in enumerate(points):
+        if all(_overlap(candidate, points[other]) < OVERLAP for other in kept):
+            kept.append(index)
+    return [_circle(_apply(to_picture, points[index, 2:4])) for index in kept]
+
+
+def _landmarks(
+    frame: UInt8[np.ndarray, "height width 3"], circle: _Circle | None
+) -> tuple[Keypoints, _Circle] | None:
+    """Reads the pose within a circle, and the circle that fits it; None when no person is there."""
+    if circle is None:
+        return None
+    height, width, _ = frame.shape
+    # A square crop with the head up: crop pixels -> picture pixels.
+    down = -circle.up * 2 * MARGIN / LANDMARK_SIZE
+    right = np.array([down[1], -down[0]])
+    corner = circle.center - (right + down) * LANDMARK_SIZE / 2
+    to_picture = np.stack([right, down, corner], axis=1)
+    rows, presence, _, heatmaps, _ = _run("pose_landmark_full", _crop(frame, to_picture, LANDMARK_SIZE) / 255)
+    if presence.item() < TRACKING_CONFIDENCE:
+        return None
+
+    # Of 39 points: x, y, z in pixels of the crop, logits of being visible and of being there at all.
+    rows = rows.reshape(39, 5)
+    confidence = _sigmoid(rows[:, 3:]).min(-1)
+    points = _apply(to_picture, _refine(rows[:, :2], heatmaps))
+    shoulders = [LEFT_SHOULDER, RIGHT_SHOULDER]
+    body, body_confidence = points[BODY_FROM_BLAZEPOSE], confidence[BODY_FROM_BLAZEPOSE]
+    body[NECK], body_confidence[NECK] = points[shoulders].mean(0), confidence[shoulders].min()
+    body = (body / (width, height)).astype(np.float32)
+    seen = (body_confidence >= POINT_CONFIDENCE) & (body >= 0).all(-1) & (body <= 1).all(-1)
+    pose = dataclasses.replace(Keypoints.missing(), body=body, body_confidence=body_confidence * seen)
+    return pose, _circle(points[CIRCLE])
+
+
+def _with_steady_sides(keypoints: Keypoints, shape: tuple[int, ...]) -> Keypoints:
+    """Undoes sudden exchanges of left and right, which happen when the face does not tell front from back.
+
+    Between two frames, sides were exchanged when shoulders and hips jump unless their sides trade names.
+    Which of the two namings is right, the majority of the frames says.
+    """
+    size = np.float32((shape[1], shape[0]))
+    torso = keypoints.body[:, TORSO] * size  # [F, 4, 2]
+    length = np.linalg.norm(torso[:, :2].mean(1) - torso[:, 2:].mean(1), axis=-1)
+    present = np.flatnonzero(keypoints.body_confidence[:, TORSO].all(-1))
+    before, after = torso[present[:-1]], torso[present[1:]]
+    jump = np.linalg.norm(after - before, axis=-1).mean(-1)
+    exchanged_jump = np.linalg.norm(after[:, [1, 0, 3, 2]] - before, axis=-1).mean(-1)
+    turned = (jump > 0.2 * length[present[1:]]) & (exchanged_jump < 0.3 * jump)
+
+    parity = np.zeros(len(keypoints), int)
+    parity[present[1:]] = turned
+    exchanged = np.cumsum(parity) % 2 == 1
+    if 2 * exchanged[present].sum() > len(present):
+        exchanged = ~exchanged
+    order = np.arange(18)
+    order[np.array(LEFT_RIGHT)] = np.array(LEFT_RIGHT)[:, ::-1]
+    body, confidence = keypoints.body.copy(), keypoints.body_confidence.copy()
+    body[exchanged], confidence[exchanged] = body[exchanged][:, order], confidence[exchanged][:, order]
+    return dataclasses.replace(keypoints, body=body, body_confidence=confidence)
+
+
+def _circle(points: Float[np.ndarray, "2 2"]) -> _Circle:
+    return _Circle(points[0], points[1] - points[0])
+
+
+def _overlap(a: Float[np.ndarray, "6 2"], b: Float[np.ndarray, "6 2"]) -> float:
+    """Intersection over union of two detections' face boxes (rows: centre, size)."""
+    low, high = np.maximum(a[0] - a[1] / 2, b[0] - b[1] / 2), np.minimum(a[0] + a[1] / 2, b[0] + b[1] / 2)
+    common = (high - low).clip(0).prod()
+    return float(common / (a[1].prod() + b[1].prod() - common))
+
+
+def _refine(
+    points: Float32[np.ndarray, "n 2"], heatmaps: Float32[np.ndarray, "size size n"]
+) -> Float32[np.ndarray, "n 2"]:
+    """Moves points (pixels of the crop) to the centre of mass of their heatmap nearby, where that is sure."""
+    cell, reach = LANDMARK_SIZE / HEATMAP_SIZE, REFINEMENT_WINDOW // 2
+    padded = np.pad(_sigmoid(heatmaps), ((reach, reach), (reach, reach), (0, 0)))
+    steps = np.arange(REFINEMENT_WINDOW)
+    refined = points.copy()
+    for index, (x, y) in enumerate(np.floor(points / cell).astype(int)):
+        if not (0 <= x < HEATMAP_SIZE and 0 <= y < HEATMAP_SIZE):
+            continue
+        window = padded[y : y + REFINEMENT_WINDOW, x : x + REFINEMENT_WINDOW, index]
+        if window.max() >= REFINEMENT_CONFIDENCE:
+            center = np.array([window.sum(0) @ steps, window.sum(1) @ steps]) / window.sum()
+            refined[index] = (center + (x - reach, y - reach)) * cell
+    return refined
+
+
+@functools.cache
+def _anchors() -> Float[np.ndarray, "2254 2"]:
+    """Centres x, y of the detector's boxes in its pixels, in the order of its outputs."""
+    grids = []
+    for stride, boxes in DETECTOR_STRIDES.items():
+        y, x = np.mgrid[0:DETECTOR_SIZE:stride, 0:DETECTOR_SIZE:stride] + stride / 2
+        grids.append(np.repeat(np.stack([x, y], -1).reshape(-1, 2), boxes, axis=0))
+    return np.concatenate(grids)
+
+
+def _crop(
+    picture: UInt8[np.ndarray, "height width 3"], to_picture: Float[np.ndarray, "2 3"], size: int
+) -> Float32[np.ndarray, "{size} {size} 3"]:
+    """The size x size pixels that the map takes from the picture, black beyond it; 0..255, float32."""
+    shrink = int(np.linalg.norm(to_picture[:, 0]))
+    if shrink > 1:  # averages what would be skipped: aliasing costs the models accuracy
+        height, width, _ = picture.shape
+        small = max(width // shrink, 1), max(height // shrink, 1)
+        picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+        to_picture = to_picture * np.array([[small[0] / width], [small[1] / height]])
+    index_map = to_picture.copy()  # OpenCV counts from the centre of the first pixel, the map from its corner
+    index_map[:, 2] += to_picture[:, :2].sum(1) / 2 - 0.5
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(picture, index_map, (size, size), flags=flags).astype(np.float32)
+
+
+def _apply(affine: Float[np.ndarray, "2 3"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    return points @ affine[:, :2].T + affine[:, 2]
+
+
+def _sigmoid(logits: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    return 1 / (1 + np.exp(-logits.clip(-80, 80)))
+
+
+def _run(model: str, picture: Float32[np.ndarray, "size size 3"]) -> list[np.ndarray]:
+    """The outputs of a model for one picture, in the model's order, without their batch axis."""
+    interpreter = _interpreter(model)
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture[None])
+    interpreter.invoke()
+    outputs = sorted(interpreter.get_output_details(), key=lambda output: output["name"])
+    return [interpreter.get_tensor(output["index"])[0] for output in outputs]
+
+
+@functools.cache
+def _interpreter(model: str):
+    from ai_edge_litert.interpreter import Interpreter  # slow to import, and drawing does not need it
+
+    with _silence():
+        interpreter = Interpreter(model_path=str(ASSETS / f"{model}.tflite"), num_threads=2)
+        interpreter.allocate_tensors()
+    return interpreter
+
+
+@contextlib.contextmanager
+def _silence():
+    """Keeps native code from printing to stderr: LiteRT announces its CPU kernels, whatever its settings."""
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)

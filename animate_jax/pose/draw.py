@@ -1,0 +1,145 @@
+"""Draws keypoints as the pose pictures that the weights were trained with.
+
+`moore` and `musepose` equal the pictures of the PyTorch peers Moore-AnimateAnyone (`src/dwpose/util.py`) and
+MusePose (`pose/script/util.py`) pixel for pixel, which is why OpenCV draws them. `paper` is `moore` without
+the face (Hu et al. 2023 draw body and hands). `tiny` is made for pictures around 128 pixels high:
+anti-aliased limbs, no hands, no face.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from animate_jax.config import PoseStyle
+from animate_jax.pose.keypoints import Keypoints
+
+VISIBLE = 0.3  # least confidence of a point that is drawn (DWPose's)
+
+# OpenPose's limbs, in drawing order, and its rainbow: one colour per limb and per joint, RGB.
+LIMBS = (
+    (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
+    (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
+)  # fmt: skip
+COLORS = (
+    (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0),
+    (0, 255, 0), (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255),
+    (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85),
+)  # fmt: skip
+LIMBS_ARRAY, COLORS_ARRAY = np.array(LIMBS), np.float32(COLORS)
+FINGERS = tuple(
+    (0 if joint == first else joint - 1, joint)
+    for first in range(1, 21, 4)
+    for joint in range(first, first + 4)
+)
+FINGER_COLORS = tuple(tuple(255 * c for c in colorsys.hsv_to_rgb(i / 20, 1.0, 1.0)) for i in range(20))
+LIMB_SHADE = 0.6  # limbs are darkened, joints are not
+JOINT_RADIUS = 4
+FACE_RADIUS = 3
+
+TINY_RADIUS = 1.6 / 128  # of a limb, in picture heights
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pen:
+    """Where the peers differ; widths are pixels, None grows with the limb's length."""
+
+    limb_width: int | None  # half the width of a limb
+    finger_width: int | None
+    hand_radius: int
+    face: bool
+    bgr: bool = False  # red and blue trade places
+
+
+PENS: dict[PoseStyle, _Pen] = {
+    "paper": _Pen(limb_width=4, finger_width=2, hand_radius=4, face=False),
+    "moore": _Pen(limb_width=4, finger_width=2, hand_radius=4, face=True),
+    "musepose": _Pen(limb_width=None, finger_width=None, hand_radius=3, face=False, bgr=True),
+}
+
+
+def draw(
+    keypoints: Keypoints, height: int, width: int, style: PoseStyle
+) -> UInt8[np.ndarray, "*frames height width 3"]:
+    """Draws every frame as an RGB picture on black; missing points and their limbs are left out."""
+    frames = keypoints.body.shape[:-2]
+    pictures = np.zeros((*frames, height, width, 3), np.uint8)
+    for index in np.ndindex(frames):
+        if style == "tiny":
+            _draw_tiny(pictures[index], keypoints[index])
+        else:
+            _draw_openpose(pictures[index], keypoints[index], PENS[style])
+    return pictures
+
+
+def _draw_openpose(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints, pen: _Pen) -> None:
+    """Draws in place. Positions are cut, not rounded, to whole pixels, as the peers do."""
+    height, width, _ = canvas.shape
+    body = pose.body.astype(np.float64) * (width, height)
+    visible = pose.body_confidence >= VISIBLE
+    for (start, end), color in zip(LIMBS, COLORS, strict=False):
+        if not (visible[start] and visible[end]):
+            continue
+        x, y = (body[start] + body[end]) / 2
+        dx, dy = body[start] - body[end]
+        length = (dx**2 + dy**2) ** 0.5
+        axes = int(length / 2), pen.limb_width or _growing_width(length)
+        ellipse = cv2.ellipse2Poly((int(x), int(y)), axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1)
+        cv2.fillConvexPoly(canvas, ellipse, color)
+    canvas[:] = canvas * LIMB_SHADE
+    for joint in np.flatnonzero(visible):
+        cv2.circle(canvas, body[joint].astype(int).tolist(), JOINT_RADIUS, COLORS[joint], cv2.FILLED)
+
+    for points, confidence in zip(pose.hands, pose.hands_confidence, strict=True):
+        points, inside = _pixels(points, confidence, canvas)
+        for (start, end), color in zip(FINGERS, FINGER_COLORS, strict=True):
+            if inside[start] and inside[end]:
+                thickness = pen.finger_width or _growing_width(math.dist(points[start], points[end]))
+                cv2.line(canvas, points[start].tolist(), points[end].tolist(), color, thickness)
+        for point in points[inside].tolist():
+            cv2.circle(canvas, point, pen.hand_radius, (0, 0, 255), cv2.FILLED)
+    if pen.face:
+        points, inside = _pixels(pose.face, pose.face_confidence, canvas)
+        for point in points[inside].tolist():
+            cv2.circle(canvas, point, FACE_RADIUS, (255, 255, 255), cv2.FILLED)
+    if pen.bgr:
+        canvas[:] = canvas[..., ::-1].copy()
+
+
+def _pixels(points: Float[np.ndarray, "n 2"], confidence: Float[np.ndarray, " n"], canvas: np.ndarray):
+    """Whole pixels, and which to draw: the peers drop hand and face points up to the first row and column."""
+    pixels = (points.astype(np.float64) * (canvas.shape[1], canvas.shape[0])).astype(int)
+    return pixels, (confidence >= VISIBLE) & (pixels > 0).all(-1)
+
+
+def _growing_width(length: float) -> int:
+    """MusePose's pen: 1 below 5 pixels, one more with every doubling, at most 8."""
+    return 1 + int(np.searchsorted((5, 10, 20, 40, 80, 160, 320), length, side="right"))
+
+
+def _draw_tiny(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints) -> None:
+    """Limbs as capsules whose edges cover pixels in part; later limbs lie over earlier ones; in place."""
+    height, width, _ = canvas.shape
+    size = np.float32((width, height))
+    radius = np.float32(TINY_RADIUS * height)
+    ends = (pose.body * size).astype(np.float32)[LIMBS_ARRAY]  # [limb, end, xy]
+    start, axis = ends[:, 0], ends[:, 1] - ends[:, 0]
+    slope = axis / (axis**2).sum(-1, keepdims=True).clip(1e-6)
+    low = np.floor(ends.min(1) - radius - 1).clip(0, size).astype(int).tolist()
+    high = np.ceil(ends.max(1) + radius + 1).clip(0, size).astype(int).tolist()
+    drawn = (pose.body_confidence >= VISIBLE)[LIMBS_ARRAY].all(-1)
+    centers_x = np.arange(width, dtype=np.float32) + np.float32(0.5)
+    centers_y = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5)
+    for limb in np.flatnonzero(drawn).tolist():
+        (left, top), (right, bottom) = low[limb], high[limb]
+        across, down = centers_x[left:right] - start[limb, 0], centers_y[top:bottom] - start[limb, 1]
+        along = np.clip(across * slope[limb, 0] + down * slope[limb, 1], 0, 1)
+        across, down = across - along * axis[limb, 0], down - along * axis[limb, 1]
+        coverage = np.clip(radius + np.float32(0.5) - np.sqrt(across * across + down * down), 0, 1)[..., None]
+        box = canvas[top:bottom, left:right]
+        box[:] = box + coverage * (COLORS_ARRAY[limb] - box) + np.float32(0.5)

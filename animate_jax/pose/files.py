@@ -1,0 +1,195 @@
+"""Reads and writes keypoints: OpenPose's JSON, one file or a folder of frames, and our .npz.
+
+JSON positions are pixels of a canvas whose size the file states (`canvas_width`, `canvas_height`, as
+ControlNet tools write it) or the caller gives; plain OpenPose files do not know it. Positions of which none
+exceeds 2 are taken to be fractions of the canvas (OpenPose's `--keypoint_scale 3`). Only the first person of
+a frame is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from animate_jax.errors import UserError
+from animate_jax.pose.keypoints import Keypoints
+
+Canvas = tuple[int, int]  # height, width in pixels
+
+# Where our points stand in OpenPose's layouts, keyed by the layout's number of points.
+LAYOUTS = {
+    18: range(18),
+    25: (*range(8), *range(9, 19)),  # BODY_25: the middle of the hips at 8, feet from 19 on
+    21: range(21),
+    68: range(68),
+    70: range(68),  # the last two are the pupils
+}
+PARTS = {  # JSON name: (field, index within the field, layouts)
+    "pose_keypoints_2d": ("body", (), (18, 25)),
+    "hand_left_keypoints_2d": ("hands", (0,), (21,)),
+    "hand_right_keypoints_2d": ("hands", (1,), (21,)),
+    "face_keypoints_2d": ("face", (), (68, 70)),
+}
+FRACTION_LIMIT = 2.0
+
+
+def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[Keypoints, Canvas]:
+    """Reads the poses of one person over F frames.
+
+    Args:
+        path: our .npz; a .json file that is one OpenPose frame, a list of frames, or an object with a list
+            "frames"; or a folder of OpenPose .json files, one per frame in the order of their names.
+        canvas: (height, width) in pixels of the pictures the poses come from, for files that do not state it.
+
+    Returns:
+        Keypoints [F, ...] and the canvas (height, width), whose proportions the keypoints themselves do not
+        hold.
+
+    Raises:
+        UserError: the file is missing, malformed, or does not tell its canvas.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.json"))
+        if not files:
+            raise UserError(f"{path}: no .json files in this folder: give a folder of OpenPose frames")
+        frames = [(file, frame) for file in files for frame in _json_frames(file)]
+    elif not path.is_file():
+        raise UserError(f"{path}: no such file or folder: check the path")
+    elif path.suffix.lower() == ".npz":
+        return _read_npz(path)
+    else:
+        frames = [(path, frame) for frame in _json_frames(path)]
+
+    canvases = [_canvas(file, frame) or canvas for file, frame in frames]
+    if None in canvases:
+        raise UserError(
+            f"{frames[canvases.index(None)][0]}: does not tell the size of its pictures: "
+            'add "canvas_width" and "canvas_height" in pixels'
+        )
+    points = Keypoints.stack([_parse(file, frame) for file, frame in frames])
+    present = [
+        getattr(points, name)[getattr(points, f"{name}_confidence") > 0] for name in ("body", "hands", "face")
+    ]
+    if np.abs(np.concatenate(present)).max(initial=0) > FRACTION_LIMIT:
+        points = Keypoints.stack(
+            [points[i].moved((1 / width, 1 / height), (0, 0)) for i, (height, width) in enumerate(canvases)]
+        )
+    return points, canvases[0]
+
+
+def write_poses(path: str | os.PathLike, keypoints: Keypoints, canvas: Canvas) -> None:
+    """Writes poses [F, ...] as .npz (exact) or .json (OpenPose's layout, all frames in one file, 1/1000
+    pixel).
+
+    Raises:
+        UserError: the place cannot be written or the name's ending is neither .npz nor .json.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() == ".npz":
+            arrays = {name: getattr(keypoints, name) for name in Keypoints.names()}
+            np.savez_compressed(partial, canvas=np.array(canvas), **arrays)
+        elif path.suffix.lower() == ".json":
+            partial.write_text(json.dumps(_to_json(keypoints, canvas)))
+        else:
+            raise UserError(f"{path}: cannot write this kind of file: let the name end in .npz or .json")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): choose another place") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _read_npz(path: Path) -> tuple[Keypoints, Canvas]:
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            arrays = {name: file[name] for name in (*Keypoints.names(), "canvas")}
+        frames = arrays["body"].shape[0]
+        expected = Keypoints.missing(frames)
+        for name in Keypoints.names():
+            if arrays[name].shape != getattr(expected, name).shape or not np.isfinite(arrays[name]).all():
+                raise ValueError(f'"{name}" has the wrong shape or values')
+        height, width = (int(size) for size in arrays.pop("canvas"))
+        if not frames:
+            raise ValueError("it holds no frames")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a keypoint file of ours ({reason}): write it anew") from error
+    return Keypoints(**{name: array.astype(np.float32) for name, array in arrays.items()}), (height, width)
+
+
+def _json_frames(path: Path) -> list[dict]:
+    """The frames of a file; each takes over the canvas of the object around it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not JSON
+        raise UserError(f"{path}: not a JSON file ({error}): give OpenPose keypoints") from error
+    frames, outer = content, {}
+    if isinstance(content, dict):
+        frames = content.get("frames", [content])
+        outer = {key: content[key] for key in ("canvas_width", "canvas_height") if key in content}
+    if not isinstance(frames, list) or any(
+        not isinstance(frame, dict) or "people" not in frame for frame in frames
+    ):
+        raise UserError(f'{path}: not OpenPose keypoints: a frame needs a list "people"')
+    if not frames:
+        raise UserError(f"{path}: holds no frames: give at least one")
+    return [outer | frame for frame in frames]
+
+
+def _canvas(path: Path, frame: dict) -> Canvas | None:
+    size = frame.get("canvas_height"), frame.get("canvas_width")
+    if size == (None, None):
+        return None
+    if not all(isinstance(length, int | float) and 1 <= length < 1e6 for length in size):
+        raise UserError(f'{path}: "canvas_width" and "canvas_height" must be two positive numbers')
+    return int(size[0]), int(size[1])
+
+
+def _parse(path: Path, frame: dict) -> Keypoints:
+    """One frame as it stands in the file, not yet divided by the canvas."""
+    points = Keypoints.missing()
+    people = frame["people"]
+    if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
+        raise UserError(f'{path}: "people" must be a list of objects: give OpenPose keypoints')
+    for key, (field, index, counts) in PARTS.items():
+        values = people[0].get(key) if people else None
+        if not values:  # nobody, or a part that was not looked for
+            continue
+        try:
+            triples = np.asarray(values, np.float32)
+            valid = triples.ndim == 1 and triples.size in [3 * count for count in counts]
+            valid = valid and np.isfinite(triples).all()
+        except (ValueError, TypeError, OverflowError):
+            valid = False
+        if not valid:
+            layouts = " or ".join(f"3 x {count}" for count in counts)
+            raise UserError(f'{path}: "{key}" must be a flat list of {layouts} numbers: x, y, confidence')
+        triples = triples.reshape(-1, 3)
+        triples = triples[list(LAYOUTS[len(triples)])]
+        getattr(points, field)[(*index, ...)] = triples[:, :2]
+        getattr(points, f"{field}_confidence")[(*index, ...)] = triples[:, 2].clip(0, 1)
+    return points
+
+
+def _to_json(keypoints: Keypoints, canvas: Canvas) -> dict:
+    height, width = canvas
+    frames = []
+    for i in range(len(keypoints)):
+        person = {}
+        for key, (field, index, _) in PARTS.items():
+            confidence = getattr(keypoints, f"{field}_confidence")[(i, *index)]
+            points = getattr(keypoints, field)[(i, *index)].astype(np.float64) * (width, height)
+            triples = np.concatenate([points, confidence[:, None]], -1) * (confidence > 0)[:, None]
+            person[key] = [round(value, 3) for value in triples.ravel().tolist()] if confidence.any() else []
+        frames.append({"people": [person] if any(person.values()) else []})
+    return {"canvas_width": width, "canvas_height": height, "frames": frames}

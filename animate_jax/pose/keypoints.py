@@ -1,0 +1,85 @@
+"""Keypoints: the one representation of a pose, kept until the moment it is drawn.
+
+Body points follow OpenPose-18, hands OpenPose-21 (left hand first), the face the 68 points of iBUG 300-W.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from numbers import Real
+
+import numpy as np
+from jaxtyping import Float
+
+BODY = (
+    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow",
+    "left_wrist", "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
+    "right_eye", "left_eye", "right_ear", "left_ear",
+)  # fmt: skip
+LEFT_RIGHT = (2, 5), (3, 6), (4, 7), (8, 11), (9, 12), (10, 13), (14, 15), (16, 17)
+FACE_MIRROR = tuple(
+    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), 45, 44, 43, 42, 47, 46,
+     39, 38, 37, 36, 41, 40, *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Keypoints:
+    """One person over any number of leading (frame) axes.
+
+    Positions are x, y in units of the picture's width and height (0..1 inside the picture; points may lie
+    outside). Confidences are 0..1; 0 means the point is missing and its position has no meaning.
+    """
+
+    body: Float[np.ndarray, "*frames 18 2"]
+    body_confidence: Float[np.ndarray, "*frames 18"]
+    hands: Float[np.ndarray, "*frames 2 21 2"]  # [left, right]
+    hands_confidence: Float[np.ndarray, "*frames 2 21"]
+    face: Float[np.ndarray, "*frames 68 2"]
+    face_confidence: Float[np.ndarray, "*frames 68"]
+
+    @classmethod
+    def missing(cls, *frames: int) -> Keypoints:
+        """Keypoints of nobody: every confidence 0."""
+        counts = {"body": (18,), "hands": (2, 21), "face": (68,)}
+        arrays = {}
+        for name, points in counts.items():
+            arrays[name] = np.zeros((*frames, *points, 2), np.float32)
+            arrays[f"{name}_confidence"] = np.zeros((*frames, *points), np.float32)
+        return cls(**arrays)
+
+    @classmethod
+    def stack(cls, frames: list[Keypoints]) -> Keypoints:
+        """Joins single frames along a new leading axis."""
+        return cls(*(np.stack([getattr(frame, name) for frame in frames]) for name in cls.names()))
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    def __getitem__(self, index) -> Keypoints:
+        """Picks frames (an int, a slice or an index array)."""
+        return Keypoints(*(getattr(self, name)[index] for name in self.names()))
+
+    def __len__(self) -> int:
+        return self.body.shape[0]
+
+    def mirrored(self) -> Keypoints:
+        """The pose of the horizontally flipped picture: x becomes 1 - x, left and right trade names."""
+        order = np.arange(18)
+        for right, left in LEFT_RIGHT:
+            order[right], order[left] = left, right
+        flip = lambda points: np.stack([1 - points[..., 0], points[..., 1]], -1)  # noqa: E731
+        return Keypoints(
+            flip(self.body[..., order, :]), self.body_confidence[..., order],
+            flip(self.hands[..., ::-1, :, :]), self.hands_confidence[..., ::-1, :],
+            flip(self.face[..., FACE_MIRROR, :]), self.face_confidence[..., FACE_MIRROR],
+        )  # fmt: skip
+
+    def moved(self, scale: tuple[Real, Real], offset: tuple[Real, Real]) -> Keypoints:
+        """x, y -> x * scale + offset: how keypoints follow a crop, a resize or a padding of their picture."""
+        move = lambda points: (points * np.float32(scale) + np.float32(offset)).astype(np.float32)  # noqa: E731
+        return Keypoints(
+            move(self.body), self.body_confidence, move(self.hands), self.hands_confidence,
+            move(self.face), self.face_confidence,
+        )  # fmt: skip

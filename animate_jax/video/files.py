@@ -1,0 +1,308 @@
+"""Reads and writes videos (PyAV) and pictures (Pillow) as uint8 RGB arrays.
+
+Every failure that a user can cause is a `UserError` that names the file. Outputs are written under a
+temporary name in the same folder and renamed when they are complete, so a file that exists is a whole file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from numbers import Real
+from pathlib import Path
+
+import av
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from jaxtyping import UInt8
+
+from animate_jax.errors import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+PLAUSIBLE_RATE = 120  # frames/s; containers that do not know their rate often state their clock's, 1000
+FALLBACK_RATE = Fraction(25)  # frames/s of a stream with a single frame or without timestamps
+COMPLETE = 0.75  # part of the promised length (which may be the sound's) that pictures must fill
+GIF_RATE = 50  # frames/s; players slow down gifs that ask for more
+
+Frame = UInt8[np.ndarray, "height width 3"]
+
+
+def read_video(
+    path: str | os.PathLike, start: int = 0, frames: int | None = None, fps: Real | None = None
+) -> tuple[UInt8[np.ndarray, "frames height width 3"], float]:
+    """The frames of a video and their rate in frames/s; arguments and errors as in `iter_frames`."""
+    return np.stack(list(iter_frames(path, start, frames, fps))), float(fps or frame_rate(path))
+
+
+def frame_rate(path: str | os.PathLike) -> float:
+    """A video's mean frame rate in frames/s."""
+    with _open_video(Path(path)) as (container, stream):
+        return float(_mean_rate(container, stream))
+
+
+def iter_frames(
+    path: str | os.PathLike, start: int = 0, frames: int | None = None, fps: Real | None = None
+) -> Iterator[Frame]:
+    """Decodes a video, gif included, one frame at a time, upright and at a constant rate.
+
+    Rotations and mirrorings that the container asks for are applied; transparency lies on white. Frames are
+    picked by time (the nearest one), which leaves a video of constant rate as it is and makes a variable rate
+    constant.
+
+    Args:
+        path: any container and codec that FFmpeg reads.
+        start: number of result frames to leave out at the beginning.
+        frames: largest number of frames to return; None returns all.
+        fps: frame rate of the result in frames/s; None keeps the video's mean rate.
+
+    Raises:
+        UserError: there is no such file, it is not a video, is damaged, or has no frame at or after `start`.
+    """
+    path = Path(path)
+    rate, count = frame_rate(path), 0
+    fps = fps or rate
+    with _open_video(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        pictures = _at_constant_rate(_decode(path, container, stream, rate), fps)
+        for picture in itertools.islice(pictures, start, None if frames is None else start + frames):
+            yield picture
+            count += 1
+    if not count:
+        reason = f"from number {start} on: choose an earlier start" if start else "in it: give another video"
+        raise UserError(f"{path}: no frames {reason}")
+
+
+def _at_constant_rate(timed: Iterable[tuple[float, float, Frame]], fps: Real) -> Iterator[Frame]:
+    """From (time, duration, frame) triples, picks the frame nearest to every multiple of 1 / fps."""
+    count, previous, end = 0, None, 0.0
+    for time, duration, frame in timed:
+        if previous is not None:
+            while count / fps < (previous[0] + time) / 2:
+                yield previous[1]
+                count += 1
+        previous, end = (time, frame), time + duration
+    while previous is not None and count / fps <= max(previous[0], end - 0.5 / fps) + 1e-6:
+        yield previous[1]
+        count += 1
+
+
+def _decode(path, container, stream, rate: float) -> Iterator[tuple[float, float, Frame]]:
+    """Time since the first frame and duration, in seconds, and picture of every frame."""
+    size, origin, time, end = {}, None, -1 / rate, 0.0
+    try:
+        for frame in container.decode(stream):
+            if not size:  # a stream may change its size on the way
+                size = {"width": frame.width, "height": frame.height}
+            if frame.time is None:
+                time += 1 / rate
+            else:
+                origin = frame.time if origin is None else origin
+                time = max(time, frame.time - origin)
+            duration = float(frame.duration * frame.time_base) if frame.duration else 1 / rate
+            end = time + duration
+            yield time, duration, _upright(_rgb(frame, size), frame.side_data.get("DISPLAYMATRIX"))
+    except av.FFmpegError as error:
+        raise UserError(
+            f"{path}: damaged after {max(time, 0):.2f} s ({error.strerror}): re-encode it or copy it again"
+        ) from error
+    promised = float(
+        stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
+    )
+    if size and end < COMPLETE * promised:  # mkv and webm just end where they were cut off
+        raise UserError(f"{path}: ends after {end:.2f} of {promised:.2f} s: take a whole copy")
+
+
+def _rgb(frame: av.VideoFrame, size: dict[str, int]) -> Frame:
+    if frame.format.name in ("bgra", "rgba", "pal8", "yuva420p", "yuva444p"):
+        return _on_white(frame.to_ndarray(format="rgba", **size))
+    return frame.to_ndarray(format="rgb24", **size)
+
+
+def _on_white(rgba: UInt8[np.ndarray, "height width 4"]) -> Frame:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _upright(picture: Frame, matrix) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Applies a display matrix (3x3, fixed point): x' = a x + c y, y' = b x + d y, factors -1, 0 or 1."""
+    if matrix is None:
+        return picture
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]
+    if abs(b) > abs(a):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+@contextlib.contextmanager
+def _open_video(path: Path):
+    """The container and its first real video stream (not the cover picture of a piece of music)."""
+    _check_input(path)
+    try:
+        container = av.open(path)
+    except (av.FFmpegError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a readable video: give a whole mp4, mov, webm, mkv or gif file"
+        ) from error
+    with container:
+        for stream in container.streams.video:
+            if not stream.disposition & av.stream.Disposition.attached_pic:
+                break
+        else:
+            raise UserError(f"{path}: has no video stream: give a file with moving pictures")
+        last = stream.index_entries[-1] if len(stream.index_entries) else None
+        if last and last.pos + last.size > path.stat().st_size:  # FFmpeg would end early without a word
+            raise UserError(f"{path}: is cut off: take a whole copy")
+        yield container, stream
+
+
+def _mean_rate(container, stream) -> Fraction:
+    """What the container says, counted where that is a guess (FFmpeg's for a gif, from a few frames)."""
+    if container.format.name != "gif" and stream.average_rate and stream.average_rate <= PLAUSIBLE_RATE:
+        return stream.average_rate
+    try:
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+    except av.FFmpegError:
+        packets = []  # decoding meets the same damage and reports it
+    if not packets:
+        return FALLBACK_RATE
+    begin = min(packet.pts for packet in packets)
+    span = max(packet.pts + (packet.duration or 0) for packet in packets) - begin
+    return len(packets) / (span * stream.time_base) if span else FALLBACK_RATE
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[Frame], fps: Real) -> None:
+    """Writes an H.264 (yuv420p, BT.709) mp4 or, by the name's ending, a gif.
+
+    H.264 needs even sizes: an odd width or height gains one pixel, a copy of the last column or row. A gif
+    counts time in 1/100 s and at most 50 frames/s: of faster videos it leaves out frames, so that the speed
+    is kept.
+
+    Args:
+        path: ends in .mp4 or .gif; missing folders are made.
+        frames: an array [F, H, W, 3] or any iterable of equally large pictures, consumed as it goes.
+        fps: frames/s, kept exactly if it is a fraction whose denominator is at most 1001, such as 30000/1001.
+
+    Raises:
+        UserError: the place cannot be written or the name's ending is unknown.
+    """
+    if not fps > 0:
+        raise UserError(f"{path}: a video needs a positive frame rate, not {fps}")
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError("a video needs at least one frame")
+    with _replacing(Path(path), VIDEO_SUFFIXES) as partial:
+        write = _write_gif if partial.suffix.lower() == ".gif" else _write_mp4
+        write(partial, itertools.chain([first], frames), *first.shape[:2], fps)
+
+
+def _write_mp4(path: Path, frames: Iterator[Frame], height: int, width: int, fps: Real) -> None:
+    margin = ((0, height % 2), (0, width % 2), (0, 0))
+    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
+        codec.color_range = 1  # limited
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(np.pad(picture, margin, mode="edge"), format="rgb24")
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _write_gif(path: Path, frames: Iterator[Frame], height: int, width: int, fps: Real) -> None:
+    step = math.ceil(fps / GIF_RATE)
+    pictures = [PIL.Image.fromarray(frame) for frame in itertools.islice(frames, 0, None, step)]
+    times = [round(100 * step * index / fps) for index in range(len(pictures) + 1)]
+    durations = [10 * (after - before) for before, after in itertools.pairwise(times)]  # milliseconds
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def read_image(path: str | os.PathLike) -> Frame:
+    """Any picture Pillow reads, turned as its EXIF data say, transparency on white.
+
+    Raises:
+        UserError: there is no such file, it is not a picture, or it is damaged.
+    """
+    path = Path(path)
+    _check_input(path)
+    try:
+        with PIL.Image.open(path) as image:
+            image = PIL.ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits
+                gray = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
+                return np.repeat(gray[..., None], 3, axis=-1)
+            if image.has_transparency_data:
+                return _on_white(np.asarray(image.convert("RGBA")))
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable picture: give a whole PNG, JPEG or WebP file") from error
+
+
+def write_image(path: str | os.PathLike, image: Frame) -> None:
+    """Writes a picture; the format follows the name's ending (.png, .jpg, .webp), missing folders are made.
+
+    Raises:
+        UserError: the place cannot be written or the name's ending is unknown.
+    """
+    with _replacing(Path(path), IMAGE_SUFFIXES) as partial:
+        PIL.Image.fromarray(image).save(partial, quality=95)
+
+
+def check_output(path: str | os.PathLike, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> None:
+    """Makes the folder of a future output and makes sure it can be written, before much work depends on it.
+
+    Raises:
+        UserError: the place cannot be written or the name's ending is not one of `suffixes`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: unknown kind of file: let the name end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder: give a file name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = _partial(path)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): choose another folder") from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """A temporary name that becomes `path` when the block succeeds and disappears when it fails."""
+    check_output(path, suffixes)
+    partial = _partial(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except (OSError, av.FFmpegError) as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}): is the disk full?"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
+def _check_input(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder: give a file name")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: check the path")
+    if not path.stat().st_size:
+        raise UserError(f"{path}: is empty: take a whole copy")

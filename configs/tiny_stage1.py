@@ -1,0 +1,21 @@
+"""Stage 1 of the small model: single frames, everything but the temporal layers and the autoencoder.
+
+    python train.py configs/tiny_stage1.py --init runs/tiny_vae
+
+Predicts x0; four frames of each clip share one pass of ReferenceNet.
+"""
+
+from animate_jax.config import DataConfig, DiffusionLossConfig, OptimConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        stage="stage1",
+        output="runs/tiny_stage1",
+        init="runs/tiny_vae",
+        trainable=r"(?!vae\.)(?!.*motion_modules)",
+        steps=8000,
+        data=DataConfig(batch=4, frames=4),
+        optim=OptimConfig(learning_rate=7e-4, warmup=100, decay="cosine", betas=(0.9, 0.99)),
+        loss=DiffusionLossConfig(weighting="x0", person=2.0),
+    )

@@ -1,0 +1,17 @@
+"""The small model's autoencoder, on crops of rendered people.
+
+    python train.py configs/tiny_vae.py
+"""
+
+from animate_jax.config import DataConfig, OptimConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        stage="vae",
+        output="runs/tiny_vae",
+        trainable=r"vae\.",
+        steps=2500,
+        data=DataConfig(batch=16, frames=1),
+        optim=OptimConfig(learning_rate=2e-3, warmup=100, decay="cosine", decay_start=0.1, weight_decay=0.0, ema=0.995),
+    )

@@ -1,0 +1,81 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from animate_jax.diffusion.windows import blend, windows
+from animate_jax.errors import UserError
+
+
+def span(start: int, stop: int) -> list[int]:
+    return list(range(start, stop))
+
+
+@pytest.mark.parametrize("closed_loop", [False, True])
+@pytest.mark.parametrize("frames", [1, 23, 24])
+def test_a_short_video_is_one_window(frames, closed_loop):
+    assert windows(frames, 24, 4, closed_loop) == [span(0, frames)]
+
+
+def test_open_windows_end_with_the_video():
+    assert windows(64, 24, 4) == [span(0, 24), span(20, 44), span(40, 64)]
+    assert windows(30, 24, 4) == [span(0, 24), span(6, 30)]
+    assert windows(65, 24, 4) == [span(0, 24), span(20, 44), span(40, 64), span(41, 65)]
+
+
+def test_closed_loop_is_the_peers():
+    assert windows(30, 24, 4, closed_loop=True) == [span(0, 24), [*span(20, 30), *span(0, 14)]]
+    assert windows(64, 24, 4, closed_loop=True) == [
+        span(0, 24), span(20, 44), span(40, 64), [*span(60, 64), *span(0, 20)],
+    ]  # fmt: skip
+    assert sum(map(len, windows(25, 24, 4, closed_loop=True))) == 48  # 1.92 evaluations per frame
+
+
+@pytest.mark.parametrize("closed_loop", [False, True])
+@pytest.mark.parametrize(("size", "overlap"), [(24, 4), (24, 0), (8, 7), (48, 4), (2, 1), (1, 0)])
+def test_every_frame_is_covered_by_windows_of_one_length(size, overlap, closed_loop):
+    for frames in (1, 2, 5, 24, 25, 47, 48, 49, 100, 136):
+        found = windows(frames, size, overlap, closed_loop)
+        assert {frame for window in found for frame in window} == set(range(frames))
+        assert {len(window) for window in found} == {min(size, frames)}
+        assert all(len(set(window)) == len(window) for window in found)
+        if not closed_loop:
+            assert all((np.diff(window) == 1).all() for window in found)
+            assert all(len({*a} & {*b}) >= overlap for a, b in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize(("frames", "size", "overlap"), [(0, 24, 4), (30, 24, 24), (30, 24, -1), (30, 0, 0)])
+def test_impossible_windows(frames, size, overlap):
+    with pytest.raises(
+        UserError, match=f"windows of {size} frames with overlap {overlap} on {frames} frames"
+    ):
+        windows(frames, size, overlap)
+
+
+@pytest.mark.parametrize("closed_loop", [False, True])
+@pytest.mark.parametrize("frames", [5, 8, 13, 30])
+def test_blend_is_the_mean(frames, closed_loop):
+    indices = windows(frames, 8, 3, closed_loop)
+    shape = (len(indices), 2, len(indices[0]), 3, 2, 4)
+    predictions = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    result = np.asarray(jax.jit(lambda p: blend(p, indices, frames))(predictions))
+    assert result.shape == (2, frames, 3, 2, 4)
+    for frame in range(frames):
+        said = [p[:, w.index(frame)] for p, w in zip(predictions, indices, strict=True) if frame in w]
+        np.testing.assert_allclose(result[:, frame], np.mean(said, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_blend_keeps_what_all_windows_agree_on():
+    indices = windows(30, 24, 4, closed_loop=True)
+    video = jax.random.normal(jax.random.key(0), (1, 30, 2))
+    stacked = jnp.stack([video[:, np.array(window)] for window in indices])
+    np.testing.assert_allclose(blend(stacked, indices, 30), video, rtol=1e-6)
+
+
+def test_blend_refuses_uncovered_frames():
+    with pytest.raises(ValueError, match=r"exactly the frames 0\.\.3"):
+        blend(jnp.zeros((1, 1, 3, 2)), [[0, 1, 2]], 4)
+    with pytest.raises(ValueError, match=r"exactly the frames 0\.\.1"):
+        blend(jnp.zeros((1, 1, 3, 2)), [[0, 1, 2]], 2)

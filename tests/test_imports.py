@@ -1,0 +1,134 @@
+"""Who may import whom: the package's rooms, and what never enters a process that samples or trains."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "animate_jax"
+
+# Room -> the rooms it may import besides itself and, as all may, config and errors.
+BASICS = {"config", "errors"}
+ALLOWED = {
+    "config": set(),
+    "errors": set(),
+    "models": set(),
+    "diffusion": set(),
+    "pose": set(),
+    "video": set(),
+    "parallel": set(),
+    "weights": {"models"},
+    "data": {"pose", "video"},
+    "evaluation": {"pose", "video", "data"},
+    "training": {"models", "diffusion", "weights", "parallel", "data"},
+    "pipeline": {"models", "diffusion", "pose", "video", "weights"},
+}
+FOREIGN = {"torch", "tensorflow", "diffusers", "transformers"}
+# Tools and readers that need torch themselves, and import it inside the function that does.
+FOREIGN_INSIDE_FUNCTIONS = {"weights/read.py", "data/mocap_people/bake.py"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(source, package=("animate_jax",)):
+    """(dotted name, is it inside a function) of everything a file imports; `from x import y` is x.y."""
+
+    def walk(node, inside):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, inside) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                parents = package[: len(package) - child.level + 1] if child.level else ()
+                base = ".".join([*parents, *filter(None, [child.module])])
+                yield from ((f"{base}.{alias.name}", inside) for alias in child.names)
+            else:
+                yield from walk(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    return list(walk(ast.parse(source), False))
+
+
+def violations(path, source):
+    """What a file (path relative to the package) imports against the rules."""
+    parts = path.with_suffix("").parts
+    room, wrong = parts[0], []
+    for name, inside in imports(source, ("animate_jax", *parts[:-1])):
+        top, *rest = name.split(".")
+        if top in ("train", "sample", "tests", "configs"):
+            wrong.append(name)
+        elif top in FOREIGN and not (inside and path.as_posix() in FOREIGN_INSIDE_FUNCTIONS):
+            wrong.append(name)
+        elif top == "animate_jax" and room != "__init__" and rest[0] in ALLOWED:
+            basics = set() if room in BASICS else BASICS
+            if rest[0] not in ALLOWED[room] | basics | {room}:
+                wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_only_allowed_rooms(path):
+    assert violations(path.relative_to(PACKAGE), path.read_text()) == []
+
+
+def test_every_room_has_a_rule():
+    rooms = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} - {"__init__"}
+    assert rooms - set(ALLOWED) == set()
+
+
+@pytest.mark.parametrize(
+    "path, source, wrong",
+    [
+        ("models/unet.py", "from animate_jax.diffusion import guidance", "animate_jax.diffusion.guidance"),
+        ("models/unet.py", "from animate_jax import pose", "animate_jax.pose"),
+        ("models/unet.py", "from ..video import files", "animate_jax.video.files"),
+        ("video/files.py", "def f():\n    import animate_jax.pose.draw", "animate_jax.pose.draw"),
+        ("training/loop.py", "if x:\n    import animate_jax.evaluation", "animate_jax.evaluation"),
+        ("training/loop.py", "import train", "train"),
+        ("weights/read.py", "import torch", "torch"),
+        ("models/vae.py", "def f():\n    from diffusers.models import vae", "diffusers.models.vae"),
+        ("config.py", "from animate_jax.errors import UserError", "animate_jax.errors.UserError"),
+    ],
+)  # fmt: skip
+def test_the_rules_catch(path, source, wrong):
+    assert violations(Path(path), source) == [wrong]
+
+
+def test_the_rules_allow():
+    allowed = {
+        "weights/read.py": "def f():\n    import torch",
+        "models/unet.py": "from . import resnet\nfrom animate_jax.config import UNetConfig",
+        "pipeline.py": "import animate_jax.video.files\nfrom animate_jax.errors import UserError",
+        "__init__.py": "from animate_jax.pipeline import Pipeline",
+    }
+    for path, source in allowed.items():
+        assert violations(Path(path), source) == []
+
+
+# Runs in a fresh interpreter: imports what the argument names, then every module of the package.
+LOAD = """
+import importlib, pkgutil, runpy, sys
+if sys.argv[1].endswith(".py"):
+    runpy.run_path(sys.argv[1], run_name="imported")
+else:
+    importlib.import_module(sys.argv[1])
+if sys.argv[2:]:
+    import animate_jax
+    for module in pkgutil.walk_packages(animate_jax.__path__, "animate_jax."):
+        importlib.import_module(module.name)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["animate_jax.pipeline"], ["sample.py"], ["train.py"], ["animate_jax", "and every module"]],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_sampling_and_training_load_no_other_framework(arguments):
+    """The rest of what the programs import, they import inside functions: hence the last case."""
+    done = subprocess.run([sys.executable, "-c", LOAD, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "animate_jax" in loaded and loaded & FOREIGN == set()
