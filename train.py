@@ -10,11 +10,11 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax  # noqa: E402
-import tyro  # noqa: E402
+import jax
+import tyro
 
-from animate_jax.config import TrainConfig, presets  # noqa: E402
-from animate_jax.errors import UserError  # noqa: E402
+from animate_jax.config import TrainConfig, presets
+from animate_jax.errors import UserError
 
 
 def main(arguments: list[str]) -> int:

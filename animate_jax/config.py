@@ -247,7 +247,12 @@ def preset_from_dict(values: dict[str, Any]) -> Preset:
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
 
     model = values["model"]
-    parts = {"unet": UNetConfig, "vae": VAEConfig, "image_encoder": ImageEncoderConfig, "pose_guider": PoseGuiderConfig}
+    parts = {
+        "unet": UNetConfig,
+        "vae": VAEConfig,
+        "image_encoder": ImageEncoderConfig,
+        "pose_guider": PoseGuiderConfig,
+    }
     built = {name: build(cls, model[name]) for name, cls in parts.items()}
     rest = {name: value for name, value in model.items() if name not in parts}
     return Preset(

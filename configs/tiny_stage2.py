@@ -1,6 +1,6 @@
 """Stage 2 of the small model: only the temporal layers, on short clips with shared noise (as it samples).
 
-    python train.py configs/tiny_stage2.py --init runs/tiny_stage1
+python train.py configs/tiny_stage2.py --init runs/tiny_stage1
 """
 
 from animate_jax.config import DataConfig, DiffusionLossConfig, OptimConfig, TrainConfig

@@ -1,6 +1,6 @@
 """The small model's autoencoder, on crops of rendered people.
 
-    python train.py configs/tiny_vae.py
+python train.py configs/tiny_vae.py
 """
 
 from animate_jax.config import DataConfig, OptimConfig, TrainConfig
@@ -11,7 +11,7 @@ def get_config() -> TrainConfig:
         stage="vae",
         output="runs/tiny_vae",
         trainable=r"vae\.",
-        steps=2500,
+        steps=1800,
         data=DataConfig(batch=16, frames=1),
         optim=OptimConfig(learning_rate=2e-3, warmup=100, decay="cosine", decay_start=0.1, weight_decay=0.0, ema=0.995),
     )

@@ -10,8 +10,8 @@ import numpy as np
 from absl import flags
 
 from animate_jax.config import DataConfig, Preset
-from animate_jax.models.image_encoder import preprocess
 from animate_jax.pose.draw import draw
+from animate_jax.video.preprocess import clip_pixels
 
 ENDLESS = 1 << 40
 
@@ -48,7 +48,7 @@ class Samples:
         return {
             "reference": picked.frames[0],
             "reference_pose": poses[0],
-            "clip_pixels": preprocess(picked.frames[0], model.image_encoder.image_size, sampling.clip_resize),
+            "clip_pixels": clip_pixels(picked.frames[0], model.image_encoder.image_size, sampling.clip_resize),
             "frames": picked.frames[1:],
             "poses": poses[1:],
             "masks": picked.mask[1:],

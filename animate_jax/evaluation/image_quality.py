@@ -74,9 +74,7 @@ def enlarge(pictures: Pictures, boxes: Boxes, height: int, width: int) -> Float[
         x0, y0, x1, y1 = box
         scale = jnp.stack([height / (y1 - y0), width / (x1 - x0)])
         shape = (height, width, picture.shape[-1])
-        return jax.image.scale_and_translate(
-            picture, shape, (0, 1), scale, -jnp.stack([y0, x0]) * scale, "linear"
-        )
+        return jax.image.scale_and_translate(picture, shape, (0, 1), scale, -jnp.stack([y0, x0]) * scale, "linear")
 
     flat = jax.vmap(cut)(pictures.reshape(-1, *pictures.shape[-3:]), jnp.asarray(boxes).reshape(-1, 4))
     return flat.reshape(*pictures.shape[:-3], *flat.shape[1:])

@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
-import numpy as np
-import PIL.Image
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from animate_jax.config import ImageEncoderConfig
 
-# CLIP's statistics of RGB values in [0, 1] (Radford et al. 2021)
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-
 Tokens = Float[Array, "batch tokens channels"]
-
-
-def preprocess(
-    image: UInt8[np.ndarray, "height width 3"],
-    image_size: int,
-    resize: Literal["squash", "center_crop", "pad"] = "squash",
-) -> Float[np.ndarray, "image_size image_size 3"]:
-    """An RGB picture as CLIP wants it: square, PIL's bicubic, normalised by CLIP's mean and deviation.
-
-    "squash" ignores the aspect ratio (sampling in Moore-AnimateAnyone), "center_crop" resizes the short side
-    and cuts the middle (its training, and CLIP itself), "pad" first mirrors the picture at its edges until it
-    is square (novitalabs/AnimateAnyone).
-    """
-    height, width = image.shape[:2]
-    if resize == "pad":
-        missing = max(height, width) - np.array([height, width])
-        before = missing // 2
-        image = np.pad(image, (*zip(before, missing - before, strict=True), (0, 0)), mode="reflect")
-    target = (image_size, image_size)
-    if resize == "center_crop":
-        shorter = min(height, width)
-        target = (image_size * width // shorter, image_size * height // shorter)
-    resized = PIL.Image.fromarray(image).resize(target, PIL.Image.Resampling.BICUBIC)
-    left, top = (target[0] - image_size) // 2, (target[1] - image_size) // 2
-    square = np.asarray(resized)[top : top + image_size, left : left + image_size]
-    return (square.astype(np.float32) / 255 - MEAN) / STD
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -142,9 +108,7 @@ class CLIPVisionModelWithProjection(nnx.Module):
 
     def __init__(self, config: ImageEncoderConfig, *, rngs: nnx.Rngs):
         self.vision_model = VisionTransformer(config, rngs=rngs)
-        self.visual_projection = nnx.Linear(
-            config.hidden_size, config.projection_dim, use_bias=False, rngs=rngs
-        )
+        self.visual_projection = nnx.Linear(config.hidden_size, config.projection_dim, use_bias=False, rngs=rngs)
 
     def __call__(self, pixel_values: Float[Array, "batch size size 3"]) -> Float[Array, "batch projection"]:
         """`image_embeds`, not normalised, of pictures made by `preprocess` with `config.image_size`."""

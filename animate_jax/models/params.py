@@ -38,7 +38,7 @@ def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
     return nnx.merge(graphdef, unflatten(params))
 
 
-class _Keys(nnx.Rngs):
+class Keys(nnx.Rngs):
     """Counts in Python. nnx.Rngs counts in an array, and each update of a traced one searches the whole trace: at
     Stable Diffusion's size that is minutes instead of seconds. One split also compiles faster than many folds."""
 
@@ -51,7 +51,7 @@ class _Keys(nnx.Rngs):
 
 def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
     """Structure and shapes of the whole model without memory for its arrays."""
-    return split(nnx.eval_shape(lambda: AnimateAnyone(config, rngs=_Keys(jax.random.key(0)))))
+    return split(nnx.eval_shape(lambda: AnimateAnyone(config, rngs=Keys(jax.random.key(0)))))
 
 
 def initialise(config: ModelConfig, seed: int) -> Params:
@@ -60,4 +60,4 @@ def initialise(config: ModelConfig, seed: int) -> Params:
     The "rbg" generator compiles in seconds where the default one, inlined a thousand times, takes minutes.
     """
     key = jax.random.key(seed, impl="rbg")
-    return jax.jit(lambda key: split(AnimateAnyone(config, rngs=_Keys(key)))[1])(key)
+    return jax.jit(lambda key: split(AnimateAnyone(config, rngs=Keys(key)))[1])(key)

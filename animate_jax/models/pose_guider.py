@@ -19,7 +19,12 @@ class PoseGuider(nnx.Module):
             blocks.append(nnx.Conv(narrow, wide, (3, 3), strides=2, padding=1, rngs=rngs))
         self.blocks = nnx.List(blocks)
         self.conv_out = nnx.Conv(
-            widths[-1], config.conditioning_channels, (3, 3), padding=1, kernel_init=nnx.initializers.zeros, rngs=rngs
+            widths[-1],
+            config.conditioning_channels,
+            (3, 3),
+            padding=1,
+            kernel_init=nnx.initializers.zeros,
+            rngs=rngs,
         )
 
     def __call__(self, pose: Float[Array, "*b H W 3"]) -> Float[Array, "*b h w c"]:

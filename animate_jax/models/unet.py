@@ -121,7 +121,9 @@ class UNet(nnx.Module):
             ValueError: more frames than the temporal layers were built for.
         """
         if temporal and self.down_blocks[0].motion_modules and x.shape[1] > self.config.motion_max_length:
-            raise ValueError(f"{x.shape[1]} frames in one window; the temporal layers take {self.config.motion_max_length}")
+            raise ValueError(
+                f"{x.shape[1]} frames in one window; the temporal layers take {self.config.motion_max_length}"
+            )
         lent: dict[str, Array] = {}
         time = timestep_embedding(timesteps, self.config.block_out_channels[0]).astype(x.dtype)
         time = self.time_embedding(time)

@@ -19,9 +19,7 @@ Features = Float[Array, "batch _ _ _"]  # [B, H, W, C]
 
 
 def _group_norm(channels: int, config: VAEConfig, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    return nnx.GroupNorm(
-        channels, num_groups=config.norm_num_groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs
-    )
+    return nnx.GroupNorm(channels, num_groups=config.norm_num_groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
 
 
 def _conv(in_channels: int, out_channels: int, rngs: nnx.Rngs, size: int = 3) -> nnx.Conv:
@@ -34,9 +32,7 @@ class ResnetBlock(nnx.Module):
         self.conv1 = _conv(in_channels, out_channels, rngs)
         self.norm2 = _group_norm(out_channels, config, rngs)
         self.conv2 = _conv(out_channels, out_channels, rngs)
-        self.conv_shortcut = (
-            _conv(in_channels, out_channels, rngs, size=1) if in_channels != out_channels else None
-        )
+        self.conv_shortcut = _conv(in_channels, out_channels, rngs, size=1) if in_channels != out_channels else None
 
     def __call__(self, x: Features) -> Features:
         h = self.conv1(nnx.silu(self.norm1(x)))
@@ -66,9 +62,7 @@ class Downsample(nnx.Module):
     """Halves the picture. The padding is on the right and bottom only, unlike the UNet's."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(
-            channels, channels, kernel_size=(3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs
-        )
+        self.conv = nnx.Conv(channels, channels, kernel_size=(3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs)
 
     def __call__(self, x: Features) -> Features:
         return self.conv(x)

@@ -116,9 +116,7 @@ def _people(frame: UInt8[np.ndarray, "height width 3"]) -> list[_Circle]:
     return [_circle(_apply(to_picture, points[index, 2:4])) for index in kept]
 
 
-def _landmarks(
-    frame: UInt8[np.ndarray, "height width 3"], circle: _Circle | None
-) -> tuple[Keypoints, _Circle] | None:
+def _landmarks(frame: UInt8[np.ndarray, "height width 3"], circle: _Circle | None) -> tuple[Keypoints, _Circle] | None:
     """Reads the pose within a circle, and the circle that fits it; None when no person is there."""
     if circle is None:
         return None

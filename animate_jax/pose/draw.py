@@ -33,9 +33,7 @@ COLORS = (
 )  # fmt: skip
 LIMBS_ARRAY, COLORS_ARRAY = np.array(LIMBS), np.float32(COLORS)
 FINGERS = tuple(
-    (0 if joint == first else joint - 1, joint)
-    for first in range(1, 21, 4)
-    for joint in range(first, first + 4)
+    (0 if joint == first else joint - 1, joint) for first in range(1, 21, 4) for joint in range(first, first + 4)
 )
 FINGER_COLORS = tuple(tuple(255 * c for c in colorsys.hsv_to_rgb(i / 20, 1.0, 1.0)) for i in range(20))
 LIMB_SHADE = 0.6  # limbs are darkened, joints are not

@@ -73,9 +73,7 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
             'add "canvas_width" and "canvas_height" in pixels'
         )
     points = Keypoints.stack([_parse(file, frame) for file, frame in frames])
-    present = [
-        getattr(points, name)[getattr(points, f"{name}_confidence") > 0] for name in ("body", "hands", "face")
-    ]
+    present = [getattr(points, name)[getattr(points, f"{name}_confidence") > 0] for name in ("body", "hands", "face")]
     if np.abs(np.concatenate(present)).max(initial=0) > FRACTION_LIMIT:
         points = Keypoints.stack(
             [points[i].moved((1 / width, 1 / height), (0, 0)) for i, (height, width) in enumerate(canvases)]
@@ -137,9 +135,7 @@ def _json_frames(path: Path) -> list[dict]:
     if isinstance(content, dict):
         frames = content.get("frames", [content])
         outer = {key: content[key] for key in ("canvas_width", "canvas_height") if key in content}
-    if not isinstance(frames, list) or any(
-        not isinstance(frame, dict) or "people" not in frame for frame in frames
-    ):
+    if not isinstance(frames, list) or any(not isinstance(frame, dict) or "people" not in frame for frame in frames):
         raise UserError(f'{path}: not OpenPose keypoints: a frame needs a list "people"')
     if not frames:
         raise UserError(f"{path}: holds no frames: give at least one")

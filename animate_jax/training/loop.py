@@ -57,7 +57,11 @@ def run(config: TrainConfig, preset: Preset, loss: Loss, data: Iterator[Any]) ->
     key = jax.random.key(config.seed)
 
     stop = Interrupt()
-    with Checkpoints(config, preset) as checkpoints, MetricWriter(pathlib.Path(config.output)) as writer, stop:
+    with (
+        Checkpoints(config, preset) as checkpoints,
+        MetricWriter(pathlib.Path(config.output)) as writer,
+        stop,
+    ):
         state = checkpoints.restore(state, data) or state
         first = last_logged = int(state["step"])
         window: list[dict[str, jax.Array]] = []

@@ -41,7 +41,13 @@ def make_step(graphdef: nnx.GraphDef, loss: Loss, tx: optax.GradientTransformati
         trainable = optax.apply_updates(state["trainable"], updates)
         metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **metrics}
         ema_params = update_ema(state["ema"], trainable, state["step"], ema)
-        return {**state, "step": state["step"] + 1, "trainable": trainable, "opt": opt, "ema": ema_params}, metrics
+        return {
+            **state,
+            "step": state["step"] + 1,
+            "trainable": trainable,
+            "opt": opt,
+            "ema": ema_params,
+        }, metrics
 
     return step
 
@@ -67,14 +73,14 @@ def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
 
     def loss(model: AnimateAnyone, batch: Batch, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
         clips, frames = batch["frames"].shape[:2]
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5)
         pictures = jnp.concatenate([batch["reference"][:, None], batch["frames"]], 1)
         latents = jax.lax.stop_gradient(encode(model.vae, to_signed(pictures), keys[0]))
         reference, x0 = latents[:, 0], latents[:, 1:]
 
         # One stratified draw over the batch: every step sees all noise levels.
         count = clips if temporal else clips * frames
-        strata = (jax.random.permutation(keys[1], count) + jax.random.uniform(keys[1], (count,))) / count
+        strata = (jax.random.permutation(keys[1], count) + jax.random.uniform(keys[4], (count,))) / count
         t = (strata * preset.schedule.train_steps).astype(jnp.int32).reshape(clips, -1)
 
         noise = draw_noise(keys[2], x0.shape, options.noise_offset)
@@ -83,9 +89,7 @@ def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
         per_frame = jnp.broadcast_to(t, (clips, frames))
         x_t = schedule.add_noise(x0, noise, per_frame)
         keep = jax.random.bernoulli(keys[3], 1 - options.condition_dropout, (clips,))
-        conditioning = model.condition(
-            reference, batch["clip_pixels"], to_unit(batch["reference_pose"]), keep
-        )
+        conditioning = model.condition(reference, batch["clip_pixels"], to_unit(batch["reference_pose"]), keep)
         pose = model.pose_guider(to_unit(batch["poses"]))
         prediction = model.denoise(x_t, t.astype(jnp.float32), conditioning, pose, temporal)
 

@@ -111,9 +111,7 @@ def _decode(path, container, stream, rate: float) -> Iterator[tuple[float, float
         raise UserError(
             f"{path}: damaged after {max(time, 0):.2f} s ({error.strerror}): re-encode it or copy it again"
         ) from error
-    promised = float(
-        stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
-    )
+    promised = float(stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6)
     if size and end < COMPLETE * promised:  # mkv and webm just end where they were cut off
         raise UserError(f"{path}: ends after {end:.2f} of {promised:.2f} s: take a whole copy")
 
@@ -146,9 +144,7 @@ def _open_video(path: Path):
     try:
         container = av.open(path)
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a readable video: give a whole mp4, mov, webm, mkv or gif file"
-        ) from error
+        raise UserError(f"{path}: not a readable video: give a whole mp4, mov, webm, mkv or gif file") from error
     with container:
         for stream in container.streams.video:
             if not stream.disposition & av.stream.Disposition.attached_pic:
@@ -288,9 +284,7 @@ def _replacing(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except (OSError, av.FFmpegError) as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}): is the disk full?"
-        ) from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}): is the disk full?") from error
     finally:
         partial.unlink(missing_ok=True)
 

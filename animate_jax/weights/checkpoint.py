@@ -65,7 +65,9 @@ def read_preset(path: pathlib.Path) -> Preset:
         metadata: Any = json.loads((path / "_CHECKPOINT_METADATA").read_text())
         return preset_from_dict(metadata["custom_metadata"]["preset"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--checkpoint {path}: its preset cannot be read ({error!r}); was it made by animate_jax?") from error
+        raise UserError(
+            f"--checkpoint {path}: its preset cannot be read ({error!r}); was it made by animate_jax?"
+        ) from error
 
 
 def load(path: str | pathlib.Path, preset: Preset | None = None, dtype: jnp.dtype = jnp.float32

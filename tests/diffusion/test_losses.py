@@ -50,9 +50,7 @@ def test_weighted_mse_is_per_sample():
 
 def test_spatial_weight_has_mean_one_per_sample():
     prediction, target = jnp.ones((2, 3, 4, 4, 5)), jnp.zeros((2, 3, 4, 4, 5))
-    spatial = jax.random.uniform(jax.random.key(0), (2, 3, 4, 4, 1)) * jnp.array([1, 7]).reshape(
-        2, 1, 1, 1, 1
-    )
+    spatial = jax.random.uniform(jax.random.key(0), (2, 3, 4, 4, 1)) * jnp.array([1, 7]).reshape(2, 1, 1, 1, 1)
     np.testing.assert_allclose(weighted_mse(prediction, target, jnp.ones(2), spatial), 1, rtol=1e-6)
 
 
@@ -75,7 +73,5 @@ def test_noise_offset_is_one_number_per_sample_and_channel():
     assert np.ptp(offset, axis=(1, 2, 3)).max() < 1e-6
     assert len(np.unique(np.round(offset[:, 0, 0, 0], 4))) == 6
 
-    many = draw_noise(jax.random.key(1), (4000, 1, 1, 1), offset=0.05) - draw_noise(
-        jax.random.key(1), (4000, 1, 1, 1)
-    )
+    many = draw_noise(jax.random.key(1), (4000, 1, 1, 1), offset=0.05) - draw_noise(jax.random.key(1), (4000, 1, 1, 1))
     assert abs(many.std() - 0.05) < 0.003

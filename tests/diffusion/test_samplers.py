@@ -11,9 +11,7 @@ from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 
 CASES = [
-    ScheduleConfig(
-        prediction=prediction, beta_schedule=betas, timestep_spacing=spacing, zero_terminal_snr=zero
-    )
+    ScheduleConfig(prediction=prediction, beta_schedule=betas, timestep_spacing=spacing, zero_terminal_snr=zero)
     for prediction in ("epsilon", "v", "x0")
     for betas in ("linear", "scaled_linear")
     for spacing in ("trailing", "leading")

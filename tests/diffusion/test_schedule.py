@@ -101,6 +101,4 @@ def test_is_a_pytree():
 def test_snr():
     schedule = make_schedule(ScheduleConfig())
     alpha_bar = schedule.alphas_cumprod[[0, 500]].astype(np.float64)
-    np.testing.assert_allclose(
-        schedule.snr(np.array([0, 500, 999])), [*alpha_bar / (1 - alpha_bar), 0], rtol=1e-5
-    )
+    np.testing.assert_allclose(schedule.snr(np.array([0, 500, 999])), [*alpha_bar / (1 - alpha_bar), 0], rtol=1e-5)

@@ -48,9 +48,7 @@ def test_every_frame_is_covered_by_windows_of_one_length(size, overlap, closed_l
 
 @pytest.mark.parametrize(("frames", "size", "overlap"), [(0, 24, 4), (30, 24, 24), (30, 24, -1), (30, 0, 0)])
 def test_impossible_windows(frames, size, overlap):
-    with pytest.raises(
-        UserError, match=f"windows of {size} frames with overlap {overlap} on {frames} frames"
-    ):
+    with pytest.raises(UserError, match=f"windows of {size} frames with overlap {overlap} on {frames} frames"):
         windows(frames, size, overlap)
 
 

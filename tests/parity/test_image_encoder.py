@@ -10,8 +10,9 @@ import transformers
 from flax import nnx
 
 from animate_jax.config import ImageEncoderConfig, ModelConfig
-from animate_jax.models.image_encoder import CLIPVisionModelWithProjection, preprocess
+from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
 from animate_jax.models.params import merge, split
+from animate_jax.video.preprocess import clip_pixels
 from animate_jax.weights.assemble import from_torch
 
 
@@ -85,12 +86,12 @@ def test_preprocess(picture, resize):
     )
     expected = processor(image, return_tensors="np").pixel_values[0].transpose(1, 2, 0)
 
-    result = preprocess(picture, size, resize)
+    result = clip_pixels(picture, size, resize)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 def test_preprocess_ways_differ():
     picture = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
-    squash, crop, pad = (preprocess(picture, 32, resize) for resize in ("squash", "center_crop", "pad"))
+    squash, crop, pad = (clip_pixels(picture, 32, resize) for resize in ("squash", "center_crop", "pad"))
     assert min(np.abs(a - b).max() for a, b in [(squash, crop), (squash, pad), (crop, pad)]) > 0.1

@@ -65,9 +65,7 @@ def test_follows_a_moving_person_and_finds_them_again(astronaut):
         if shift is None:
             assert not pose.body_confidence.any()
         else:
-            assert_found(
-                pose, {name: ((384 * x + shift) / 448, y) for name, (x, y) in HEAD.items()}, atol=0.04
-            )
+            assert_found(pose, {name: ((384 * x + shift) / 448, y) for name, (x, y) in HEAD.items()}, atol=0.04)
 
 
 def test_the_larger_of_two_people_is_chosen(astronaut):
@@ -122,9 +120,7 @@ def exchanged(keypoints, frames):
 
 @pytest.mark.parametrize("frames", [[], [4], [0], [11], [3, 4, 5, 9]])
 def test_sides_exchanged_for_a_few_frames_are_put_right(frames):
-    np.testing.assert_array_equal(
-        _with_steady_sides(exchanged(walk(), frames), (200, 100, 3)).body, walk().body
-    )
+    np.testing.assert_array_equal(_with_steady_sides(exchanged(walk(), frames), (200, 100, 3)).body, walk().body)
 
 
 def test_a_person_who_turns_round_keeps_changing_sides():

@@ -112,9 +112,7 @@ def test_tiny_limbs_have_the_stated_thickness_and_soft_edges():
         row = picture[108, 50:].astype(float).sum(-1) / sum(COLORS[LIMBS.index((12, 13))])
         np.testing.assert_allclose(row.sum(), 3.2, atol=0.02)
         assert ((row > 0.02) & (row < 0.98)).any()
-    double = draw(standing(), 256, 192, "tiny")[216, 100:].astype(float).sum(-1) / sum(
-        COLORS[LIMBS.index((12, 13))]
-    )
+    double = draw(standing(), 256, 192, "tiny")[216, 100:].astype(float).sum(-1) / sum(COLORS[LIMBS.index((12, 13))])
     np.testing.assert_allclose(double.sum(), 6.4, atol=0.02)
 
 

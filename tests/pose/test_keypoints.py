@@ -13,10 +13,7 @@ HEIGHT, WIDTH = 480, 640
 def random_keypoints(frames=3, seed=0):
     rng = np.random.default_rng(seed)
     empty = Keypoints.missing(frames)
-    arrays = {
-        name: rng.uniform(0.05, 1, getattr(empty, name).shape).astype(np.float32)
-        for name in Keypoints.names()
-    }
+    arrays = {name: rng.uniform(0.05, 1, getattr(empty, name).shape).astype(np.float32) for name in Keypoints.names()}
     arrays["body_confidence"][0, 3] = 0
     arrays["hands_confidence"][1, 0] = 0
     return Keypoints(**arrays)
@@ -44,9 +41,7 @@ def assert_same(a, b, atol=0.0):
     for name in Keypoints.names():
         points = name.removesuffix("_confidence")
         there = getattr(b, f"{points}_confidence") > 0
-        np.testing.assert_allclose(
-            getattr(a, name)[there], getattr(b, name)[there], rtol=0, atol=atol, err_msg=name
-        )
+        np.testing.assert_allclose(getattr(a, name)[there], getattr(b, name)[there], rtol=0, atol=atol, err_msg=name)
         np.testing.assert_array_equal(getattr(a, f"{points}_confidence") > 0, there)
 
 
@@ -84,12 +79,8 @@ def test_frames_without_anybody(tmp_path):
 def test_openpose_files(tmp_path, layout):
     hand = [10.0, 20.0, 0.5] * 21
     face = [30.0, 40.0, 0.7] * 70
-    one = frame(
-        person(hand_right_keypoints_2d=hand, face_keypoints_2d=face, hand_left_keypoints_2d=[]), person()
-    )
-    content = {"one frame": one, "list": [one], "frames": {**frame(), "frames": [{"people": one["people"]}]}}[
-        layout
-    ]
+    one = frame(person(hand_right_keypoints_2d=hand, face_keypoints_2d=face, hand_left_keypoints_2d=[]), person())
+    content = {"one frame": one, "list": [one], "frames": {**frame(), "frames": [{"people": one["people"]}]}}[layout]
     keypoints, canvas = read_poses(save(tmp_path / "poses.json", content))
     assert (len(keypoints), canvas) == (1, (HEIGHT, WIDTH))
     np.testing.assert_allclose(keypoints.body[0, :, 0], (np.arange(18) + 1) / 19, rtol=1e-5)
@@ -149,9 +140,7 @@ def test_malformed_json_is_one_line_naming_the_file(tmp_path, content, reason):
 
 def test_malformed_npz_is_one_line_naming_the_file(tmp_path):
     path = tmp_path / "poses.npz"
-    arrays = {name: getattr(random_keypoints(), name) for name in Keypoints.names()} | {
-        "canvas": np.array([9, 9])
-    }
+    arrays = {name: getattr(random_keypoints(), name) for name in Keypoints.names()} | {"canvas": np.array([9, 9])}
     wrong = {
         "body_confidence": without(arrays, "body_confidence"),
         "hands": arrays | {"hands": arrays["hands"][:1]},

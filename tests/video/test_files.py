@@ -54,9 +54,7 @@ def encode(path, frames, codec="libx264", rate=25, times=None, rotation=0, time_
         if time_base:
             stream.codec_context.time_base = time_base
         for index, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
-                format=format
-            )
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format=format)
             if times:
                 frame.pts, frame.time_base = times[index], time_base
             container.mux(stream.encode(frame))
@@ -144,9 +142,7 @@ def test_rotation_flag_is_applied(tmp_path, rotation):
 def test_variable_rate_becomes_constant(tmp_path):
     """Shown for 0.1, 0.3, 0.1, 0.1, 0.3 and 0.1 s: 6 frames/s on average."""
     times = [0, 100, 400, 500, 600, 900]
-    encode(
-        tmp_path / "a.mkv", counting(6), "ffv1", times=times, time_base=Fraction(1, 1000), format="yuv444p"
-    )
+    encode(tmp_path / "a.mkv", counting(6), "ffv1", times=times, time_base=Fraction(1, 1000), format="yuv444p")
     back, rate = read_video(tmp_path / "a.mkv", fps=10)
     assert rate == 10
     assert numbers(back) == [1, 2, 2, 3, 3, 4, 5, 5, 6, 6]  # nearest in time
@@ -245,9 +241,7 @@ def test_places_that_cannot_be_written(tmp_path):
     ]:
         assert_user_error(lambda path=path: write_video(path, counting(), 25), path, reason)
         assert_user_error(lambda path=path: check_output(path), path, reason)
-    assert_user_error(
-        lambda: write_video(tmp_path / "a.mp4", counting(), 0), tmp_path / "a.mp4", "frame rate"
-    )
+    assert_user_error(lambda: write_video(tmp_path / "a.mp4", counting(), 0), tmp_path / "a.mp4", "frame rate")
     assert_user_error(lambda: write_image(tmp_path / "a.mp4", quarters()), tmp_path / "a.mp4", ".png or")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4"]
 
@@ -322,15 +316,11 @@ def test_files_that_are_not_images(tmp_path):
 
 def test_contact_sheet_shows_every_picture_once_at_its_size():
     small, large = np.full((20, 30, 3), RED, np.uint8), np.full((40, 50, 3), BLUE, np.uint8)
-    sheet = contact_sheet(
-        [[small, large, large], [large, small]], ["reference", "poses", "a title much too long"]
-    )
+    sheet = contact_sheet([[small, large, large], [large, small]], ["reference", "poses", "a title much too long"])
     assert sheet.dtype == np.uint8
     assert (sheet == RED).all(-1).sum() == 2 * small.size // 3
     assert (sheet == BLUE).all(-1).sum() == 3 * large.size // 3
-    border = np.concatenate(
-        [sheet[:4].reshape(-1, 3), sheet[-4:].reshape(-1, 3), sheet[:, :4].reshape(-1, 3)]
-    )
+    border = np.concatenate([sheet[:4].reshape(-1, 3), sheet[-4:].reshape(-1, 3), sheet[:, :4].reshape(-1, 3)])
     assert (border == 255).all()
     titled, plain = sheet, contact_sheet([[small, large, large], [large, small]])
     assert titled.shape[0] > plain.shape[0]

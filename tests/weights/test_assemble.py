@@ -26,7 +26,7 @@ def abstract() -> dict:
     """A small UNet with temporal layers."""
     config = UNetConfig(block_out_channels=(8, 16), attention_levels=(True, False), layers_per_block=1,
                         num_attention_heads=2, cross_attention_dim=6, norm_num_groups=4, motion_norm_num_groups=4)  # fmt: skip
-    return P.split(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))))[1]
+    return P.split(nnx.eval_shape(lambda: UNet(config, rngs=P.Keys(jax.random.key(0)))))[1]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_round_trip_is_exact(abstract, params, state_dict):
 
 def test_round_trip_of_clip_with_its_own_parameters():
     config = dataclasses.replace(ModelConfig.tiny().image_encoder, hidden_size=8, intermediate_size=12)
-    abstract = P.split(nnx.eval_shape(lambda: CLIPVisionModelWithProjection(config, rngs=nnx.Rngs(0))))[1]
+    abstract = P.split(nnx.eval_shape(lambda: CLIPVisionModelWithProjection(config, rngs=P.Keys(jax.random.key(0)))))[1]
     random = np.random.default_rng(0)
     params = {path: random.normal(size=leaf.shape).astype(leaf.dtype) for path, leaf in abstract.items()}
     state_dict = to_torch(params)

@@ -42,9 +42,7 @@ def quaternion_matrices(q: Float[np.ndarray, "... 4"]) -> Float[np.ndarray, "...
     return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
 
 
-def axis_angle(
-    axis: Float[np.ndarray, "3"], angle: Float[np.ndarray, "frames"]
-) -> Float[np.ndarray, "frames 3 3"]:
+def axis_angle(axis: Float[np.ndarray, "3"], angle: Float[np.ndarray, "frames"]) -> Float[np.ndarray, "frames 3 3"]:
     half = np.asarray(angle)[..., None] / 2
     return quaternion_matrices(np.concatenate([np.cos(half), np.sin(half) * axis], -1))
 

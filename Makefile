@@ -1,0 +1,35 @@
+# make sample   installs into .venv and animates the bundled picture with the bundled motion
+# make test     installs the test extra and runs the test suite
+# make slow     the tests with full-size models (needs 16 GB of memory and patience)
+# make lint     ruff
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: sample test slow lint
+.DELETE_ON_ERROR:
+
+sample: .venv/installed
+	$(BIN)/python sample.py
+
+test: .venv/tested
+	$(BIN)/python -m pytest -q
+
+slow: .venv/tested
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/tested
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# The CPU build of torch, pinned: an open range would pull gigabytes of CUDA libraries.
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@

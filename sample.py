@@ -1,0 +1,80 @@
+"""Animates one picture with a driving motion.
+
+    python sample.py                                                     # the bundled example on the bundled model
+    python sample.py --reference person.png --driving dance.mp4 --output out.mp4
+    python sample.py --checkpoint runs/tiny_stage2 --steps 20 --seed 3
+
+Writes the video and, beside it, a contact sheet (.png) of reference, driving poses and result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import tyro
+
+from animate_jax.config import presets
+from animate_jax.errors import UserError
+from animate_jax.pipeline import EXAMPLE, Pipeline
+from animate_jax.video.files import check_output
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    reference: pathlib.Path = EXAMPLE / "reference.png"  # picture of one person
+    driving: pathlib.Path = EXAMPLE / "driving.mp4"  # video of a person, keypoints (.json, .npz), or drawn poses
+    output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif
+    checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
+    preset: str | None = None  # numerical choices; default: those the checkpoint carries
+    steps: int | None = None  # denoising steps
+    guidance: float | None = None  # classifier-free guidance; 1 or less switches it off
+    seed: int = 0
+    frames: int | None = None  # make at most so many frames
+    width: int | None = None  # of the result, in pixels
+    height: int | None = None
+    fps: float | None = None  # of the result; default: the model's, else the driving video's
+
+
+def main(arguments: list[str]) -> int:
+    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog="sample.py")
+    try:
+        animate(args)
+    except UserError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sample.py: interrupted; nothing written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def animate(args: Arguments) -> None:
+    started = time.monotonic()
+    for name, value in (("frames", args.frames), ("fps", args.fps), ("steps", args.steps)):
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} {value}: must be greater than 0")
+    if args.preset is not None and args.preset not in presets():
+        raise UserError(f"--preset {args.preset!r}: choose one of {', '.join(presets())}")
+    check_output(args.output, (".mp4", ".gif"))
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+    pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None)
+    animation = pipeline(
+        args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
+        steps=args.steps, guidance=args.guidance, width=args.width, height=args.height,
+    )  # fmt: skip
+    sheet = args.output.with_suffix(".png")
+    animation.save(args.output)
+    animation.save_contact_sheet(sheet)
+    seconds = time.monotonic() - started
+    print(f"{len(animation.frames)} frames in {seconds:.0f} s: {args.output} (contact sheet: {sheet})")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
