@@ -58,18 +58,20 @@ def main(arguments: list[str]) -> int:
 def animate(args: Arguments) -> None:
     started = time.monotonic()
     for name, value in (("frames", args.frames), ("fps", args.fps), ("steps", args.steps)):
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise UserError(f"--{name} {value}: must be greater than 0")
     if args.preset is not None and args.preset not in presets():
         raise UserError(f"--preset {args.preset!r}: choose one of {', '.join(presets())}")
     check_output(args.output, (".mp4", ".gif"))
+    sheet = args.output.with_suffix(".png")
+    if {args.output.resolve(), sheet.resolve()} & {args.reference.resolve(), args.driving.resolve()}:
+        raise UserError(f"--output {args.output}: it or its contact sheet {sheet} would replace an input: rename it")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
     pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None)
     animation = pipeline(
         args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
-        steps=args.steps, guidance=args.guidance, width=args.width, height=args.height,
+        progress=sys.stderr.isatty(), steps=args.steps, guidance=args.guidance, width=args.width, height=args.height,
     )  # fmt: skip
-    sheet = args.output.with_suffix(".png")
     animation.save(args.output)
     animation.save_contact_sheet(sheet)
     seconds = time.monotonic() - started

@@ -43,6 +43,9 @@ class VAEConfig:
     layers_per_block: int = 2
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
+    # A linear patch autoencoder beside the convolutional one, which then learns what patches lose. Lets a small
+    # autoencoder start at 28 dB where the plain one needs thousands of steps to get there.
+    patch_shortcut: bool = False
 
     @property
     def downscale(self) -> int:
@@ -96,7 +99,7 @@ class ModelConfig:
                 motion_norm_num_groups=8,
             ),
             vae=VAEConfig(latent_channels=16, block_out_channels=(16, 32, 64, 128), layers_per_block=1,
-                          norm_num_groups=8, scaling_factor=1.0),
+                          norm_num_groups=4, scaling_factor=1.23, patch_shortcut=True),
             image_encoder=ImageEncoderConfig(image_size=64, patch_size=16, hidden_size=128, intermediate_size=256,
                                              num_hidden_layers=2, num_attention_heads=2, projection_dim=96),
             pose_guider=PoseGuiderConfig(block_out_channels=(8, 16, 32, 64), conditioning_channels=channels[0]),
@@ -223,7 +226,7 @@ class TrainConfig:
     output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
     preset: str = "tiny"
     trainable: str = ".*"  # regular expression on parameter paths; the rest is frozen
-    init: str | None = None  # checkpoint to start from (weights only); parts it lacks start fresh
+    init: str | None = None  # checkpoint to start from (weights only); None starts fresh
     steps: int = 1000
     seed: int = 0
     data: DataConfig = DataConfig()

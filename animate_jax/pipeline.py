@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable
 from numbers import Real
@@ -93,7 +92,17 @@ class Pipeline:
     def __init__(self, params: P.Params, preset: Preset):
         self.params, self.preset = params, preset
         self.schedule = make_schedule(preset.schedule)
-        self._graphdef, _ = P.abstract(preset.model)
+        graphdef, _ = P.abstract(preset.model)
+
+        def compiled(function: Callable) -> Callable:
+            # Parameters are arguments: constants would be compiled in, and other weights compile nothing anew.
+            return jax.jit(lambda params, *inputs: function(P.merge(graphdef, params), *inputs))
+
+        self._encode = compiled(lambda model, pictures: model.vae.to_latents(pictures))
+        self._decode = compiled(lambda model, latents: jnp.clip(model.vae.to_images(latents) / 2 + 0.5, 0, 1))
+        self._condition = compiled(lambda model, *inputs: model.condition(*inputs))
+        self._guide_pose = compiled(lambda model, poses: model.pose_guider(poses))
+        self._denoise = compiled(lambda model, *inputs: model.denoise(*inputs))
 
     @classmethod
     def load(cls, path: str | pathlib.Path = "tiny", preset: Preset | None = None) -> Pipeline:
@@ -129,8 +138,8 @@ class Pipeline:
             UserError: anything wrong with the input, in one line.
         """
         options = self.options(**overrides)
-        motion = driving if isinstance(driving, Motion) else self.read_motion(driving, frames, fps)
         picture, keypoints = self.frame_reference(reference, options)
+        motion = driving if isinstance(driving, Motion) else self.read_motion(driving, frames, fps, progress)
         poses = self.draw_motion(motion, keypoints, options)[:frames]
         own_pose = draw(keypoints, options.height, options.width, options.pose_style)
         latents = self.sample(self.condition(picture, own_pose, options), poses, options, seed, progress)
@@ -155,7 +164,8 @@ class Pipeline:
             raise UserError(f"--steps {options.steps}: must be 1 to {self.preset.schedule.train_steps}")
         return options
 
-    def read_motion(self, path: str | pathlib.Path, frames: int | None = None, fps: Real | None = None) -> Motion:
+    def read_motion(self, path: str | pathlib.Path, frames: int | None = None, fps: Real | None = None,
+                    progress: bool = True) -> Motion:  # fmt: skip
         """Reads a keypoints file (.json, .npz, a folder of OpenPose files), a video of a person or of drawn poses.
 
         Raises:
@@ -169,7 +179,7 @@ class Pipeline:
         pictures, rate = read_video(path, frames=frames, fps=None if fps is None else min(fps, frame_rate(path)))
         if is_drawn(pictures):
             return Motion(rate, pictures=pictures)
-        with tqdm(total=len(pictures), desc="poses", unit="frame", dynamic_ncols=True) as bar:
+        with tqdm(total=len(pictures), desc="poses", unit="frame", dynamic_ncols=True, disable=not progress) as bar:
             keypoints = detect(pictures, lambda done: bar.update())
         require_person(keypoints, path)
         return Motion(rate, keypoints, pictures.shape[1:3])
@@ -208,7 +218,8 @@ class Pipeline:
     def condition(self, picture: Picture, own_pose: Picture, options: SamplingConfig) -> Conditioning:
         """What the model keeps of the character, once per video."""
         clip = clip_pixels(picture, self.preset.model.image_encoder.image_size, options.clip_resize)
-        return self._condition(self.params, signed(picture[None]), jnp.asarray(clip)[None], unit(own_pose[None]))
+        latents = self.encode(picture[None])[:, 0]
+        return self._condition(self.params, latents, jnp.asarray(clip)[None], unit(own_pose[None]))
 
     def sample(self, conditioning: Conditioning, poses: Pictures, options: SamplingConfig, seed: int = 0,
                progress: bool = True) -> Float[Array, "1 f h w c"]:  # fmt: skip
@@ -234,6 +245,10 @@ class Pipeline:
 
             return sample(denoise, noise, self.schedule, options, bar.update)
 
+    def encode(self, pictures: Pictures) -> Float[Array, "1 f h w c"]:
+        """uint8 frames -> the autoencoder's scaled latents."""
+        return self._encode(self.params, signed(pictures))[None]
+
     def decode(self, latents: Float[Array, "1 f h w c"]) -> Pictures:
         """Latents -> uint8 frames, a few at a time."""
         frames = latents.shape[1]
@@ -242,31 +257,6 @@ class Pipeline:
         chunks = padded.reshape(-1, DECODE_CHUNK, *latents.shape[2:])
         images = np.concatenate([np.asarray(self._decode(self.params, chunk)) for chunk in chunks])
         return (images[:frames] * 255 + 0.5).astype(np.uint8)
-
-    # The compiled pieces. Parameters are arguments, so loading other weights compiles nothing anew.
-
-    def _jit(function: Callable) -> Any:
-        @functools.cached_property
-        def compiled(self: Pipeline) -> Callable:
-            return jax.jit(lambda params, *inputs: function(P.merge(self._graphdef, params), *inputs))
-
-        return compiled
-
-    @_jit
-    def _condition(model, picture, clip_pixels, own_pose):
-        return model.condition(model.vae.to_latents(picture), clip_pixels, own_pose)
-
-    @_jit
-    def _guide_pose(model, poses):
-        return model.pose_guider(poses)
-
-    @_jit
-    def _denoise(model, x, t, conditioning, pose):
-        return model.denoise(x, t, conditioning, pose)
-
-    @_jit
-    def _decode(model, latents):
-        return jnp.clip(model.vae.to_images(latents) / 2 + 0.5, 0, 1)
 
 
 def signed(pictures: Pictures) -> Float[Array, "frames height width 3"]:

@@ -11,7 +11,7 @@ def get_config() -> TrainConfig:
         stage="vae",
         output="runs/tiny_vae",
         trainable=r"vae\.",
-        steps=1800,
-        data=DataConfig(batch=16, frames=1),
-        optim=OptimConfig(learning_rate=2e-3, warmup=100, decay="cosine", decay_start=0.1, weight_decay=0.0, ema=0.995),
+        steps=700,
+        data=DataConfig(batch=4, frames=4),
+        optim=OptimConfig(learning_rate=1e-3, warmup=50, decay="cosine", decay_start=0.1, weight_decay=0.0, ema=0.995),
     )

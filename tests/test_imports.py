@@ -22,7 +22,7 @@ ALLOWED = {
     "parallel": set(),
     "weights": {"models"},
     "data": {"pose", "video"},
-    "evaluation": {"pose", "video", "data"},
+    "evaluation": {"pose", "video", "data", "pipeline"},
     "training": {"models", "diffusion", "weights", "parallel", "data"},
     "pipeline": {"models", "diffusion", "pose", "video", "weights"},
 }

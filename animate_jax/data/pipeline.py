@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from absl import flags
 
 from animate_jax.config import DataConfig, Preset
+from animate_jax.errors import UserError
 from animate_jax.pose.draw import draw
 from animate_jax.video.preprocess import clip_pixels
 
 ENDLESS = 1 << 40
 
 
+@runtime_checkable
 class ClipSource(Protocol):
     """What the loader asks of a data set: any frames of the clip with a given number."""
 
@@ -72,7 +74,15 @@ def batches(data: DataConfig, preset: Preset, process: int = 0, processes: int =
 
     Args:
         process, processes: clip numbers are dealt out in turn, so the processes never see the same clip.
+
+    Raises:
+        UserError: a batch that does not divide among the processes, or more frames than the span has.
     """
+    if not data.batch or data.batch % processes:
+        raise UserError(f"--data.batch {data.batch}: must be a multiple of the {processes} processes")
+    needed = data.frames if data.consecutive else data.frames + 1  # the reference is none of the targets
+    if not 1 <= data.frames <= needed <= data.span:
+        raise UserError(f"--data.frames {data.frames}: must be at least 1 and fit into --data.span {data.span}")
     dataset = grain.MapDataset.range(ENDLESS)[process::processes]
     dataset = dataset.map(Samples(open_source(data, preset), data, preset))
     dataset = dataset.batch(data.batch // processes, drop_remainder=True)

@@ -7,9 +7,12 @@ Pictures are [B, H, W, 3] in [-1, 1]; callers fold frames into B. The diffusion 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -22,8 +25,40 @@ def _group_norm(channels: int, config: VAEConfig, rngs: nnx.Rngs) -> nnx.GroupNo
     return nnx.GroupNorm(channels, num_groups=config.norm_num_groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
 
 
-def _conv(in_channels: int, out_channels: int, rngs: nnx.Rngs, size: int = 3) -> nnx.Conv:
-    return nnx.Conv(in_channels, out_channels, kernel_size=(size, size), padding=size // 2, rngs=rngs)
+def _constant(value: np.ndarray) -> Callable[..., Array]:
+    """An initialiser that ignores chance."""
+    return lambda key, shape, dtype, *_: jnp.asarray(value, dtype).reshape(shape)
+
+
+def _conv(
+    in_channels: int, out_channels: int, rngs: nnx.Rngs, size: int = 3, kernel: np.ndarray | None = None
+) -> nnx.Conv:
+    init = {} if kernel is None else {"kernel_init": _constant(kernel)}
+    return nnx.Conv(in_channels, out_channels, kernel_size=(size, size), padding=size // 2, rngs=rngs, **init)
+
+
+def _silent(in_channels: int, out_channels: int, rngs: nnx.Rngs) -> nnx.Conv:
+    """A 3x3 convolution that starts at zero."""
+    return _conv(in_channels, out_channels, rngs, kernel=np.zeros((3, 3, in_channels, out_channels)))
+
+
+def patch_basis(patch: int, count: int) -> tuple[Float[np.ndarray, "values count"], Float[np.ndarray, " count"]]:
+    """The `count` coarsest orthonormal cosines of a patch [patch, patch, 3] in luma and two chromas (JPEG's idea):
+    a linear autoencoder close to the best one, before any training. The scales bring the amplitudes of natural
+    pictures' waves closer together: coarse ones are reduced, fine ones raised."""
+    places = np.arange(patch)
+    cosines = np.cos(np.pi * (places + 0.5) * places[:, None] / patch) * np.sqrt(2 / patch)  # [frequency, place]
+    cosines[0] /= np.sqrt(2)
+    colours = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
+    chroma_cost = 2.4  # a chroma counts as that many times finer than luma
+    waves = [
+        ((1 + u + v) * (chroma_cost if colour else 1), colour, u, v)
+        for colour in range(3) for u in range(patch) for v in range(patch)
+    ]  # fmt: skip
+    chosen = sorted(waves)[:count]
+    columns = [np.multiply.outer(np.outer(cosines[u], cosines[v]), colours[c]).ravel() for _, c, u, v in chosen]
+    scales = [0.5 * cost**0.5 for cost, *_ in chosen]
+    return np.stack(columns, -1).astype(np.float32), np.array(scales, np.float32)
 
 
 class ResnetBlock(nnx.Module):
@@ -31,7 +66,7 @@ class ResnetBlock(nnx.Module):
         self.norm1 = _group_norm(in_channels, config, rngs)
         self.conv1 = _conv(in_channels, out_channels, rngs)
         self.norm2 = _group_norm(out_channels, config, rngs)
-        self.conv2 = _conv(out_channels, out_channels, rngs)
+        self.conv2 = _silent(out_channels, out_channels, rngs)  # a fresh block changes nothing
         self.conv_shortcut = _conv(in_channels, out_channels, rngs, size=1) if in_channels != out_channels else None
 
     def __call__(self, x: Features) -> Features:
@@ -121,14 +156,28 @@ class Encoder(nnx.Module):
         ])  # fmt: skip
         self.mid_block = MidBlock(widths[-1], config, rngs=rngs)
         self.conv_norm_out = _group_norm(widths[-1], config, rngs)
-        self.conv_out = _conv(widths[-1], 2 * config.latent_channels, rngs)
+        conv_out = _silent if config.patch_shortcut else _conv
+        self.conv_out = conv_out(widths[-1], 2 * config.latent_channels, rngs)
+        self.patch = config.downscale
+        self.shortcut = nnx.data(None)
+        if config.patch_shortcut:
+            waves, scales = patch_basis(self.patch, config.latent_channels)
+            kernel = np.concatenate([waves * scales, np.zeros_like(waves)], -1)  # mean | log variance
+            bias = np.repeat(np.float32([0, -6]), config.latent_channels)
+            self.shortcut = nnx.Linear(
+                *kernel.shape, kernel_init=_constant(kernel), bias_init=_constant(bias), rngs=rngs
+            )
 
     def __call__(self, x: Features) -> Features:
-        x = self.conv_in(x)
+        images, x = x, self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+        x = self.conv_out(nnx.silu(self.conv_norm_out(x)))
+        if self.shortcut is None:
+            return x
+        p = self.patch
+        return x + self.shortcut(rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p))
 
 
 class Decoder(nnx.Module):
@@ -141,13 +190,24 @@ class Decoder(nnx.Module):
             for i in range(len(widths))
         ])  # fmt: skip
         self.conv_norm_out = _group_norm(widths[-1], config, rngs)
-        self.conv_out = _conv(widths[-1], config.in_channels, rngs)
+        conv_out = _silent if config.patch_shortcut else _conv
+        self.conv_out = conv_out(widths[-1], config.in_channels, rngs)
+        self.patch = config.downscale
+        self.shortcut = nnx.data(None)
+        if config.patch_shortcut:
+            waves, scales = patch_basis(self.patch, config.latent_channels)
+            kernel = (waves / scales).T
+            self.shortcut = nnx.Linear(*kernel.shape, kernel_init=_constant(kernel), rngs=rngs)
 
     def __call__(self, x: Features) -> Features:
-        x = self.mid_block(self.conv_in(x))
+        latents, x = x, self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+        x = self.conv_out(nnx.silu(self.conv_norm_out(x)))
+        if self.shortcut is None:
+            return x
+        p = self.patch
+        return x + rearrange(self.shortcut(latents), "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
 
 
 class AutoencoderKL(nnx.Module):
@@ -157,8 +217,10 @@ class AutoencoderKL(nnx.Module):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
-        self.quant_conv = _conv(2 * config.latent_channels, 2 * config.latent_channels, rngs, size=1)
-        self.post_quant_conv = _conv(config.latent_channels, config.latent_channels, rngs, size=1)
+        moments = 2 * config.latent_channels
+        same = np.eye if config.patch_shortcut else lambda _: None
+        self.quant_conv = _conv(moments, moments, rngs, 1, same(moments))
+        self.post_quant_conv = _conv(moments // 2, moments // 2, rngs, 1, same(moments // 2))
 
     def encode(
         self, images: Float[Array, "batch height width 3"]

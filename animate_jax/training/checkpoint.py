@@ -9,6 +9,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from animate_jax.config import Preset, TrainConfig, to_dict
+from animate_jax.errors import UserError
 from animate_jax.training.state import State, sampling_params
 
 
@@ -23,9 +24,8 @@ class Checkpoints:
     def __init__(self, config: TrainConfig, preset: Preset):
         keep = ocp.training.preservation_policies.LatestN(config.keep)
         directory = pathlib.Path(config.output).absolute() / "checkpoints"
-        metadata = {"preset": to_dict(preset), "config": to_dict(config)}
-        self._metadata = metadata
-        self._orbax = ocp.training.Checkpointer(directory, preservation_policy=keep, custom_metadata=metadata)
+        self._metadata = {"preset": to_dict(preset), "config": to_dict(config)}
+        self._orbax = ocp.training.Checkpointer(directory, preservation_policy=keep, custom_metadata=self._metadata)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -39,19 +39,29 @@ class Checkpoints:
             return
         train = {"step": state["step"], "trainable": state["trainable"], "opt": state["opt"]}
         items = {"params": sampling_params(state), "train": train, "data": data}
-        self._orbax.save_checkpointables_async(step, items, custom_metadata=self._metadata)
+        # Forced: while the previous save is under way, Orbax would otherwise skip this one without a word.
+        self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=self._metadata)
 
-    def restore(self, state: State, data: Any) -> State | None:
-        """The latest state in the shapes and shardings of `state`, with the data iterator moved to its place;
-        None when the run has no checkpoint yet."""
-        if self._orbax.latest is None:
+    def restore(self, state: State, layout: State, data: Any) -> State | None:
+        """The latest state in the shapes of `state` and the shardings of `layout`, with the data iterator moved to its
+        place; None when the run has no checkpoint yet.
+
+        Raises:
+            UserError: it is damaged, or the run was started with other trainable parameters or another preset.
+        """
+        latest = self._orbax.latest
+        if latest is None:
             return None
-        abstract = lambda tree: jax.tree.map(  # noqa: E731
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-        )
-        wanted = {"step": state["step"], "trainable": state["trainable"], "opt": state["opt"]}
-        items = {"params": abstract(sampling_params(state)), "train": abstract(wanted), "data": data}
-        loaded = self._orbax.load_checkpointables(self._orbax.latest.step, items)
+        wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout)
+        train = {"step": wanted["step"], "trainable": wanted["trainable"], "opt": wanted["opt"]}
+        items = {"params": sampling_params(wanted), "train": train, "data": data}
+        try:
+            loaded = self._orbax.load_checkpointables(latest.step, items)
+        except Exception as error:  # Orbax raises many kinds; all mean the files are not what they should be
+            raise UserError(
+                f"{self._orbax.directory / str(latest.step)}: this run cannot go on ({type(error).__name__}): damaged, or "
+                "started with other options; choose another --output"
+            ) from error
         params = loaded["params"]
         return {
             **loaded["train"],

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from animate_jax.config import Preset, TrainConfig
 from animate_jax.diffusion.losses import draw_noise, loss_weight, weighted_mse
 from animate_jax.diffusion.schedule import make_schedule
+from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.vae import AutoencoderKL
@@ -39,7 +40,7 @@ def make_step(graphdef: nnx.GraphDef, loss: Loss, tx: optax.GradientTransformati
         (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state["trainable"])
         updates, opt = tx.update(grads, state["opt"], state["trainable"])
         trainable = optax.apply_updates(state["trainable"], updates)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **metrics}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
         ema_params = update_ema(state["ema"], trainable, state["step"], ema)
         return {
             **state,
@@ -68,8 +69,14 @@ def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
     Follows Hu et al. 2023, section 3.3; the options of `config.loss` are the peers'. Batches are uint8:
     `reference` [B, H, W, 3], `reference_pose` likewise, `clip_pixels` [B, S, S, 3] float, `frames` and `poses`
     [B, F, H, W, 3], `masks` [B, F, H, W] the person.
+
+    Raises:
+        UserError: more frames than the temporal layers take.
     """
     schedule, options, temporal = make_schedule(preset.schedule), config.loss, config.stage == "stage2"
+    longest = preset.model.unet.motion_max_length
+    if temporal and config.data.frames > longest:
+        raise UserError(f"--data.frames {config.data.frames}: this model's temporal layers take at most {longest}")
 
     def loss(model: AnimateAnyone, batch: Batch, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
         clips, frames = batch["frames"].shape[:2]
@@ -103,9 +110,8 @@ def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
         weight = loss_weight(schedule, per_frame.reshape(-1), options.weighting)
         error = weighted_mse(flat(prediction), flat(target), jnp.ones_like(weight), person)
         quarters = per_frame.reshape(-1) * 4 // preset.schedule.train_steps
-        by_noise = {
-            f"mse_q{q}": jnp.sum(error * (quarters == q)) / jnp.maximum(jnp.sum(quarters == q), 1) for q in range(4)
-        }
+        # NaN where no sample of the batch falls into that quarter of the noise levels.
+        by_noise = {f"mse_q{q}": jnp.sum(error * (quarters == q)) / jnp.sum(quarters == q) for q in range(4)}
         return jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
 
     return loss
@@ -149,7 +155,13 @@ def vae_loss(config: TrainConfig, perceptual: Callable[[Array, Array], Array]) -
 
 
 def crops(images: Float[Array, "b h w c"], size: int, step: int, key: Key[Array, ""]) -> Float[Array, "b s s c"]:
-    """One random square of every picture, its corner on the VAE's grid."""
+    """One random square of every picture, its corner on the VAE's grid.
+
+    Raises:
+        UserError: the square is not on the grid or larger than the pictures.
+    """
+    if size % step or not 0 < size <= min(images.shape[1:3]):
+        raise UserError(f"--vae-loss.crop {size}: must be a multiple of {step}, at most {min(images.shape[1:3])}")
     rows, columns = ((side - size) // step + 1 for side in images.shape[1:3])
     y, x = (jax.random.randint(k, images.shape[:1], 0, n) * step for k, n in zip(jax.random.split(key), (rows, columns),
                                                                               strict=True))  # fmt: skip

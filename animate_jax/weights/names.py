@@ -1,7 +1,7 @@
 """Torch keys and parameter paths are the same words; only the last word and the axes of kernels differ.
 
-    torch  down_blocks.0.attentions.0.proj_in.weight  [out, in, height, width] or [out, in]
-    ours   down_blocks.0.attentions.0.proj_in.kernel  [height, width, in, out] or [in, out]
+torch  down_blocks.0.attentions.0.proj_in.weight  [out, in, height, width] or [out, in]
+ours   down_blocks.0.attentions.0.proj_in.kernel  [height, width, in, out] or [in, out]
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """UNet and ReferenceNet against diffusers' UNet2DConditionModel, random weights, fp32; and the two guided halves."""
 
 import dataclasses
+from collections.abc import Callable
 
 import diffusers
 import jax
@@ -71,35 +72,41 @@ def to_torch(x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.moveaxis(x.reshape(-1, *x.shape[2:]), -1, 1).copy())
 
 
-@jax.jit
-def run(model, x, timesteps, conditioning, pose=None):
+def forward(model, x, timesteps, conditioning, pose=None):
     return model(x, timesteps, conditioning, pose)[0]
 
 
-def compare(config: UNetConfig, height: int, width: int, frames: int, tolerance: float) -> float:
-    theirs = torch_unet(config)
-    ours = jax_unet(config, theirs)
+# Compiles three times faster than the default, and the arithmetic is the same.
+run = jax.jit(forward, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def compare(config: UNetConfig, height: int, width: int, frames: int, run: Callable = run) -> float:
     random = np.random.default_rng(0)
     x = random.normal(size=(2, frames, height, width, config.in_channels)).astype(np.float32)
     token = random.normal(size=(2, config.cross_attention_dim)).astype(np.float32)
     timesteps = np.linspace(0, 999, 2 * frames).round().astype(np.float32).reshape(2, frames)
 
-    prediction = run(ours, x, timesteps, ours.condition(token))
+    theirs = torch_unet(config)
     context = torch.from_numpy(token).repeat_interleave(frames, 0)[:, None]
-    with torch.no_grad():
-        expected = theirs(to_torch(x), torch.from_numpy(timesteps.ravel()), context).sample
-    worst = error(prediction, np.moveaxis(expected.numpy(), 1, -1).reshape(prediction.shape))
-    assert worst < tolerance
-    return worst
+    expected = theirs(to_torch(x), torch.from_numpy(timesteps.ravel()), context).sample.numpy()
+    ours = jax_unet(config, theirs)
+    del theirs  # 3.4 GB at full size
+    prediction = run(ours, x, timesteps, ours.condition(jnp.asarray(token)))
+    return error(prediction, np.moveaxis(expected, 1, -1).reshape(prediction.shape))
 
 
 @pytest.mark.parametrize("size", [(17, 15), (13, 9)], ids=lambda size: f"{size[0]}x{size[1]}")
 def test_four_levels(size):
-    compare(FOUR_LEVELS, *size, frames=1, tolerance=1e-5)
+    assert compare(FOUR_LEVELS, *size, frames=1) < 1e-5
+
+
+@pytest.mark.slow
+def test_stable_diffusion_size():
+    assert compare(UNetConfig(), 16, 12, frames=1, run=jax.jit(forward)) < 1e-4
 
 
 def test_two_levels_and_a_timestep_per_frame():
-    compare(TWO_LEVELS, 7, 6, frames=3, tolerance=1e-5)
+    assert compare(TWO_LEVELS, 7, 6, frames=3) < 1e-5
 
 
 def test_reference_net_lends_the_normed_inputs_of_self_attention():
@@ -114,8 +121,7 @@ def test_reference_net_lends_the_normed_inputs_of_self_attention():
     random = np.random.default_rng(1)
     x = random.normal(size=(2, 7, 6, TWO_LEVELS.in_channels)).astype(np.float32)
     token = random.normal(size=(2, TWO_LEVELS.cross_attention_dim)).astype(np.float32)
-    with torch.no_grad():
-        theirs(to_torch(x[:, None]), 0, torch.from_numpy(token)[:, None])
+    theirs(to_torch(x[:, None]), 0, torch.from_numpy(token)[:, None])
 
     lent = jax.jit(lambda model, *inputs: model(*inputs))(ours, x, jnp.zeros(2), token)
     assert lent.keys() == expected.keys() and len(lent) == 7
@@ -125,7 +131,7 @@ def test_reference_net_lends_the_normed_inputs_of_self_attention():
 @pytest.fixture(scope="module")
 def clip() -> tuple:
     """A UNet with temporal layers, all weights random, and inputs: two characters, three frames."""
-    config = dataclasses.replace(TWO_LEVELS, block_out_channels=(16, 24))
+    config = dataclasses.replace(TWO_LEVELS, block_out_channels=(16,), attention_levels=(True,))
     graphdef, abstract = P.split(nnx.eval_shape(lambda: UNet(config, rngs=P.Keys(jax.random.key(0)))))
     random = np.random.default_rng(2)
 

@@ -24,8 +24,15 @@ SD15 = json.loads(gzip.decompress((pathlib.Path(__file__).parents[1] / "golden/k
 @pytest.fixture(scope="module")
 def abstract() -> dict:
     """A small UNet with temporal layers."""
-    config = UNetConfig(block_out_channels=(8, 16), attention_levels=(True, False), layers_per_block=1,
-                        num_attention_heads=2, cross_attention_dim=6, norm_num_groups=4, motion_norm_num_groups=4)  # fmt: skip
+    config = UNetConfig(
+        block_out_channels=(8, 16),
+        attention_levels=(True, False),
+        layers_per_block=1,
+        num_attention_heads=2,
+        cross_attention_dim=6,
+        norm_num_groups=4,
+        motion_norm_num_groups=4,
+    )
     return P.split(nnx.eval_shape(lambda: UNet(config, rngs=P.Keys(jax.random.key(0)))))[1]
 
 
@@ -95,7 +102,8 @@ def test_missing_key_is_named_with_its_nearest(abstract, state_dict):
 def test_many_missing_keys_are_counted_on_one_line(abstract, state_dict):
     kept = {key: array for key, array in state_dict.items() if "motion_modules" not in key}
     count = len(state_dict) - len(kept)
-    with pytest.raises(UserError, match=rf"^unet\.pth does not fit the model: {count} missing: .* and {count - 3} more$"):
+    message = rf"^unet\.pth does not fit the model: {count} missing: .* and {count - 3} more$"
+    with pytest.raises(UserError, match=message):
         from_torch(kept, abstract, source="unet.pth")
 
 

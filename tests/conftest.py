@@ -1,0 +1,68 @@
+"""The model of the presets' own classes at a size that compiles in seconds, and a checkpoint of it."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from animate_jax.config import (
+    ImageEncoderConfig,
+    ModelConfig,
+    PoseGuiderConfig,
+    Preset,
+    SamplingConfig,
+    ScheduleConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from animate_jax.models import params as P
+from animate_jax.weights import checkpoint
+
+MICRO = Preset(
+    "micro",
+    ModelConfig(
+        unet=UNetConfig(
+            in_channels=4, out_channels=4, block_out_channels=(8,), attention_levels=(True,),
+            layers_per_block=1, num_attention_heads=2, cross_attention_dim=8, norm_num_groups=4,
+            position_embedding=True, motion_max_length=8, motion_num_attention_heads=2, motion_norm_num_groups=4,
+        ),
+        vae=VAEConfig(latent_channels=4, block_out_channels=(4, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
+                      scaling_factor=1.0),
+        image_encoder=ImageEncoderConfig(image_size=16, patch_size=8, hidden_size=16, intermediate_size=32,
+                                         num_hidden_layers=1, num_attention_heads=2, projection_dim=8),
+        pose_guider=PoseGuiderConfig(block_out_channels=(4, 4, 8, 8), conditioning_channels=8),
+        reference_pose_guider=True,
+    ),
+    ScheduleConfig(prediction="x0"),
+    SamplingConfig(48, 64, steps=2, guidance=2.0, window=4, overlap=1, shared_noise=True, pose_style="tiny", fps=10.0),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def micro() -> Preset:
+    return MICRO
+
+
+@pytest.fixture(scope="session")
+def micro_params() -> P.Params:
+    """Random parameters of a sensible size. None is zero, so poses and neighbouring frames change the result."""
+    random = np.random.default_rng(0)
+    params = {}
+    for path, leaf in P.abstract(MICRO.model)[1].items():
+        array = random.normal(size=leaf.shape)
+        if path.endswith("kernel"):
+            array /= np.sqrt(array[..., 0].size)
+        else:
+            array = 0.1 * array + path.endswith("scale")
+        params[path] = jnp.asarray(array, leaf.dtype)
+    return params
+
+
+@pytest.fixture(scope="session")
+def micro_checkpoint(tmp_path_factory, micro_params) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("checkpoints") / "micro"
+    checkpoint.save(path, micro_params, MICRO)
+    return path

@@ -1,0 +1,118 @@
+"""The sampling loop, with denoisers that are known in closed form."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from animate_jax.config import SamplingConfig, ScheduleConfig
+from animate_jax.diffusion.sampling import evaluations, initial_noise, sample
+from animate_jax.diffusion.schedule import make_schedule
+from animate_jax.diffusion.windows import windows
+from animate_jax.errors import UserError
+
+SHAPE = (1, 7, 4, 3, 2)  # B, F, h, w, C
+OPTIONS = SamplingConfig(steps=5, guidance=1.0, window=4, overlap=2)
+CLEAN = jax.random.normal(jax.random.key(1), SHAPE)
+NOISE = initial_noise(jax.random.key(0), SHAPE, shared=False)
+
+
+def perfect(schedule):
+    """Knows the clean clip, and that x_t lies between it and NOISE."""
+
+    def denoise(x, t, frames):
+        clean = jnp.broadcast_to(CLEAN[:, frames], x.shape)
+        noise = jnp.broadcast_to(NOISE[:, frames], x.shape)
+        return schedule.target(clean, noise, t.astype(jnp.int32))
+
+    return denoise
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("prediction", ["x0", "v", "epsilon"])
+def test_a_perfect_denoiser_returns_the_clean_clip(prediction, guidance):
+    config = ScheduleConfig(prediction=prediction, zero_terminal_snr=prediction != "epsilon")
+    schedule = make_schedule(config)
+    start = schedule.add_noise(CLEAN, NOISE, np.full((1, 1), 999))
+    options = dataclasses.replace(OPTIONS, guidance=guidance)
+    result = sample(perfect(schedule), start, schedule, options)
+    np.testing.assert_allclose(result, CLEAN, atol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [1, 4, 7, 12])
+@pytest.mark.parametrize("closed_loop", [False, True])
+def test_every_window_is_denoised_once_per_step(frames, closed_loop):
+    schedule = make_schedule(ScheduleConfig(prediction="x0"))
+    options = dataclasses.replace(OPTIONS, closed_loop=closed_loop)
+    seen, progress = [], []
+
+    def denoise(x, t, chunk):
+        seen.append((int(t[0, 0]), chunk.tolist()))
+        assert x.shape[1] == len(chunk) and t.shape == (1, 1)
+        return x
+
+    result = sample(denoise, jnp.ones((1, frames, 2, 2, 1)), schedule, options, lambda: progress.append(1))
+    expected = [(t, chunk) for t in (999, 799, 599, 399, 199) for chunk in windows(frames, 4, 2, closed_loop)]
+    assert seen == expected
+    assert len(progress) == len(seen) == evaluations(frames, options)
+    assert result.shape == (1, frames, 2, 2, 1)
+
+
+def test_overlapping_windows_are_averaged_and_the_rest_is_not_touched():
+    """Window n says n: one step of x0 prediction to the end returns the blended prediction itself."""
+    schedule = make_schedule(ScheduleConfig(prediction="x0"))
+    chunks = windows(7, 4, 2)
+    assert chunks == [[0, 1, 2, 3], [2, 3, 4, 5], [3, 4, 5, 6]]
+    number = {tuple(chunk): n for n, chunk in enumerate(chunks)}
+
+    def denoise(x, t, frames):
+        return jnp.full(x.shape, float(number[tuple(frames.tolist())]))
+
+    result = sample(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, steps=1))
+    expected = [0, 0, (0 + 1) / 2, (0 + 1 + 2) / 3, (1 + 2) / 2, (1 + 2) / 2, 2]
+    np.testing.assert_allclose(result[0, :, 0, 0, 0], expected, atol=1e-6)
+    assert np.ptp(result, axis=(2, 3, 4)).max() < 1e-6
+
+
+@pytest.mark.parametrize("scale, expected", [(1.5, 1 + 1.5 * 2), (4.0, 1 + 4.0 * 2)])
+def test_guidance_starts_from_the_unconditional_half(scale, expected):
+    """Rows are [unconditional, conditional]; they say 1 and 3."""
+    schedule = make_schedule(ScheduleConfig(prediction="x0"))
+
+    def denoise(x, t, frames):
+        np.testing.assert_array_equal(x[0], x[1])
+        assert t.shape == (2, 1)
+        return jnp.stack([jnp.full(x.shape[1:], 1.0), jnp.full(x.shape[1:], 3.0)])
+
+    result = sample(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, steps=1, guidance=scale))
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_without_guidance_only_the_conditional_half_is_computed(scale):
+    schedule = make_schedule(ScheduleConfig(prediction="x0"))
+
+    def denoise(x, t, frames):
+        assert x.shape[0] == t.shape[0] == 1
+        return x
+
+    sample(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, guidance=scale))
+
+
+def test_shared_noise_is_the_same_for_every_frame_and_differs_between_clips():
+    noise = initial_noise(jax.random.key(0), (2, *SHAPE[1:]), shared=True)
+    assert noise.shape == (2, *SHAPE[1:])
+    np.testing.assert_array_equal(noise, jnp.broadcast_to(noise[:, :1], noise.shape))
+    assert np.abs(noise[0] - noise[1]).max() > 0.1
+    own = initial_noise(jax.random.key(0), SHAPE, shared=False)
+    assert np.abs(own[:, 1:] - own[:, :-1]).max() > 0.1
+    assert abs(float(own.mean())) < 0.3 and abs(float(own.std()) - 1) < 0.3
+
+
+@pytest.mark.parametrize("field", [{"steps": 0}, {"overlap": 4}])
+def test_impossible_options(field):
+    schedule = make_schedule(ScheduleConfig(prediction="x0"))
+    with pytest.raises(UserError):
+        sample(lambda x, t, frames: x, NOISE, schedule, dataclasses.replace(OPTIONS, **field))

@@ -1,0 +1,241 @@
+"""The losses, with predictors that are known in closed form, and the pure step around them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from animate_jax.config import DataConfig, DiffusionLossConfig, TrainConfig, VAELossConfig
+from animate_jax.diffusion.losses import loss_weight
+from animate_jax.diffusion.schedule import make_schedule
+from animate_jax.errors import UserError
+from animate_jax.models import params as P
+from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.models.vae import AutoencoderKL
+from animate_jax.training import step
+from animate_jax.training.state import make_state
+
+CLIPS, FRAMES = 2, 4
+KEY = jax.random.key(0)
+STAGE1, STAGE2 = (TrainConfig(stage=stage, output="runs/test") for stage in ("stage1", "stage2"))
+
+
+def with_loss(config, **options):
+    return dataclasses.replace(config, loss=DiffusionLossConfig(**options))
+
+
+def predicting(preset, prediction):
+    schedule = dataclasses.replace(preset.schedule, prediction=prediction, zero_terminal_snr=prediction != "epsilon")
+    return dataclasses.replace(preset, schedule=schedule)
+
+
+@pytest.fixture(scope="module")
+def model(micro, micro_params):
+    return P.merge(P.abstract(micro.model)[0], micro_params)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    random = np.random.default_rng(0)
+
+    def pictures(*shape):
+        return jnp.asarray(random.integers(0, 256, shape), jnp.uint8)
+
+    return {
+        "reference": pictures(CLIPS, 64, 48, 3),
+        "reference_pose": pictures(CLIPS, 64, 48, 3),
+        "clip_pixels": jnp.zeros((CLIPS, 16, 16, 3)),
+        "frames": pictures(CLIPS, FRAMES, 64, 48, 3),
+        "poses": pictures(CLIPS, FRAMES, 64, 48, 3),
+        "masks": jnp.zeros((CLIPS, FRAMES, 64, 48), jnp.uint8).at[:, :, :, :24].set(255),
+    }
+
+
+class Watched:
+    """Puts a predictor in the model's place, keeps what it was asked, and knows the latents."""
+
+    def __init__(self, monkeypatch, preset):
+        self.schedule, self.error = make_schedule(preset.schedule), 0.0
+        latents = jax.random.normal(jax.random.key(5), (CLIPS, 1 + FRAMES, 8, 6, 4))
+        self.x0 = latents[:, 1:]
+        monkeypatch.setattr(step, "encode", lambda vae, pictures, key: latents)
+        monkeypatch.setattr(AnimateAnyone, "condition", self.condition)
+        monkeypatch.setattr(AnimateAnyone, "denoise", self.denoise)
+
+    def condition(self, reference, clip_pixels, reference_pose, keep):
+        self.keep = keep
+        return {}
+
+    def denoise(self, x_t, t, conditioning, pose, temporal):
+        self.t, self.temporal = t, temporal
+        times = jnp.broadcast_to(t.astype(jnp.int32), (CLIPS, FRAMES))
+        signal, sigma = self.schedule._signal_and_noise(x_t, times)
+        self.noise = (x_t - signal * self.x0) / sigma
+        self.target = self.schedule.target(self.x0, self.noise, times)
+        return self.target + self.error
+
+
+@pytest.mark.parametrize("config", [STAGE1, STAGE2], ids=["stage1", "stage2"])
+@pytest.mark.parametrize("prediction", ["x0", "v", "epsilon"])
+def test_the_perfect_predictor_has_no_loss(config, prediction, micro, model, batch, monkeypatch):
+    preset = predicting(micro, prediction)
+    watched = Watched(monkeypatch, preset)
+    loss = step.diffusion_loss(with_loss(config, weighting="min_snr", person=2.0, noise_offset=0.05), preset)
+    value, metrics = loss(model, batch, KEY)
+    assert value < 1e-4 and metrics["mse"] < 1e-4
+    assert abs(watched.noise.std() - 1) < 0.1  # it was asked about noisy latents
+    watched.error = 0.5
+    value, metrics = loss(model, batch, KEY)
+    assert value > 1e-3 and metrics["mse"] == pytest.approx(0.25, rel=1e-3)
+
+
+def test_stage_1_gives_every_frame_its_own_time_and_skips_the_temporal_layers(micro, model, batch, monkeypatch):
+    watched = Watched(monkeypatch, micro)
+    step.diffusion_loss(STAGE1, micro)(model, batch, KEY)
+    assert watched.temporal is False and watched.t.shape == (CLIPS, FRAMES)
+    # stratified: one time in every eighth of the noise levels
+    assert sorted((watched.t.ravel() // 125).tolist()) == list(range(8))
+
+
+def test_stage_2_gives_every_clip_one_time_and_runs_the_temporal_layers(micro, model, batch, monkeypatch):
+    watched = Watched(monkeypatch, micro)
+    step.diffusion_loss(STAGE2, micro)(model, batch, KEY)
+    assert watched.temporal is True and watched.t.shape == (CLIPS, 1)
+    assert sorted((watched.t.ravel() // 500).tolist()) == [0, 1]
+
+
+@pytest.mark.parametrize("config, shared", [(STAGE2, True), (STAGE2, False), (STAGE1, True)])
+def test_noise_is_shared_by_the_frames_of_a_clip_only_if_asked_and_only_in_stage_2(
+    config, shared, micro, model, batch, monkeypatch
+):
+    watched = Watched(monkeypatch, micro)
+    step.diffusion_loss(with_loss(config, shared_noise=shared), micro)(model, batch, KEY)
+    spread = np.abs(watched.noise - watched.noise[:, :1]).max()
+    assert spread < 1e-2 if shared and config is STAGE2 else spread > 1
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_condition_dropout(dropout, micro, model, batch, monkeypatch):
+    watched = Watched(monkeypatch, micro)
+    step.diffusion_loss(with_loss(STAGE1, condition_dropout=dropout), micro)(model, batch, KEY)
+    assert watched.keep.tolist() == [dropout == 0.0] * CLIPS
+
+
+def test_the_person_counts_more(micro, model, batch, monkeypatch):
+    """The person is the left half. Weight 1 + 2 there and 1 elsewhere, scaled to mean 1: 1.5 and 0.5."""
+    watched = Watched(monkeypatch, micro)
+    loss = step.diffusion_loss(with_loss(STAGE1, person=2.0), micro)
+    left = jnp.zeros(watched.x0.shape).at[:, :, :, :3].set(1.0)
+    for error, expected in ((left, 1.5 / 2), (1 - left, 0.5 / 2)):
+        watched.error = error
+        assert loss(model, batch, KEY)[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_weighting_is_that_of_each_samples_own_time(micro, model, batch, monkeypatch):
+    watched = Watched(monkeypatch, micro)
+    watched.error = 1.0
+    value, metrics = step.diffusion_loss(with_loss(STAGE1, weighting="x0"), micro)(model, batch, KEY)
+    weights = loss_weight(watched.schedule, watched.t.ravel().astype(jnp.int32), "x0")
+    assert np.ptp(weights) > 1
+    assert value == pytest.approx(float(weights.mean()), rel=1e-4)
+    assert metrics["mse"] == pytest.approx(1, rel=1e-4)  # reported without weight
+
+
+def test_errors_are_reported_by_noise_level(micro, model, batch, monkeypatch):
+    """Two clips of stage 2 hit two of the four quarters; the others say that they have no number."""
+    watched = Watched(monkeypatch, micro)
+    watched.error = jnp.array([1.0, 2.0]).reshape(2, 1, 1, 1, 1)
+    _, metrics = step.diffusion_loss(STAGE2, micro)(model, batch, KEY)
+    expected = dict.fromkeys(range(4), np.nan)
+    for quarter, error in zip((watched.t.ravel() // 250).astype(int).tolist(), (1.0, 4.0), strict=True):
+        expected[quarter] = error
+    found = [metrics[f"mse_q{q}"] for q in range(4)]
+    np.testing.assert_allclose(found, list(expected.values()), rtol=1e-4)
+
+
+def test_more_frames_than_the_temporal_layers_take(micro):
+    config = dataclasses.replace(STAGE2, data=DataConfig(frames=9))
+    with pytest.raises(UserError, match="--data.frames 9: .* at most 8"):
+        step.diffusion_loss(config, micro)
+    step.diffusion_loss(dataclasses.replace(STAGE1, data=DataConfig(frames=9)), micro)
+
+
+def test_latents_are_drawn_from_the_scaled_posterior(model, monkeypatch):
+    mean, log_variance = jnp.full((6, 8, 6, 4), 3.0), jnp.full((6, 8, 6, 4), 2 * np.log(0.5))
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda self, pictures: (mean, log_variance))
+    vae = model.vae
+    monkeypatch.setattr(vae, "config", dataclasses.replace(vae.config, scaling_factor=0.2))
+    latents = step.encode(vae, jnp.zeros((2, 3, 64, 48, 3)), KEY)
+    assert latents.shape == (2, 3, 8, 6, 4)
+    assert latents.mean() == pytest.approx(0.6, abs=0.01) and latents.std() == pytest.approx(0.1, abs=0.01)
+
+
+VAE = TrainConfig(stage="vae", output="runs/test", vae_loss=VAELossConfig(crop=16, mse=2.0, perceptual=3.0, kl=0.1))
+
+
+@pytest.mark.parametrize("error, mean, sigma", [(0.0, 0.0, 1.0), (0.5, 0.0, 1.0), (0.0, 2.0, 0.5)])
+def test_the_autoencoders_loss(error, mean, sigma, model, batch, monkeypatch):
+    """A decoder that is off by `error` everywhere and an encoder that says N(mean, sigma), 4 channels."""
+    seen = []
+
+    def encode(self, images):
+        seen.append(images)
+        shape = (len(images), 2, 2, 4)
+        return jnp.full(shape, mean), jnp.full(shape, 2 * jnp.log(sigma))
+
+    monkeypatch.setattr(AutoencoderKL, "encode", encode)
+    monkeypatch.setattr(AutoencoderKL, "decode", lambda self, latents: seen[-1] + error)
+    perceptual = lambda a, b: jnp.full(len(a), 7.0) * jnp.abs(a - b).mean((1, 2, 3))  # noqa: E731
+    value, metrics = step.vae_loss(VAE, perceptual)(model, batch, KEY)
+    assert seen[0].shape == (CLIPS * FRAMES, 16, 16, 3)
+    kl = 4 * (0.5 * (mean**2 + sigma**2 - 1) - np.log(sigma))  # of two normal distributions, per position
+    assert metrics["l1"] == pytest.approx(error, abs=1e-6) and metrics["mse"] == pytest.approx(error**2, abs=1e-6)
+    assert metrics["kl"] == pytest.approx(kl, abs=1e-5)
+    assert value == pytest.approx(error + 2 * error**2 + 3 * 7 * error + 0.1 * kl, abs=1e-5)
+    if error:
+        assert metrics["psnr"] == pytest.approx(10 * np.log10(4 / 0.25), rel=1e-5)  # [-1, 1]: the peak is 2
+
+
+def test_crops_are_pieces_of_their_pictures_on_the_grid():
+    rows, columns = np.mgrid[:64, :48]
+    picture = np.stack([rows, columns, 0 * rows], -1).astype(np.float32)
+    images = jnp.asarray(np.stack([picture + [0, 0, i] for i in range(30)]), jnp.float32)
+    cut = np.asarray(step.crops(images, 16, 8, KEY))
+    corners = cut[:, 0, 0, :2].astype(int)
+    for i, (y, x) in enumerate(corners):
+        np.testing.assert_array_equal(cut[i], images[i, y : y + 16, x : x + 16])
+    assert {y for y, _ in corners} == set(range(0, 49, 8)) and {x for _, x in corners} == set(range(0, 33, 8))
+
+
+@pytest.mark.parametrize("size", [0, 12, 56])
+def test_impossible_crops(size):
+    with pytest.raises(UserError, match=f"--vae-loss.crop {size}: must be a multiple of 8, at most 48"):
+        step.crops(jnp.zeros((1, 64, 48, 3)), size, 8, KEY)
+
+
+def test_a_step_moves_only_what_is_trained_and_draws_new_noise_each_time(micro, micro_params):
+    """Gradient descent on a loss that pulls one bias towards the drawn number; every other parameter is frozen."""
+
+    def loss(model, batch, key):
+        drawn = jax.random.normal(key)
+        bias = model.vae.quant_conv.bias[...]
+        return 0.5 * jnp.square(bias - drawn).sum(), {"drawn": drawn}
+
+    tx = optax.sgd(0.25)
+    state = make_state(micro_params, r"vae\.quant_conv\.bias", tx, ema=True)
+    apply = jax.jit(step.make_step(P.abstract(micro.model)[0], loss, tx, ema=0.999))
+    first, metrics = apply(state, {}, KEY)
+    second, later = apply(first, {}, KEY)
+    name = "vae.quant_conv.bias"
+    before, after = state["trainable"][name], first["trainable"][name]
+    np.testing.assert_allclose(after, before + 0.25 * (metrics["drawn"] - before), rtol=1e-5, atol=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(float(jnp.linalg.norm(before - metrics["drawn"])), rel=1e-5)
+    assert metrics["drawn"] != later["drawn"] and metrics["drawn"] == apply(state, {}, KEY)[1]["drawn"]
+    assert int(second["step"]) == 2
+    np.testing.assert_allclose(first["ema"][name], 0.1 * before + 0.9 * after, rtol=1e-5, atol=1e-6)
+    assert first["frozen"].keys() == micro_params.keys() - {name}
+    for path, array in first["frozen"].items():
+        np.testing.assert_array_equal(array, micro_params[path], err_msg=path)
