@@ -74,8 +74,9 @@ def animate(args: Arguments) -> None:
     )  # fmt: skip
     animation.save(args.output)
     animation.save_contact_sheet(sheet)
-    seconds = time.monotonic() - started
-    print(f"{len(animation.frames)} frames in {seconds:.0f} s: {args.output} (contact sheet: {sheet})")
+    print(
+        f"{len(animation.frames)} frames in {time.monotonic() - started:.0f} s: {args.output} (contact sheet: {sheet})"
+    )
 
 
 if __name__ == "__main__":

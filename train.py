@@ -24,12 +24,18 @@ def main(arguments: list[str]) -> int:
     try:
         if not os.path.isfile(arguments[0]):
             raise UserError(f"{arguments[0]}: no such configuration; see configs/")
-        default = runpy.run_path(arguments[0])["get_config"]()
+        names = runpy.run_path(arguments[0])
+        if "get_config" not in names:
+            raise UserError(f"{arguments[0]}: has no get_config(); see configs/")
+        default = names["get_config"]()
         config = tyro.cli(TrainConfig, default=default, args=arguments[1:], prog=f"train.py {arguments[0]}")
         train(config)
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the last checkpoint is intact", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -36,7 +36,7 @@ EXAMPLE = pathlib.Path(__file__).parent / "assets" / "example"  # reference.png 
 KEYPOINT_FILES = (".json", ".npz")
 DECODE_CHUNK = 8  # frames decoded at once
 
-Picture = UInt8[np.ndarray, "height width 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]  # a reference and its cut differ in size
 Pictures = UInt8[np.ndarray, "frames height width 3"]
 
 

@@ -14,7 +14,7 @@ def get_config() -> TrainConfig:
         output="runs/tiny_stage1",
         init="runs/tiny_vae",
         trainable=r"(?!vae\.)(?!.*motion_modules)",
-        steps=2800,
+        steps=2900,
         data=DataConfig(batch=4, frames=4),
         optim=OptimConfig(learning_rate=7e-4, warmup=100, decay="cosine", betas=(0.9, 0.99)),
         loss=DiffusionLossConfig(weighting="x0", person=2.0),

@@ -25,15 +25,15 @@ MICRO = Preset(
     "micro",
     ModelConfig(
         unet=UNetConfig(
-            in_channels=4, out_channels=4, block_out_channels=(8,), attention_levels=(True,),
+            in_channels=4, out_channels=4, block_out_channels=(8,), attention_levels=(False,),
             layers_per_block=1, num_attention_heads=2, cross_attention_dim=8, norm_num_groups=4,
             position_embedding=True, motion_max_length=8, motion_num_attention_heads=2, motion_norm_num_groups=4,
         ),
-        vae=VAEConfig(latent_channels=4, block_out_channels=(4, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
+        vae=VAEConfig(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=4,
                       scaling_factor=1.0),
         image_encoder=ImageEncoderConfig(image_size=16, patch_size=8, hidden_size=16, intermediate_size=32,
                                          num_hidden_layers=1, num_attention_heads=2, projection_dim=8),
-        pose_guider=PoseGuiderConfig(block_out_channels=(4, 4, 8, 8), conditioning_channels=8),
+        pose_guider=PoseGuiderConfig(block_out_channels=(4, 4, 8), conditioning_channels=8),
         reference_pose_guider=True,
     ),
     ScheduleConfig(prediction="x0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -89,5 +90,12 @@ def batches(data: DataConfig, preset: Preset, process: int = 0, processes: int =
     stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if data.workers:
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, and we parse with tyro
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=4))
+        options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=4)
+        stream = stream.mp_prefetch(options, worker_init_fn=leave_group)
     return iter(stream)
+
+
+def leave_group(worker: int, workers: int) -> None:
+    """Ctrl-C and `timeout` signal a whole process group. Workers that ended then would take the training process, which
+    wants to finish its step and save, with them."""
+    os.setpgrp()

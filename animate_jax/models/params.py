@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -49,6 +50,7 @@ class Keys(nnx.Rngs):
         return self.keys[next(self.indices)]
 
 
+@functools.cache  # a pipeline, its checkpoint and a training run ask for the same
 def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
     """Structure and shapes of the whole model without memory for its arrays."""
     return split(nnx.eval_shape(lambda: AnimateAnyone(config, rngs=Keys(jax.random.key(0)))))

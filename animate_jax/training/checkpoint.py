@@ -59,8 +59,8 @@ class Checkpoints:
             loaded = self._orbax.load_checkpointables(latest.step, items)
         except Exception as error:  # Orbax raises many kinds; all mean the files are not what they should be
             raise UserError(
-                f"{self._orbax.directory / str(latest.step)}: this run cannot go on ({type(error).__name__}): damaged, or "
-                "started with other options; choose another --output"
+                f"{self._orbax.directory / str(latest.step)}: this run cannot go on ({type(error).__name__}): its "
+                "checkpoint is damaged, or it was started with other options: choose another --output"
             ) from error
         params = loaded["params"]
         return {

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -68,6 +67,7 @@ def run(config: TrainConfig, preset: Preset, loss: Loss, data: Iterator[Any]) ->
                 waited += time.monotonic() - before
                 state, metrics = step_fn(state, batch, key)
                 window.append(metrics)
+                jax.block_until_ready(window[-2:][0])  # the step before this one, so that the bar tells the truth
                 bar.update()
                 last = stop.asked or done == config.steps
                 save = last or done % config.save_every == 0
@@ -97,7 +97,7 @@ def starting_params(config: TrainConfig, preset: Preset) -> P.Params:
 
 
 def summarise(window: list[dict[str, jax.Array]], first: int, output: str) -> dict[str, float]:
-    """Every metric's mean over the steps that have it (NaN: no sample of the batch had that noise level).
+    """Every metric's mean over the steps that have it. NaN stands for none, as with noise levels that were not drawn.
 
     Raises:
         UserError: loss or gradient of a step, counted from `first`, is not finite.
@@ -107,10 +107,10 @@ def summarise(window: list[dict[str, jax.Array]], first: int, output: str) -> di
     if not finite.all():
         bad = int(finite.argmin())
         raise UserError(
-            f"{output}: loss {values['loss'][bad]}, gradient {values['grad_norm'][bad]} at step {first + bad}; the last "
-            "checkpoint is intact: lower --optim.learning-rate or look at the data"
+            f"{output}: loss {values['loss'][bad]}, gradient {values['grad_norm'][bad]} at step {first + bad}; "
+            "the last checkpoint is intact: lower --optim.learning-rate or look at the data"
         )
-    return {name: float(jnp.nanmean(value)) for name, value in values.items()}
+    return {name: float(np.nanmean(value)) for name, value in values.items() if not np.isnan(value).all()}
 
 
 class Interrupt:

@@ -1,6 +1,8 @@
 """The loader: batches of the right form, the same for the same number, dealt out to processes, resumable."""
 
 import dataclasses
+import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -136,3 +138,14 @@ def test_the_position_resumes_exactly(micro, numbers):
 def test_impossible_options(micro, data, processes):
     with pytest.raises(UserError, match=r"^(--data\.|mocap_people: ).*(must be|choose)"):
         batches(data, micro, 0, processes)
+
+
+def test_a_worker_makes_the_same_batches_and_misses_ctrl_c(micro):
+    """A terminal's Ctrl-C goes to a process group; the training process must outlive it to save."""
+    stream = batches(dataclasses.replace(FRAMES, workers=1), micro)
+    expected = batches(FRAMES, micro)
+    for _ in range(2):
+        assert_equal(next(stream), next(expected))
+    groups = {os.getpgid(child.pid) for child in multiprocessing.active_children()}
+    assert groups and os.getpgrp() not in groups
+    stream.close()

@@ -146,6 +146,8 @@ def test_a_portrait_ignores_points_that_are_not_seen():
     assert portrait(hidden, CANVAS, 0.75) == portrait(dataclasses.replace(hidden, body=body), CANVAS, 0.75)
 
 
-@pytest.mark.parametrize("aspect, expected", [(0.5, (0, 0, 100, 200)), (1.0, (0, 50, 100, 150)), (0.25, (25, 0, 75, 200))])
+@pytest.mark.parametrize(
+    "aspect, expected", [(0.5, (0, 0, 100, 200)), (1.0, (0, 50, 100, 150)), (0.25, (25, 0, 75, 200))]
+)
 def test_the_portrait_of_nobody_is_the_largest_centred_cut(aspect, expected):
     assert portrait(Keypoints.missing(), CANVAS, aspect) == pytest.approx(expected)

@@ -16,6 +16,7 @@ import pytest
 
 from animate_jax.config import DataConfig, OptimConfig, TrainConfig, VAELossConfig
 from animate_jax.errors import UserError
+from animate_jax.models import params as P
 from animate_jax.training.loop import Interrupt, run
 from animate_jax.training.state import sampling_params
 from animate_jax.training.step import diffusion_loss, vae_loss
@@ -26,9 +27,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(tmp_path_factory):
-    """`run` compiles its step anew at every call; here most calls share it."""
+    """`run` compiles its step anew at every call; here most calls share it, and it need not be fast."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", None)
 
 
@@ -120,7 +123,7 @@ def test_the_run_can_be_sampled_from(config, micro):
     state = run(config, micro, pull, Numbers())
     params, preset = checkpoint.load(config.output)
     assert preset == micro
-    assert_equal(params, {path: params_of for path, params_of in sorted(sampling_params(state).items())})
+    assert_equal(params, sampling_params(state))
     assert not np.array_equal(params[TRAINED], state["trainable"][TRAINED])  # averaged
 
 
@@ -146,13 +149,11 @@ def test_logs_and_checkpoints_come_when_they_should(config, micro):
 
 def test_every_checkpoint_holds_the_state_of_its_own_step(config, micro, tmp_path):
     """Saving happens in the background, while the next step reuses the memory of the state."""
-    every = changed(config, save_every=1)
-    run(every, micro, pull, Numbers())
-    for step in (1, 4):
-        alone = changed(config, output=str(tmp_path / f"until {step}"))
-        state = run(alone, micro, pull, Numbers(stop=step))
-        stored, _ = checkpoint.load(Path(every.output) / "checkpoints" / str(step))
-        np.testing.assert_array_equal(stored[TRAINED], state["ema"][TRAINED])
+    state = run(changed(config, output=str(tmp_path / "alone")), micro, pull, Numbers(stop=2))
+    run(changed(config, steps=4, save_every=1), micro, pull, Numbers())
+    assert saved(config) == [1, 2, 3, 4]
+    stored, _ = checkpoint.load(Path(config.output) / "checkpoints" / "2")
+    np.testing.assert_array_equal(stored[TRAINED], state["ema"][TRAINED])
 
 
 def test_nan_is_noticed_before_it_is_saved(config, micro):
@@ -215,11 +216,13 @@ def test_a_damaged_run_cannot_go_on(config, micro):
     assert "checkpoints/2: this run cannot go on" in refusal(config, micro, pull, Numbers())
 
 
-def test_fresh_weights(config, micro, micro_params):
-    state = run(changed(config, init=None, steps=1), micro, pull, Numbers())
-    assert sampling_params(state).keys() == micro_params.keys()
-    assert not state["frozen"]["denoising_unet.conv_in.kernel"].shape == ()
-    assert np.abs(state["frozen"]["denoising_unet.conv_in.kernel"]).max() > 0
+def test_without_a_checkpoint_the_weights_are_fresh(config, micro, micro_params, monkeypatch):
+    fresh = {path: 2 * array for path, array in jax.device_get(micro_params).items()}
+    asked = []
+    monkeypatch.setattr(P, "initialise", lambda *arguments: asked.append(arguments) or fresh)
+    state = run(changed(config, init=None, seed=7, steps=1), micro, pull, Numbers())
+    assert asked == [(micro.model, 7)]
+    assert_equal(state["frozen"], {path: fresh[path] for path in state["frozen"]})
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,26 @@ def test_only_the_first_interrupt_is_a_wish(number):
         signal.signal(number, before)
 
 
-# The stages, with the configurations that are trained with. The steps of one stage share one compiled step.
+def test_rendered_people_resume_exactly(config, micro, tmp_path):
+    """With the real loader, whose position is more than a number."""
+    pytest.importorskip("numba")
+    from animate_jax.data.pipeline import batches
+
+    def pull_to_frames(model, batch, key):
+        return pull(model, {"number": batch["frames"].astype(jnp.float32)}, key)
+
+    optim = dataclasses.replace(config.optim, decay="constant")
+    config = changed(config, log_every=1, data=DataConfig(batch=2, frames=2, span=6, workers=0), optim=optim)
+    straight = run(config, micro, pull_to_frames, batches(config.data, micro))
+    halves = changed(config, output=str(tmp_path / "halves"))
+    run(changed(halves, steps=3), micro, pull_to_frames, batches(config.data, micro))
+    resumed = run(halves, micro, pull_to_frames, batches(config.data, micro))
+    numbers = [line["number"] for line in log(config)]
+    assert [line["number"] for line in log(halves)] == numbers and len(set(numbers)) == 6
+    assert_equal(resumed, straight)
+
+
+# The stages, with the configurations that are trained with.
 
 
 @pytest.fixture
@@ -263,7 +285,7 @@ def stage(tmp_path, micro_checkpoint):
 
     def make(name, **fields):
         config = runpy.run_path(str(ROOT / "configs" / f"tiny_{name}.py"))["get_config"]()
-        optim = dataclasses.replace(config.optim, learning_rate=5e-3, warmup=1, decay="constant")
+        optim = dataclasses.replace(config.optim, learning_rate=1e-2, warmup=1, decay="constant", ema=0.0)
         data = dataclasses.replace(config.data, batch=2, frames=2, workers=0, span=6)
         small = {"output": str(tmp_path / name), "init": str(micro_checkpoint), "log_every": 1, "save_every": 100}
         return dataclasses.replace(config, optim=optim, data=data, **small | fields)
@@ -295,6 +317,9 @@ class Same(Iterator):
     async def save(self, directory):
         return await Numbers().save(directory)
 
+    async def load(self, directory):
+        raise NotImplementedError
+
 
 @pytest.fixture(scope="module")
 def batch():
@@ -310,37 +335,23 @@ def batch():
     }
 
 
-def test_stage_1_resumes_exactly_on_rendered_people(stage, micro, micro_params, tmp_path):
-    pytest.importorskip("numba")
-    from animate_jax.data.pipeline import batches
-
-    config = stage("stage1", steps=4)
-    straight = run(config, micro, diffusion_loss(config, micro), batches(config.data, micro))
-    halves = changed(config, steps=2, output=str(tmp_path / "halves"))
-    run(halves, micro, diffusion_loss(config, micro), batches(config.data, micro))
-    halves = changed(halves, steps=4)
-    resumed = run(halves, micro, diffusion_loss(config, micro), batches(config.data, micro))
-    assert_equal(resumed, straight)
-    assert losses(halves) == losses(config)
-    assert_only_moved(resumed, micro_params, lambda path: "motion_modules" not in path and not path.startswith("vae."))
-
-
-def test_stage_1_learns_one_batch(stage, micro, batch):
-    config = stage("stage1", steps=60)
-    run(config, micro, diffusion_loss(config, micro), Same(batch))
-    assert np.mean(losses(config)[-10:]) < 0.5 * np.mean(losses(config)[:10])
+def test_stage_1_learns_one_batch(stage, micro, micro_params, batch):
+    config = stage("stage1", steps=50)
+    state = run(config, micro, diffusion_loss(config, micro), Same(batch))
+    assert_only_moved(state, micro_params, lambda path: "motion_modules" not in path and not path.startswith("vae."))
+    assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])
 
 
 def test_stage_2_learns_one_batch_and_moves_no_spatial_weight(stage, micro, micro_params, batch):
-    config = stage("stage2", steps=60)
+    config = stage("stage2", steps=50)
     state = run(config, micro, diffusion_loss(config, micro), Same(batch))
     assert_only_moved(state, micro_params, lambda path: "motion_modules" in path)
-    assert np.mean(losses(config)[-10:]) < 0.7 * np.mean(losses(config)[:10])
+    assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])
 
 
 def test_the_autoencoder_learns_one_batch(stage, micro, micro_params, batch):
-    config = stage("vae", steps=60, vae_loss=VAELossConfig(crop=32))
+    config = stage("vae", steps=50, vae_loss=VAELossConfig(crop=32))
     loss = vae_loss(config, lambda a, b: jnp.square(a - b).mean((1, 2, 3)))
     state = run(config, micro, loss, Same(batch))
     assert_only_moved(state, micro_params, lambda path: path.startswith("vae."))
-    assert np.mean(losses(config)[-10:]) < 0.7 * np.mean(losses(config)[:10])
+    assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])

@@ -14,6 +14,7 @@ from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.training import step
 from animate_jax.training.state import make_state
@@ -59,11 +60,12 @@ class Watched:
 
     def __init__(self, monkeypatch, preset):
         self.schedule, self.error = make_schedule(preset.schedule), 0.0
-        latents = jax.random.normal(jax.random.key(5), (CLIPS, 1 + FRAMES, 8, 6, 4))
+        latents = jax.random.normal(jax.random.key(5), (CLIPS, 1 + FRAMES, 16, 12, 4))
         self.x0 = latents[:, 1:]
         monkeypatch.setattr(step, "encode", lambda vae, pictures, key: latents)
         monkeypatch.setattr(AnimateAnyone, "condition", self.condition)
         monkeypatch.setattr(AnimateAnyone, "denoise", self.denoise)
+        monkeypatch.setattr(PoseGuider, "__call__", lambda _, pose: pose[:, :, ::4, ::4])
 
     def condition(self, reference, clip_pixels, reference_pose, keep):
         self.keep = keep
@@ -128,7 +130,7 @@ def test_the_person_counts_more(micro, model, batch, monkeypatch):
     """The person is the left half. Weight 1 + 2 there and 1 elsewhere, scaled to mean 1: 1.5 and 0.5."""
     watched = Watched(monkeypatch, micro)
     loss = step.diffusion_loss(with_loss(STAGE1, person=2.0), micro)
-    left = jnp.zeros(watched.x0.shape).at[:, :, :, :3].set(1.0)
+    left = jnp.zeros(watched.x0.shape).at[:, :, :, :6].set(1.0)
     for error, expected in ((left, 1.5 / 2), (1 - left, 0.5 / 2)):
         watched.error = error
         assert loss(model, batch, KEY)[0] == pytest.approx(expected, rel=1e-4)
@@ -158,18 +160,18 @@ def test_errors_are_reported_by_noise_level(micro, model, batch, monkeypatch):
 
 def test_more_frames_than_the_temporal_layers_take(micro):
     config = dataclasses.replace(STAGE2, data=DataConfig(frames=9))
-    with pytest.raises(UserError, match="--data.frames 9: .* at most 8"):
+    with pytest.raises(UserError, match=r"--data\.frames 9: .* at most 8"):
         step.diffusion_loss(config, micro)
     step.diffusion_loss(dataclasses.replace(STAGE1, data=DataConfig(frames=9)), micro)
 
 
 def test_latents_are_drawn_from_the_scaled_posterior(model, monkeypatch):
-    mean, log_variance = jnp.full((6, 8, 6, 4), 3.0), jnp.full((6, 8, 6, 4), 2 * np.log(0.5))
+    mean, log_variance = jnp.full((6, 16, 12, 4), 3.0), jnp.full((6, 16, 12, 4), 2 * np.log(0.5))
     monkeypatch.setattr(AutoencoderKL, "encode", lambda self, pictures: (mean, log_variance))
     vae = model.vae
     monkeypatch.setattr(vae, "config", dataclasses.replace(vae.config, scaling_factor=0.2))
     latents = step.encode(vae, jnp.zeros((2, 3, 64, 48, 3)), KEY)
-    assert latents.shape == (2, 3, 8, 6, 4)
+    assert latents.shape == (2, 3, 16, 12, 4)
     assert latents.mean() == pytest.approx(0.6, abs=0.01) and latents.std() == pytest.approx(0.1, abs=0.01)
 
 
@@ -183,7 +185,7 @@ def test_the_autoencoders_loss(error, mean, sigma, model, batch, monkeypatch):
 
     def encode(self, images):
         seen.append(images)
-        shape = (len(images), 2, 2, 4)
+        shape = (len(images), 4, 4, 4)
         return jnp.full(shape, mean), jnp.full(shape, 2 * jnp.log(sigma))
 
     monkeypatch.setattr(AutoencoderKL, "encode", encode)
@@ -202,7 +204,7 @@ def test_the_autoencoders_loss(error, mean, sigma, model, batch, monkeypatch):
 def test_crops_are_pieces_of_their_pictures_on_the_grid():
     rows, columns = np.mgrid[:64, :48]
     picture = np.stack([rows, columns, 0 * rows], -1).astype(np.float32)
-    images = jnp.asarray(np.stack([picture + [0, 0, i] for i in range(30)]), jnp.float32)
+    images = jnp.asarray(np.stack([picture + np.array([0, 0, i]) for i in range(30)]), jnp.float32)
     cut = np.asarray(step.crops(images, 16, 8, KEY))
     corners = cut[:, 0, 0, :2].astype(int)
     for i, (y, x) in enumerate(corners):
@@ -212,7 +214,7 @@ def test_crops_are_pieces_of_their_pictures_on_the_grid():
 
 @pytest.mark.parametrize("size", [0, 12, 56])
 def test_impossible_crops(size):
-    with pytest.raises(UserError, match=f"--vae-loss.crop {size}: must be a multiple of 8, at most 48"):
+    with pytest.raises(UserError, match=rf"--vae-loss\.crop {size}: must be a multiple of 8, at most 48"):
         step.crops(jnp.zeros((1, 64, 48, 3)), size, 8, KEY)
 
 

@@ -1,0 +1,323 @@
+"""The notebook API on a micro model: what goes in, what comes out, and that everything has its effect."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from animate_jax import pipeline as module
+from animate_jax.diffusion.sampling import evaluations
+from animate_jax.errors import UserError
+from animate_jax.pipeline import Motion, Pipeline, is_drawn
+from animate_jax.pose.draw import draw
+from animate_jax.pose.files import write_poses
+from animate_jax.pose.keypoints import Keypoints
+from animate_jax.video.files import frame_rate, read_image, read_video, write_video
+
+ASTRONAUT = Path(__file__).parent / "data" / "astronaut.jpg"
+
+# Somebody standing upright with spread arms: x, y of OpenPose's 18 points.
+STANDING = np.float32([
+    (0.50, 0.12), (0.50, 0.22), (0.42, 0.22), (0.32, 0.28), (0.22, 0.30), (0.58, 0.22), (0.68, 0.28), (0.78, 0.30),
+    (0.45, 0.52), (0.44, 0.72), (0.44, 0.92), (0.55, 0.52), (0.56, 0.72), (0.56, 0.92),
+    (0.48, 0.10), (0.52, 0.10), (0.46, 0.11), (0.54, 0.11),
+])  # fmt: skip
+
+
+def waving(frames: int) -> Keypoints:
+    body = np.tile(STANDING, (frames, 1, 1))
+    body[:, [4, 7], 1] -= 0.2 * np.abs(np.sin(np.arange(frames, dtype=np.float32)))[:, None]
+    return dataclasses.replace(Keypoints.missing(frames), body=body, body_confidence=np.ones((frames, 18), np.float32))
+
+
+@pytest.fixture(scope="module")
+def pipeline(micro_checkpoint):
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield Pipeline.load(micro_checkpoint)
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def anybody(monkeypatch):
+    """Every picture shows a person standing in its middle."""
+    monkeypatch.setattr(module, "detect", lambda frames, progress=None: waving(len(frames)))
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (80, 60, 3), np.uint8)
+
+
+def walk(frames=3, fps=10.0):
+    return Motion(fps, waving(frames), (320, 240))
+
+
+def test_one_seed_gives_one_video(pipeline, anybody, picture, capsys):
+    first, again = (pipeline(picture, walk(), seed=3, progress=False) for _ in range(2))
+    other = pipeline(picture, walk(), seed=4, progress=False)
+    assert first.frames.shape == (3, 64, 48, 3) and first.frames.dtype == np.uint8
+    np.testing.assert_array_equal(first.frames, again.frames)
+    assert np.abs(first.frames.astype(int) - other.frames).max() > 5
+    assert capsys.readouterr() == ("", "")
+
+
+def test_character_pose_and_guidance_have_their_effect(pipeline, anybody, picture):
+    def frames(reference=picture, motion=None, **options):
+        return pipeline(reference, motion or walk(), progress=False, **options).frames.astype(int)
+
+    usual = frames()
+    assert np.abs(frames(picture[::-1]) - usual).max() > 2
+    still = dataclasses.replace(walk(), keypoints=waving(1)[[0, 0, 0]])
+    assert np.abs(frames(motion=still) - usual).max() > 2
+    np.testing.assert_array_equal(frames(motion=still)[0], frames(motion=still)[0])
+    assert np.abs(frames(guidance=6.0) - usual).max() > 2
+    assert np.abs(frames(steps=3) - usual).max() > 2
+
+
+def test_frames_see_their_neighbours_through_the_temporal_layers(pipeline, anybody, picture):
+    """The first frame changes with the poses of the others."""
+    one = pipeline(picture, walk(4), progress=False).frames[0].astype(int)
+    keypoints = waving(4)
+    keypoints.body[1:, :, 0] += 0.2
+    other = pipeline(picture, Motion(10.0, keypoints, (320, 240)), progress=False)
+    assert np.abs(other.frames[0] - one).max() > 2
+
+
+def test_frames_and_size_are_honoured(pipeline, anybody, picture):
+    animation = pipeline(picture, walk(6), frames=2, width=32, height=48, progress=False)
+    assert animation.frames.shape == animation.poses.shape == (2, 48, 32, 3)
+    assert animation.reference.shape == (48, 32, 3)
+
+
+@pytest.mark.parametrize("frames, guidance", [(1, 1.0), (4, 2.0), (9, 2.0)])
+def test_videos_of_any_length_are_made_window_by_window(frames, guidance, pipeline, anybody, picture, monkeypatch):
+    calls, denoise = [], pipeline._denoise
+    monkeypatch.setattr(
+        pipeline, "_denoise", lambda params, x, *rest: calls.append(x.shape) or denoise(params, x, *rest)
+    )
+    options = pipeline.options(guidance=guidance)
+    animation = pipeline(picture, walk(frames), guidance=guidance, progress=False)
+    assert len(animation.frames) == frames
+    assert calls == [(1 + (guidance > 1), min(frames, 4), 16, 12, 4)] * evaluations(frames, options)
+
+
+def test_progress_is_shown_if_wanted(pipeline, anybody, picture, capsys):
+    pipeline(picture, walk())
+    assert "denoising" in capsys.readouterr().err
+
+
+# Driving motions
+
+
+@pytest.mark.parametrize("name", ["motion.json", "motion.npz", "folder"])
+def test_keypoint_files(name, pipeline, anybody, picture, tmp_path):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        for i in range(3):
+            write_poses(path / f"{i}.json", waving(3)[i : i + 1], (320, 240))
+    else:
+        write_poses(path, waving(3), (320, 240))
+    animation = pipeline(picture, path, progress=False)
+    np.testing.assert_array_equal(animation.poses, pipeline(picture, walk(), progress=False).poses)
+    assert animation.fps == 10  # the model's
+    assert pipeline(picture, path, fps=5, frames=2, progress=False).fps == 5
+
+
+def test_keypoints_are_aligned_to_the_reference(pipeline, anybody, picture):
+    """Half as large and in a corner of a picture of another shape: the same poses."""
+    small = Motion(10.0, waving(3).moved((0.25, 0.5), (0.7, 0.4)), (320, 480))
+    expected = pipeline(picture, walk(), progress=False)
+    drawn = pipeline(picture, small, progress=False).poses
+    assert np.abs(drawn.astype(int) - expected.poses).mean() < 0.5
+    assert drawn.max() > 200
+
+
+def test_a_video_of_a_person(pipeline, tmp_path):
+    """Nothing pretended: the astronaut moves to the right, and so does her skeleton."""
+    astronaut = read_image(ASTRONAUT)
+    wide = np.pad(astronaut, ((0, 0), (0, 96), (0, 0)), mode="edge")
+    path = tmp_path / "drift.mp4"
+    write_video(path, np.stack([np.roll(wide, shift, axis=1) for shift in (0, 8, 16, 24, 32, 40)]), 20)
+    animation = pipeline(ASTRONAUT, path, progress=False)
+    assert animation.fps == 10 and len(animation.frames) == 3  # of 20 frames/s every second one
+    centers = [np.average(np.arange(48), weights=pose.sum((0, 2)) + 1e-6) for pose in animation.poses]
+    assert centers[0] + 1 < centers[1] and centers[1] + 1 < centers[2]
+    assert 15 < centers[0] < 33  # at first where she is in her own picture
+    slow = pipeline.read_motion(path, fps=4.0, progress=False)
+    assert slow.fps == 4 and slow.canvas == astronaut.shape[:1] + wide.shape[1:2]
+
+
+def test_a_slow_video_keeps_its_rate(pipeline, anybody, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 64, 48, 3), np.uint8)
+    write_video(tmp_path / "slow.mp4", frames, 5)
+    motion = pipeline.read_motion(tmp_path / "slow.mp4", progress=False)
+    assert motion.fps == 5 and len(motion) == 4
+
+
+def test_a_video_of_drawn_poses_is_taken_as_it_is(pipeline, anybody, picture, tmp_path):
+    drawn = draw(waving(4), 128, 96, "tiny")
+    write_video(tmp_path / "poses.mp4", drawn, 10)
+    animation = pipeline(picture, tmp_path / "poses.mp4", frames=3, progress=False)
+    assert len(animation.frames) == 3
+    expected = drawn[:3].reshape(3, 64, 2, 48, 2, 3).mean((2, 4))
+    assert np.abs(animation.poses - expected).mean() < 6  # compressed, another filter
+
+
+@pytest.mark.parametrize(
+    "style, height, width", [("tiny", 128, 96), ("paper", 768, 512), ("moore", 784, 512), ("musepose", 512, 512)]
+)
+def test_drawn_poses_are_recognised_after_compression(style, height, width, tmp_path):
+    write_video(tmp_path / "poses.mp4", draw(waving(3), height, width, style), 10)
+    assert is_drawn(read_video(tmp_path / "poses.mp4")[0])
+
+
+def test_films_are_not_drawn_poses():
+    astronaut = read_image(ASTRONAUT)
+    dark = (np.random.default_rng(0).random((3, 64, 48, 3)) ** 6 * 80).astype(np.uint8)
+    for frames in (astronaut[None], astronaut[None] // 6, dark, np.zeros((2, 64, 48, 3), np.uint8)):
+        assert not is_drawn(frames)
+
+
+# The reference picture
+
+
+def test_the_reference_is_cut_around_its_person(pipeline, monkeypatch):
+    """Marks in the picture at two points are, in the cut, where the keypoints say."""
+    picture = np.full((300, 400, 3), 90, np.uint8)
+    found = waving(1).moved((0.2, 0.5), (0.1, 0.2))
+    for point, color in ((0, (255, 0, 0)), (10, (0, 255, 0))):
+        x, y = (found.body[0, point] * (400, 300)).round().astype(int)
+        picture[y - 6 : y + 6, x - 6 : x + 6] = color
+    monkeypatch.setattr(module, "detect", lambda frames, progress=None: found)
+    cut, keypoints = pipeline.frame_reference(picture, pipeline.options(width=192, height=256))
+    assert cut.shape == (256, 192, 3)
+    for point, channel in ((0, 0), (10, 1)):
+        y, x = np.argwhere((cut[..., channel] > 200) & (cut[..., 2] < 50)).mean(0) + 0.5
+        np.testing.assert_allclose(keypoints.body[point] * (192, 256), (x, y), atol=1.5)
+    assert (keypoints.body > 0).all() and (keypoints.body < 1).all()
+
+
+def test_a_cut_beyond_the_picture_repeats_its_edge(pipeline, monkeypatch):
+    picture = np.zeros((100, 400, 3), np.uint8)
+    picture[0], picture[-1] = (0, 0, 255), (255, 0, 0)
+    monkeypatch.setattr(module, "detect", lambda frames, progress=None: waving(1).moved((0.2, 1), (0.4, 0)))
+    cut, keypoints = pipeline.frame_reference(picture, pipeline.options(width=96, height=128))
+    assert (cut[0, :, 2] > 200).all() and (cut[-1, :, 0] > 200).all()
+    assert (keypoints.body > 0).all() and (keypoints.body < 1).all()
+
+
+def test_files_and_arrays_are_the_same_reference(pipeline):
+    options = pipeline.options()
+    (from_file, found), (from_array, _) = (
+        pipeline.frame_reference(r, options) for r in (ASTRONAUT, read_image(ASTRONAUT))
+    )
+    np.testing.assert_array_equal(from_file, from_array)
+    nose = found.body[0]
+    assert 0.3 < nose[0] < 0.7 and 0.1 < nose[1] < 0.6
+
+
+# Results
+
+
+@pytest.mark.parametrize("name", ["new folder/out.mp4", "out.gif"])
+def test_saving(name, pipeline, anybody, picture, tmp_path):
+    animation = pipeline(picture, walk(5), progress=False)
+    animation.save(tmp_path / name)
+    frames, fps = read_video(tmp_path / name)
+    assert frames.shape == (5, 64, 48, 3) and fps == pytest.approx(10)
+    assert frame_rate(tmp_path / name) == pytest.approx(10)
+
+
+def test_contact_sheets(pipeline, anybody, picture, tmp_path):
+    animation = pipeline(picture, walk(5), progress=False)
+    sheet = animation.contact_sheet(columns=3, zoom=2)
+    assert sheet.shape[1] == 4 * 2 * 48 + 5 * 8  # the reference and three frames, with margins
+    for cell in (animation.reference, animation.poses[2], animation.frames[4]):
+        large = cell.repeat(2, 0).repeat(2, 1)
+        windows = np.lib.stride_tricks.sliding_window_view(sheet, large.shape)[:, ::8]
+        assert (windows == large).all((-3, -2, -1)).any()
+    animation.save_contact_sheet(tmp_path / "sheet.png")
+    assert read_image(tmp_path / "sheet.png").shape[0] > 2 * 192
+    short = pipeline(picture, walk(1), progress=False)
+    assert short.contact_sheet(columns=8).shape[1] == 2 * 48 + 3 * 8
+
+
+def test_decoding_in_pieces_is_decoding(pipeline):
+    latents = np.random.default_rng(0).normal(size=(1, 9, 16, 12, 4)).astype(np.float32)
+    whole = pipeline.decode(jax.numpy.asarray(latents))
+    assert whole.shape == (9, 64, 48, 3)
+    for i in (0, 7, 8):
+        alone = pipeline.decode(jax.numpy.asarray(latents[:, i : i + 1]))
+        assert np.abs(alone[0].astype(int) - whole[i]).max() <= 1
+
+
+def test_encoding_is_the_autoencoders(pipeline, picture):
+    latents = pipeline.encode(picture[None, :64, :48])
+    assert latents.shape == (1, 1, 16, 12, 4)
+    assert np.isfinite(latents).all() and np.std(latents) > 0
+
+
+# Choices and refusals
+
+
+def test_options_replace_the_presets_defaults(pipeline, micro):
+    assert pipeline.options() == micro.sampling
+    assert pipeline.options(steps=None, window=8) == dataclasses.replace(micro.sampling, window=8)
+    with pytest.raises(TypeError, match="speed"):
+        pipeline.options(speed=2)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"width": 50}, "--width 50: must be a multiple of 4 between 32 and 4096"),
+        ({"height": 16}, "--height 16: must be"),
+        ({"width": 8192}, "--width 8192: must be"),
+        ({"window": 9}, "--window 9: this model takes 1 to 8 frames"),
+        ({"window": 0}, "--window 0: "),
+        ({"steps": 0}, "--steps 0: must be 1 to 1000"),
+        ({"steps": 1001}, "--steps 1001: "),
+    ],
+)
+def test_impossible_options(pipeline, picture, fields, message):
+    with pytest.raises(UserError) as caught:
+        pipeline(picture, walk(), **fields)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_nobody_there(pipeline, tmp_path):
+    empty = np.full((3, 96, 96, 3), 127, np.uint8)
+    with pytest.raises(UserError, match=r"^the reference picture: no person found"):
+        pipeline(empty[0], walk(), progress=False)
+    write_video(tmp_path / "empty.mp4", empty, 10)
+    with pytest.raises(UserError, match=r"empty\.mp4: no person found"):
+        pipeline(ASTRONAUT, tmp_path / "empty.mp4", progress=False)
+
+
+def test_a_missing_reference_is_noticed_before_a_long_video_is_searched(pipeline, monkeypatch, tmp_path):
+    def never(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(module, "read_video", never)
+    with pytest.raises(UserError, match=r"nobody\.png: no such file"):
+        pipeline(tmp_path / "nobody.png", tmp_path / "long.mp4")
+
+
+def test_loading_the_bundled_model_and_another_preset(micro, micro_checkpoint, monkeypatch):
+    monkeypatch.setattr(module, "BUNDLED", micro_checkpoint)
+    assert Pipeline.load().preset == micro
+    other = dataclasses.replace(micro, name="other", schedule=dataclasses.replace(micro.schedule, prediction="v"))
+    pipeline = Pipeline.load("tiny", other)
+    assert pipeline.preset == other and pipeline.schedule.config.prediction == "v"
+    with pytest.raises(UserError, match="no such checkpoint"):
+        Pipeline.load("nowhere")
+
+
+def test_malformed_keypoints(pipeline, anybody, picture, tmp_path):
+    (tmp_path / "poses.json").write_text(json.dumps({"people": 3}))
+    with pytest.raises(UserError, match=r"poses\.json: "):
+        pipeline(picture, tmp_path / "poses.json", progress=False)

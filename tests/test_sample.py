@@ -1,0 +1,233 @@
+"""The two programs: what they make, and that bad input ends in one line, status 2, and nothing written."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from animate_jax.config import presets
+from animate_jax.pose.files import write_poses
+from animate_jax.pose.keypoints import Keypoints
+from animate_jax.video.files import read_image, read_video, write_image, write_video
+
+ROOT = Path(__file__).parents[1]
+ASTRONAUT = ROOT / "tests" / "data" / "astronaut.jpg"
+
+
+def program(name):
+    """The module of a program that is no package's."""
+    spec = importlib.util.spec_from_file_location(f"program_{name}", ROOT / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+sample, train = program("sample"), program("train")
+
+
+@pytest.fixture(autouse=True)
+def own_home(monkeypatch, tmp_path):
+    """The programs keep compiled code in the user's folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Good and bad input, by name."""
+    grey = np.full((4, 96, 96, 3), 127, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
+    write_video(tmp_path / "nobody.mp4", grey, 10)
+    write_video(tmp_path / "whole.mp4", noise, 10)
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "broken.json").write_text('{"people": [')
+    (tmp_path / "odd.json").write_text(json.dumps({"people": [{"pose_keypoints_2d": [1, 2]}]}))
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    write_image(tmp_path / "nobody.png", grey[0])
+    body = np.random.default_rng(0).uniform(0.2, 0.8, (3, 18, 2)).astype(np.float32)
+    poses = dataclasses.replace(Keypoints.missing(3), body=body, body_confidence=np.ones((3, 18), np.float32))
+    write_poses(tmp_path / "poses.json", poses, (320, 240))
+    return tmp_path
+
+
+def arguments(files, trained, **changes):
+    values = {"reference": ASTRONAUT, "driving": files / "poses.json", "output": files / "out.mp4"}
+    values |= {"checkpoint": trained, "steps": 1} | changes
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def one_line(captured, prefix):
+    assert captured.out == ""
+    line, rest = captured.err.split("\n", 1)
+    assert rest == "", captured.err
+    assert line.startswith(prefix)
+    return line
+
+
+@pytest.mark.parametrize(
+    "changes, culprit, remedy",
+    [
+        ({"reference": "nowhere.png"}, "nowhere.png", "no such file: check the path"),
+        ({"reference": "text.png"}, "text.png", "not a readable picture: give a whole"),
+        ({"reference": "nobody.png"}, "nobody.png", "no person found: use one that shows"),
+        ({"driving": "nowhere.mp4"}, "nowhere.mp4", "no such file: check the path"),
+        ({"driving": "empty.mp4"}, "empty.mp4", "is empty: take a whole copy"),
+        ({"driving": "text.mp4"}, "text.mp4", "not a readable video: give a whole"),
+        ({"driving": "truncated.mp4"}, "truncated.mp4", "(give|take) a whole"),
+        ({"driving": "nobody.mp4"}, "nobody.mp4", "no person found: use one that shows"),
+        ({"driving": "nowhere.json"}, "nowhere.json", "no such file or folder: check the path"),
+        ({"driving": "broken.json"}, "broken.json", "not a JSON file .*: give OpenPose keypoints"),
+        ({"driving": "odd.json"}, "odd.json", "add .canvas_width"),
+        ({"driving": "broken.npz"}, "broken.npz", "not a keypoint file of ours .*: write it anew"),
+        ({"driving": "home"}, "home", "no .json files in this folder: give"),
+        ({"width": 102}, "--width 102", "must be a multiple of 4"),
+        ({"height": 8}, "--height 8", "between 32 and 4096"),
+        ({"frames": 0}, "--frames 0", "must be greater than 0"),
+        ({"frames": -3}, "--frames -3", "must be greater than 0"),
+        ({"fps": 0}, "--fps 0", "must be greater than 0"),
+        ({"fps": "nan"}, "--fps nan", "must be greater than 0"),
+        ({"steps": 0}, "--steps 0", "must be greater than 0"),
+        ({"steps": 2000}, "--steps 2000", "must be 1 to 1000"),
+        ({"preset": "stable"}, "--preset 'stable'", "choose one of paper, moore, moore-fixed, tiny"),
+        ({"preset": "tiny"}, "micro", "does not fit the model of preset 'tiny': .*: choose the checkpoint's own"),
+        ({"checkpoint": "nowhere"}, "nowhere", "no such checkpoint: give the directory"),
+        ({"checkpoint": "home"}, "home", "holds no checkpoint: expected"),
+        ({"output": "out.avi"}, "out.avi", "let the name end in .mp4 or .gif"),
+        ({"output": "home.mp4"}, "home.mp4", "is a folder: give a file name"),
+        ({"output": "text.png/out.mp4"}, "out.mp4", "cannot be written .*: choose another folder"),
+        ({"output": "whole.mp4", "driving": "whole.mp4"}, "whole.mp4", "would replace an input: rename it"),
+        ({"output": "nobody.mp4", "reference": "nobody.png"}, "nobody.png", "would replace an input: rename it"),
+    ],
+    ids=lambda value: "-".join(f"{k}-{v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_bad_input(changes, culprit, remedy, files, micro_checkpoint, capfd):
+    (files / "home").mkdir()
+    (files / "home.mp4").mkdir()
+    paths = {"reference", "driving", "output", "checkpoint"}
+    changes = {name: files / value if name in paths else value for name, value in changes.items()}
+    before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file() and "home" not in path.parts}
+    assert sample.main(arguments(files, micro_checkpoint, **changes)) == 2
+    line = one_line(capfd.readouterr(), "sample.py: ")
+    assert culprit in line
+    assert re.search(remedy, line), line
+    after = {path: path.read_bytes() for path in files.rglob("*") if path.is_file() and "home" not in path.parts}
+    assert after == before
+
+
+def test_a_video_and_its_contact_sheet(files, micro_checkpoint, capfd):
+    output = files / "new" / "out.mp4"
+    assert sample.main(arguments(files, micro_checkpoint, output=output, frames=2)) == 0
+    captured = capfd.readouterr()
+    assert captured.err == "" and captured.out.startswith("2 frames in ") and captured.out.count("\n") == 1
+    assert str(output) in captured.out and str(output.with_suffix(".png")) in captured.out
+    frames, fps = read_video(output)
+    assert frames.shape == (2, 64, 48, 3) and fps == pytest.approx(10)
+    assert read_image(output.with_suffix(".png")).shape[0] > 2 * 64
+    assert {path.name for path in output.parent.iterdir() if "out" in path.name} == {output.name, "out.png"}
+
+
+def test_a_wrong_option_shows_its_name(files, micro_checkpoint, capfd):
+    with pytest.raises(SystemExit) as caught:
+        sample.main([*arguments(files, micro_checkpoint), "--stpes", "3"])
+    assert caught.value.code == 2 and "--stpes" in capfd.readouterr().err
+
+
+def test_interrupted(files, micro_checkpoint, capfd, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample.Pipeline, "load", interrupted)
+    assert sample.main(arguments(files, micro_checkpoint)) == 130
+    assert "interrupted; nothing written" in one_line(capfd.readouterr(), "sample.py: ")
+
+
+def test_as_a_process(files):
+    """No traceback, and no library that adds lines of its own."""
+    command = [sys.executable, "sample.py", "--reference", str(files / "text.png"), "--checkpoint", str(files / "gone")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"sample.py: {files / 'gone'}: no such checkpoint")
+
+
+# train.py
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    """A configuration file like those in configs/."""
+    path = tmp_path / "small.py"
+    path.write_text(
+        "from animate_jax.config import DataConfig, TrainConfig\n"
+        "def get_config():\n"
+        f"    return TrainConfig('stage1', {str(tmp_path / 'run')!r}, data=DataConfig(batch=2, workers=0))\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--preset", "huge"], "--preset 'huge': choose one of paper, moore, moore-fixed, tiny"),
+        (["--data.batch", "0"], "--data.batch 0: must be"),
+        (["--data.frames", "30"], "--data.frames 30: must be at least 1 and fit into --data.span 24"),
+        (["--data.split", "dev"], "mocap_people: there is no split 'dev'; choose one of"),
+        (["--stage", "stage2", "--data.frames", "40", "--data.span", "50"], "--data.frames 40: .* at most 32"),
+        (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--trainable", "motion"], "--trainable 'motion' matches no parameter; paths look like"),
+        (["--init", "nowhere"], "nowhere: no such checkpoint: give"),
+        (["--stage", "vae", "--vae-loss.perceptual-weights", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_training_options(options, message, tiny_config, capfd):
+    pytest.importorskip("numba")
+    assert train.main([str(tiny_config), *options]) == 2
+    line = one_line(capfd.readouterr(), "train.py: ")
+    assert re.search(message, line), line
+
+
+def test_bad_configurations(tmp_path, capfd):
+    assert train.main([str(tmp_path / "missing.py")]) == 2
+    assert "missing.py: no such configuration; see configs/" in one_line(capfd.readouterr(), "train.py: ")
+    (tmp_path / "other.py").write_text("x = 1")
+    assert train.main([str(tmp_path / "other.py")]) == 2
+    assert "other.py: has no get_config(); see configs/" in one_line(capfd.readouterr(), "train.py: ")
+    for nothing in ([], ["--steps", "3"]):
+        assert train.main(nothing) == 2
+        one_line(capfd.readouterr(), "usage: python train.py CONFIG.py")
+
+
+def test_a_wrong_training_option_shows_its_name(tiny_config, capfd):
+    with pytest.raises(SystemExit) as caught:
+        train.main([str(tiny_config), "--stpes", "3"])
+    assert caught.value.code == 2 and "--stpes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tiny_vae", "tiny_stage1", "tiny_stage2"])
+def test_options_and_batches_reach_the_loop(name, micro, monkeypatch, tmp_path):
+    """Of every configuration that is shipped."""
+    pytest.importorskip("numba")
+    seen = []
+    monkeypatch.setattr("animate_jax.training.loop.run", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("animate_jax.evaluation.lpips.load", lambda path: {})
+    monkeypatch.setattr(train, "presets", lambda: presets() | {"tiny": micro})
+    options = ["--steps", "7", "--optim.learning-rate", "0.5", "--data.workers", "0", "--data.frames", "2"]
+    assert train.main([str(ROOT / "configs" / f"{name}.py"), *options]) == 0
+    ((config, preset, _, data),) = seen
+    assert (config.steps, config.optim.learning_rate, preset) == (7, 0.5, micro)
+    batch = next(data)
+    assert batch["frames"].shape == (config.data.batch, 2, 64, 48, 3)
