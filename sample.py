@@ -74,9 +74,7 @@ def animate(args: Arguments) -> None:
     )  # fmt: skip
     animation.save(args.output)
     animation.save_contact_sheet(sheet)
-    print(
-        f"{len(animation.frames)} frames in {time.monotonic() - started:.0f} s: {args.output} (contact sheet: {sheet})"
-    )
+    print(f"{len(animation.frames)} frames in {time.monotonic() - started:.0f} s: {args.output}, contact sheet {sheet}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ PoseStyle = Literal["paper", "moore", "musepose", "tiny"]
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Stable Diffusion's UNet with AnimateDiff's temporal layers; field names are diffusers' where diffusers has them."""
+    """Stable Diffusion's UNet with AnimateDiff's temporal layers; field names are diffusers' where it has them."""
 
     in_channels: int = 4
     out_channels: int = 4
@@ -84,7 +84,7 @@ class ModelConfig:
 
     @classmethod
     def sd15(cls) -> ModelConfig:
-        """Stable Diffusion 1.5 size: 2.2 B parameters with ReferenceNet, temporal layers (v2), VAE and CLIP ViT-L/14."""
+        """Stable Diffusion 1.5 size: 2.6 B parameters with ReferenceNet, temporal layers, VAE and CLIP ViT-L/14."""
         return cls()
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,6 +40,16 @@ MICRO = Preset(
     ScheduleConfig(prediction="x0"),
     SamplingConfig(48, 64, steps=2, guidance=2.0, window=4, overlap=1, shared_noise=True, pose_style="tiny", fps=10.0),
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compile_fast(tmp_path_factory):
+    """What is compiled here need not run fast, and is compiled once even if several jitted functions are the same."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="session")

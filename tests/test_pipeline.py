@@ -11,7 +11,7 @@ import pytest
 from animate_jax import pipeline as module
 from animate_jax.diffusion.sampling import evaluations
 from animate_jax.errors import UserError
-from animate_jax.pipeline import Motion, Pipeline, is_drawn
+from animate_jax.pipeline import Animation, Motion, Pipeline, is_drawn
 from animate_jax.pose.draw import draw
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
@@ -34,10 +34,8 @@ def waving(frames: int) -> Keypoints:
 
 
 @pytest.fixture(scope="module")
-def pipeline(micro_checkpoint):
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield Pipeline.load(micro_checkpoint)
-    jax.config.update("jax_disable_most_optimizations", False)
+def pipeline(micro_checkpoint, compile_fast):
+    return Pipeline.load(micro_checkpoint)
 
 
 @pytest.fixture
@@ -104,6 +102,16 @@ def test_videos_of_any_length_are_made_window_by_window(frames, guidance, pipeli
     assert calls == [(1 + (guidance > 1), min(frames, 4), 16, 12, 4)] * evaluations(frames, options)
 
 
+def test_every_window_gets_its_own_poses(pipeline, anybody, picture):
+    """Windows are frames 0-3, 3-6 and 5-8; in two steps the last pose cannot reach the first three frames."""
+    keypoints = waving(9)
+    usual = pipeline(picture, Motion(10.0, keypoints, (320, 240)), progress=False).frames.astype(int)
+    keypoints.body[8, :, 0] += 0.2
+    other = pipeline(picture, Motion(10.0, keypoints, (320, 240)), progress=False).frames
+    np.testing.assert_array_equal(other[:3], usual[:3])
+    assert np.abs(other[8] - usual[8]).max() > 2
+
+
 def test_progress_is_shown_if_wanted(pipeline, anybody, picture, capsys):
     pipeline(picture, walk())
     assert "denoising" in capsys.readouterr().err
@@ -124,7 +132,8 @@ def test_keypoint_files(name, pipeline, anybody, picture, tmp_path):
     animation = pipeline(picture, path, progress=False)
     np.testing.assert_array_equal(animation.poses, pipeline(picture, walk(), progress=False).poses)
     assert animation.fps == 10  # the model's
-    assert pipeline(picture, path, fps=5, frames=2, progress=False).fps == 5
+    motion = pipeline.read_motion(path, frames=2, fps=5)
+    assert motion.fps == 5 and len(motion) == 2
 
 
 def test_keypoints_are_aligned_to_the_reference(pipeline, anybody, picture):
@@ -223,17 +232,22 @@ def test_files_and_arrays_are_the_same_reference(pipeline):
 # Results
 
 
+@pytest.fixture(scope="module")
+def animation():
+    random = np.random.default_rng(0)
+    frames, poses = random.integers(0, 256, (2, 5, 64, 48, 3), np.uint8)
+    return Animation(frames, 10.0, frames[0, ::-1], poses)
+
+
 @pytest.mark.parametrize("name", ["new folder/out.mp4", "out.gif"])
-def test_saving(name, pipeline, anybody, picture, tmp_path):
-    animation = pipeline(picture, walk(5), progress=False)
+def test_saving(name, animation, tmp_path):
     animation.save(tmp_path / name)
     frames, fps = read_video(tmp_path / name)
     assert frames.shape == (5, 64, 48, 3) and fps == pytest.approx(10)
     assert frame_rate(tmp_path / name) == pytest.approx(10)
 
 
-def test_contact_sheets(pipeline, anybody, picture, tmp_path):
-    animation = pipeline(picture, walk(5), progress=False)
+def test_contact_sheets(animation, tmp_path):
     sheet = animation.contact_sheet(columns=3, zoom=2)
     assert sheet.shape[1] == 4 * 2 * 48 + 5 * 8  # the reference and three frames, with margins
     for cell in (animation.reference, animation.poses[2], animation.frames[4]):
@@ -242,7 +256,7 @@ def test_contact_sheets(pipeline, anybody, picture, tmp_path):
         assert (windows == large).all((-3, -2, -1)).any()
     animation.save_contact_sheet(tmp_path / "sheet.png")
     assert read_image(tmp_path / "sheet.png").shape[0] > 2 * 192
-    short = pipeline(picture, walk(1), progress=False)
+    short = dataclasses.replace(animation, frames=animation.frames[:1], poses=animation.poses[:1])
     assert short.contact_sheet(columns=8).shape[1] == 2 * 48 + 3 * 8
 
 

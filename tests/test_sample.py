@@ -31,6 +31,7 @@ def program(name):
 
 
 sample, train = program("sample"), program("train")
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """The Pose Guider: pose pictures become features added after the UNet's first convolution."""
 
+import itertools
+
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -14,7 +16,7 @@ class PoseGuider(nnx.Module):
         widths = config.block_out_channels
         self.conv_in = nnx.Conv(3, widths[0], (3, 3), padding=1, rngs=rngs)
         blocks = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in itertools.pairwise(widths):
             blocks.append(nnx.Conv(narrow, narrow, (3, 3), padding=1, rngs=rngs))
             blocks.append(nnx.Conv(narrow, wide, (3, 3), strides=2, padding=1, rngs=rngs))
         self.blocks = nnx.List(blocks)

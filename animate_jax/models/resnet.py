@@ -1,4 +1,4 @@
-"""Convolutional parts of the UNet, named as in diffusers. Video tensors are [batch, frames, height, width, channels]."""
+"""The UNet's convolutional parts, named as in diffusers. Videos are [batch, frames, height, width, channels]."""
 
 import jax
 import jax.numpy as jnp

@@ -18,8 +18,18 @@ Conditioning = dict[str, BlockConditioning]  # by the path of the spatial transf
 class Block(nnx.Module):
     """One level's layers: `resnets`, and where they exist `attentions`, `motion_modules` and a down- or upsampler."""
 
-    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], *, attention: bool, motion: bool,
-                 downsample: bool = False, upsample: bool = False, attentions: int | None = None, rngs: nnx.Rngs):  # fmt: skip
+    def __init__(
+        self,
+        config: UNetConfig,
+        widths: list[tuple[int, int]],
+        *,
+        attention: bool,
+        motion: bool,
+        downsample: bool = False,
+        upsample: bool = False,
+        attentions: int | None = None,
+        rngs: nnx.Rngs,
+    ):
         time_channels, groups = 4 * config.block_out_channels[0], config.norm_num_groups
         channels = widths[-1][1]
         count = len(widths) if attentions is None else attentions

@@ -36,9 +36,7 @@ def compare(config: ImageEncoderConfig) -> None:
         for name, weight in theirs.named_parameters():
             if "norm" in name or "layrnorm" in name or name.endswith("bias"):
                 weight.add_(0.3 * torch.randn_like(weight))
-    graphdef, abstract = split(
-        nnx.eval_shape(lambda: CLIPVisionModelWithProjection(config, rngs=nnx.Rngs(0)))
-    )
+    graphdef, abstract = split(nnx.eval_shape(lambda: CLIPVisionModelWithProjection(config, rngs=nnx.Rngs(0))))
     state_dict = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
     params = jax.tree.map(jnp.asarray, from_torch(state_dict, abstract))
 

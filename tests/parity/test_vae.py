@@ -77,9 +77,7 @@ def small() -> AutoencoderKL:
     config = VAEConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, scaling_factor=0.25)
     graphdef, abstract = split(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
     random = np.random.default_rng(0)
-    return merge(
-        graphdef, {k: jnp.asarray(random.normal(0, 0.1, x.shape), x.dtype) for k, x in abstract.items()}
-    )
+    return merge(graphdef, {k: jnp.asarray(random.normal(0, 0.1, x.shape), x.dtype) for k, x in abstract.items()})
 
 
 def test_scaling_factor_applies_to_latents_only(small):

@@ -25,15 +25,7 @@ from animate_jax.weights import checkpoint
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """`run` compiles its step anew at every call; here most calls share it, and it need not be fast."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
-
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 # The machinery, with a loss that is quickly compiled: one bias of the model is pulled to numbers that depend on
 # the batch and on the drawn noise.
@@ -68,13 +60,24 @@ class Numbers(Iterator):
         return await self._stream.load(directory)
 
 
-@pytest.fixture
-def config(tmp_path, micro_checkpoint) -> TrainConfig:
+def pulling(output, init) -> TrainConfig:
     return TrainConfig(
-        stage="stage1", output=str(tmp_path / "run"), init=str(micro_checkpoint), trainable=r"vae\.quant_conv\.bias",
+        stage="stage1", output=str(output), init=str(init), trainable=r"vae\.quant_conv\.bias",
         steps=6, log_every=2, save_every=100, keep=10, data=DataConfig(batch=2),
         optim=OptimConfig(learning_rate=0.1, decay="cosine"),
     )  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path, micro_checkpoint) -> TrainConfig:
+    return pulling(tmp_path / "run", micro_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, micro, micro_checkpoint, compile_fast):
+    """A whole run: its configuration and its last state."""
+    config = pulling(tmp_path_factory.mktemp("finished"), micro_checkpoint)
+    return config, run(config, micro, pull, Numbers())
 
 
 def changed(config, **fields):
@@ -104,38 +107,35 @@ def assert_equal(state, other):
         np.testing.assert_array_equal(a, b, err_msg=str(path))
 
 
-def test_a_stopped_run_goes_on_exactly_where_it_stopped(config, micro, tmp_path):
-    straight = run(config, micro, pull, Numbers())
-    halves = changed(config, output=str(tmp_path / "halves"))
-    stopped = run(halves, micro, pull, Numbers(stop=3))
-    assert int(stopped["step"]) == 3 and saved(halves) == [3]
+def test_a_stopped_run_goes_on_exactly_where_it_stopped(config, finished, micro):
+    stopped = run(config, micro, pull, Numbers(stop=3))
+    assert int(stopped["step"]) == 3 and saved(config) == [3]
     data = Numbers()
-    resumed = run(halves, micro, pull, data)
+    resumed = run(config, micro, pull, data)
     assert data.read == 3
-    assert_equal(resumed, straight)
-    assert not np.array_equal(stopped["trainable"][TRAINED], straight["trainable"][TRAINED])
-    means = [{"step": line["step"], "number": line["number"]} for line in log(halves)]
-    assert [line["step"] for line in means] == [2, 3, 4, 6]
-    assert [line["number"] for line in means] == [1.5, 4.5, 6.5, 9.5]  # no batch twice, none left out
+    assert_equal(resumed, finished[1])
+    assert not np.array_equal(stopped["trainable"][TRAINED], resumed["trainable"][TRAINED])
+    assert [line["step"] for line in log(config)] == [2, 3, 4, 6]
+    assert [line["number"] for line in log(config)] == [1.5, 4.5, 6.5, 9.5]  # no batch twice, none left out
 
 
-def test_the_run_can_be_sampled_from(config, micro):
-    state = run(config, micro, pull, Numbers())
+def test_the_run_can_be_sampled_from(finished, micro):
+    config, state = finished
     params, preset = checkpoint.load(config.output)
     assert preset == micro
     assert_equal(params, sampling_params(state))
     assert not np.array_equal(params[TRAINED], state["trainable"][TRAINED])  # averaged
 
 
-def test_a_finished_run_is_left_alone(config, micro):
-    state = run(config, micro, pull, Numbers())
+def test_a_finished_run_is_left_alone(finished, micro):
+    config, state = finished
     data = Numbers()
     assert_equal(run(config, micro, pull, data), state)
     assert data.read == 0
 
 
-def test_everything_that_is_frozen_stays_bit_equal(config, micro, micro_params):
-    state = run(config, micro, pull, Numbers())
+def test_everything_that_is_frozen_stays_bit_equal(finished, micro_params):
+    _, state = finished
     assert state["frozen"].keys() == micro_params.keys() - {TRAINED}
     assert_equal(state["frozen"], {path: micro_params[path] for path in state["frozen"]})
 
@@ -150,7 +150,7 @@ def test_logs_and_checkpoints_come_when_they_should(config, micro):
 def test_every_checkpoint_holds_the_state_of_its_own_step(config, micro, tmp_path):
     """Saving happens in the background, while the next step reuses the memory of the state."""
     state = run(changed(config, output=str(tmp_path / "alone")), micro, pull, Numbers(stop=2))
-    run(changed(config, steps=4, save_every=1), micro, pull, Numbers())
+    run(changed(config, save_every=1), micro, pull, Numbers(stop=4))
     assert saved(config) == [1, 2, 3, 4]
     stored, _ = checkpoint.load(Path(config.output) / "checkpoints" / "2")
     np.testing.assert_array_equal(stored[TRAINED], state["ema"][TRAINED])
@@ -178,11 +178,10 @@ def test_a_gradient_that_is_not_a_number_is_noticed_too(config, micro):
     assert saved(config) == []
 
 
-def test_init_takes_weights_only(config, micro, tmp_path):
-    first = run(config, micro, pull, Numbers())
+def test_init_takes_weights_only(config, finished, micro):
+    begun, first = finished
     still = OptimConfig(learning_rate=0.0, weight_decay=0.0)
-    second = changed(config, output=str(tmp_path / "second"), init=config.output, steps=1, optim=still)
-    state = run(second, micro, pull, Numbers())
+    state = run(changed(config, init=begun.output, steps=1, optim=still), micro, pull, Numbers())
     assert int(state["step"]) == 1 and int(state["opt"][1][0].count) == 1
     np.testing.assert_array_equal(state["trainable"][TRAINED], first["ema"][TRAINED])
     np.testing.assert_allclose(state["ema"][TRAINED], first["ema"][TRAINED], rtol=1e-6)

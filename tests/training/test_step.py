@@ -19,6 +19,8 @@ from animate_jax.models.vae import AutoencoderKL
 from animate_jax.training import step
 from animate_jax.training.state import make_state
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 CLIPS, FRAMES = 2, 4
 KEY = jax.random.key(0)
 STAGE1, STAGE2 = (TrainConfig(stage=stage, output="runs/test") for stage in ("stage1", "stage2"))
