@@ -1,5 +1,7 @@
 """AutoencoderKL against diffusers', random weights, fp32."""
 
+import dataclasses
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -63,7 +65,17 @@ def compare(config: VAEConfig, height: int, width: int, tolerance: float) -> Non
 
 @pytest.mark.parametrize("size", [(64, 48), (40, 24)], ids=["even", "odd"])
 def test_tiny(size):
-    compare(ModelConfig.tiny().vae, *size, tolerance=1e-5)
+    compare(dataclasses.replace(ModelConfig.tiny().vae, patch_shortcut=False), *size, tolerance=1e-5)
+
+
+def test_patch_shortcut_starts_as_an_orthonormal_projection():
+    """Fresh, the small autoencoder is exactly its linear part: flat patches come back, and twice is once."""
+    model = AutoencoderKL(ModelConfig.tiny().vae, rngs=nnx.Rngs(0))
+    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 16, 24, 3)), jnp.float32)
+    once = model.decode(model.encode(images)[0])
+    np.testing.assert_allclose(model.decode(model.encode(once)[0]), once, atol=1e-5)
+    flat = jnp.broadcast_to(jnp.float32([0.3, -0.5, 0.9]), images.shape)
+    np.testing.assert_allclose(model.decode(model.encode(flat)[0]), flat, atol=1e-5)
 
 
 @pytest.mark.slow
