@@ -25,11 +25,11 @@ lint: .venv/tested
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat --editable .
+	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 # The CPU build of torch, pinned: an open range would pull gigabytes of CUDA libraries.
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
