@@ -114,6 +114,21 @@ def test_the_background_stands_still():
     np.testing.assert_array_equal(clip.frames[0, :20][sky], clip.frames[3, :20][sky])
 
 
+def test_an_orbiting_camera_moves_the_background_and_keeps_the_person_in_the_picture():
+    clip = MocapPeople("train", orbits=1.0).clip(5, frames=12)
+    sky = (clip.mask.max(0) == 0)[:20]
+    assert (clip.frames[0, :20][sky] != clip.frames[-1, :20][sky]).any()
+    assert (clip.mask.reshape(12, -1).max(1) > 200).all()
+    assert np.array_equal(clip.frames, MocapPeople("train", orbits=1.0).clip(5, frames=12).frames)
+
+
+def test_depth_is_there_where_the_person_is():
+    clip = MocapPeople("train").clip(5, frames=2)
+    np.testing.assert_array_equal(clip.depth > 0, clip.mask > 0)
+    person = clip.depth[clip.depth > 0]
+    assert 0.4 < person.min() and np.ptp(person) < 4  # metres
+
+
 def test_an_unknown_split_is_a_user_error():
     with pytest.raises(UserError, match="test_both"):
         MocapPeople("validation")

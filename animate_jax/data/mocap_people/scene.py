@@ -37,6 +37,7 @@ class Clip:
     frames: UInt8[np.ndarray, "frames height width 3"]
     keypoints: Keypoints  # body and hands; the 68 face points are missing
     mask: UInt8[np.ndarray, "frames height width"]  # the person's share of each pixel
+    depth: Float[np.ndarray, "frames height width"]  # metres from the camera to the person; 0 where it is not
     identity: str
     motion: str
 
@@ -58,13 +59,20 @@ class MocapPeople:
 
     Any clip of an endless, seeded sequence can be asked for; the same (seed, split, index) is the same clip.
     Splits: "train", "test_identity" (bodies, clothes and photographs never trained on), "test_motion"
-    (motions never trained on), "test_both". `height`, `width` in pixels; `fps`: frames a second.
+    (motions never trained on), "test_both". `height`, `width` in pixels; `fps`: frames a second; `orbits`: the
+    share of clips whose camera circles the person, so that the background moves.
 
     Raises UserError for an unknown split.
     """
 
     def __init__(
-        self, split: str = "train", seed: int = 0, height: int = 128, width: int = 96, fps: float = 10.0
+        self,
+        split: str = "train",
+        seed: int = 0,
+        height: int = 128,
+        width: int = 96,
+        fps: float = 10.0,
+        orbits: float = 0.0,
     ) -> None:
         if split not in SPLITS:
             raise UserError(f"mocap_people: there is no split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -73,7 +81,7 @@ class MocapPeople:
         self._people, self._motion_side = SPLITS[split]
         self._photos = [asset[f"picture_{name}"] for name in PHOTOS[self._people]]
         self._entropy = (seed, list(SPLITS).index(split))
-        self.height, self.width, self.fps = height, width, fps
+        self.height, self.width, self.fps, self.orbits = height, width, fps, orbits
 
     def clip(self, index: int, frames: int = 24, pick: list[int] | None = None) -> Clip:
         """A clip of that many frames, or those of its frames that `pick` lists (only they are rendered)."""
@@ -86,22 +94,27 @@ class MocapPeople:
         joints = raster.skin(rest, bones, weights, matrices)
         coco = (joints[:, :-42].reshape(frames, 17, -1, 3) * regressor[..., None]).sum(2)
         hands = joints[:, -42:]
-        camera = self._camera(rng, segment, points, coco)
-        background = self._background(rng, camera)
+        # Its own generator: without orbits, clips are what they are with them.
+        turn = self._orbit(np.random.Generator(np.random.PCG64([*self._entropy, index, 1])), frames)
+        camera = self._camera(rng, segment, points, coco, turn)
+        background = self._background(rng, camera, turn)
         light = self._light(rng, camera)
         chosen = range(frames) if pick is None else pick
         pictures = np.empty((len(chosen), self.height, self.width, 3), np.uint8)
         masks = np.empty((len(chosen), self.height, self.width), np.uint8)
+        depth = np.zeros(masks.shape, np.float32)
         nears = []
         for i, f in enumerate(chosen):
-            picture, mask, near = self._render(figure, look, points[f], coco[f], camera, f, background, light)
+            picture, mask, near = self._render(figure, look, points[f], coco[f], camera, f, background[f], light)
             pictures[i] = np.clip(picture * 255 + 0.5, 0, 255)
             masks[i] = mask * 255 + 0.5
+            nearest = near.reshape(self.height, SAMPLES, self.width, SAMPLES).max((1, 3))
+            np.divide(1, nearest, out=depth[i], where=nearest > 0)
             nears.append(near)
         shown = list(chosen)
         camera = dataclasses.replace(camera, views=camera.views[shown], eyes=camera.eyes[shown])
         keypoints = self._keypoints(coco[shown], hands[shown], camera, nears)
-        return Clip(pictures, keypoints, masks, identity, segment.name)
+        return Clip(pictures, keypoints, masks, depth, identity, segment.name)
 
     def _identity(self, number: int) -> tuple[str, Figure, Look]:
         """Body and look of an identity; they depend on nothing but its side of the split and its number."""
@@ -114,16 +127,23 @@ class MocapPeople:
         look = draw_look(rng, body % 2 == 1, self._photos)
         return f"{self._people}-{number:06d}", self._bodies.dress(body, look), look
 
-    def _camera(self, rng: np.random.Generator, segment: Segment, points, coco) -> Camera:
+    def _orbit(self, rng: np.random.Generator, frames: int) -> Float[np.ndarray, "frames"]:
+        """How far the camera has circled in each frame, in radians."""
+        if rng.random() >= self.orbits:
+            return np.zeros(frames)
+        return np.arange(frames) / self.fps * rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)
+
+    def _camera(self, rng: np.random.Generator, segment: Segment, points, coco, turn) -> Camera:
         """A camera that keeps all vertices `points` [frames, n, 3] (close up: the torso) in the picture."""
         frames = len(points)
         facing = heading(segment.rotations[:, 0])[rng.integers(frames)]
         yaw = facing + (rng.uniform(-1, 1) if rng.random() < 0.8 else rng.uniform(-np.pi, np.pi))
         pitch = rng.normal(0.08, 0.07)
-        ahead = np.array([-np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), -np.sin(pitch)])
+        yaw = yaw + turn
+        ahead = np.stack([-np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), 0 * yaw - np.sin(pitch)], -1)
         right = np.cross(ahead, [0, 0, 1])
-        right /= np.linalg.norm(right)
-        axes = np.stack([right, np.cross(ahead, right), ahead])
+        right /= np.linalg.norm(right, axis=-1, keepdims=True)
+        axes = np.stack([right, np.cross(ahead, right), ahead], 1)  # [frames, 3, 3]
         # Follow the root smoothly, or stand still if the person stays near.
         root = points.mean(1).astype(np.float64)
         travel = np.ptp(root[:, :2], axis=0).max()
@@ -136,9 +156,9 @@ class MocapPeople:
         # Far enough that every part of the person stays inside the margins in all frames.
         close = rng.random() < 0.15
         part = coco[:, [0, 5, 6, 11, 12]] if close else points[:, ::8]
-        local = (part - target[:, None]) @ axes.T
+        local = (part - target[:, None]) @ axes.swapaxes(1, 2)
         middle = (local.min((0, 1)) + local.max((0, 1))) / 2
-        target = target + middle[0] * right + middle[1] * axes[1]
+        target = target + middle[0] * right + middle[1] * axes[:, 1]
         local = local - middle * [1, 1, 0]
         focal = self.height / 2 / np.tan(np.radians(rng.uniform(20, 38)) / 2)
         fill = rng.uniform(0.55, 0.75) if close else rng.uniform(0.78, 0.96)
@@ -146,11 +166,20 @@ class MocapPeople:
         distance = (focal * np.abs(local[..., :2]) / half - local[..., 2:]).max()
         distance = max(distance, 0.5 - local[..., 2].min())
         eyes = target - distance * ahead
-        views = np.concatenate([np.broadcast_to(axes, (frames, 3, 3)), -(eyes @ axes.T)[..., None]], -1)
+        views = np.concatenate([axes, -(axes @ eyes[..., None])], -1)
         lens = np.array([focal, self.width / 2, self.height / 2])
         return Camera(views.astype(np.float32), eyes, lens.astype(np.float32))
 
-    def _background(self, rng: np.random.Generator, camera: Camera) -> Float[np.ndarray, "height width 3"]:
+    def _background(self, rng: np.random.Generator, camera: Camera, turn) -> Float[np.ndarray, "frames height width 3"]:
+        """Pictures far behind the person: they move by as much as the camera turns, to and fro at their ends."""
+        picture = self._backdrop(rng, camera)
+        if not turn.any():
+            return np.broadcast_to(picture, (len(turn), *picture.shape))
+        strip = np.concatenate([picture, picture[:, ::-1]], 1)
+        shift = np.round(np.tan(turn) * camera.lens[0]).astype(int)
+        return np.stack([np.roll(strip, s, 1)[:, : self.width] for s in shift])
+
+    def _backdrop(self, rng: np.random.Generator, camera: Camera) -> Float[np.ndarray, "height width 3"]:
         height, width = self.height, self.width
         y, x = np.mgrid[:height, :width] + 0.5
         kind = rng.choice(["plain", "gradient", "room", "photo", "noise"], p=[0.22, 0.22, 0.22, 0.24, 0.1])
