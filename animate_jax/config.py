@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, Literal
 
 Prediction = Literal["epsilon", "v", "x0"]
+Remat = Literal["none", "blocks", "dots"]
 PoseStyle = Literal["paper", "moore", "musepose", "tiny"]
 
 
@@ -46,6 +47,7 @@ class VAEConfig:
     # A linear patch autoencoder beside the convolutional one, which then learns what patches lose. Lets a small
     # autoencoder start at 28 dB where the plain one needs thousands of steps to get there.
     patch_shortcut: bool = False
+    patch_encoder: bool = False  # the linear patch encoder alone: latents are known before any training
 
     @property
     def downscale(self) -> int:
@@ -93,13 +95,14 @@ class ModelConfig:
         channels = (96, 160)
         return cls(
             unet=UNetConfig(
-                in_channels=16, out_channels=16, block_out_channels=channels, attention_levels=(True, True),
+                in_channels=48, out_channels=48, block_out_channels=channels, attention_levels=(True, True),
                 layers_per_block=1, num_attention_heads=1, cross_attention_dim=96, norm_num_groups=8,
                 position_embedding=True, motion_max_length=32, motion_mid_block=True, motion_num_attention_heads=1,
                 motion_norm_num_groups=8,
             ),
-            vae=VAEConfig(latent_channels=16, block_out_channels=(16, 32, 64, 128), layers_per_block=1,
-                          norm_num_groups=4, scaling_factor=1.23, patch_shortcut=True),
+            vae=VAEConfig(latent_channels=48, block_out_channels=(24, 32, 64, 128), layers_per_block=1,
+                          norm_num_groups=8, scaling_factor=2.0, patch_shortcut=True,
+                          patch_encoder=True),
             image_encoder=ImageEncoderConfig(image_size=64, patch_size=16, hidden_size=128, intermediate_size=256,
                                              num_hidden_layers=2, num_attention_heads=2, projection_dim=96),
             pose_guider=PoseGuiderConfig(block_out_channels=(8, 16, 32, 64), conditioning_channels=channels[0]),
@@ -192,7 +195,17 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    # "factored" is Adafactor's second moment (rows and columns) and a bfloat16 first one: 2 bytes per parameter, not 8.
+    moments: Literal["full", "factored"] = "full"
     ema: float = 0.999  # decay of the averaged weights that are sampled from; 0 keeps none
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices divide the work: `data` takes what these two leave (and spans several TPU slices)."""
+
+    fsdp: int = 1  # devices that share one copy of parameters and moments
+    frames: int = 1  # devices that share one clip: its frames in spatial layers, its pixels in temporal layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +213,7 @@ class DiffusionLossConfig:
     """Stages 1 and 2."""
 
     weighting: Literal["none", "min_snr", "x0"] = "none"
+    gamma: float = 5.0  # bound of the weightings
     person: float = 0.0  # extra weight of the person's pixels, on top of 1
     noise_offset: float = 0.0  # the peers use 0.05
     condition_dropout: float = 0.1  # share of clips that see neither reference nor CLIP token
@@ -226,13 +240,19 @@ class TrainConfig:
     output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
     preset: str = "tiny"
     trainable: str = ".*"  # regular expression on parameter paths; the rest is frozen
+    freeze: str | None = None  # regular expression: taken away from the trainable ones
+    half: str | None = None  # regular expression: frozen parameters held (and saved) in bfloat16
     init: str | None = None  # checkpoint to start from (weights only); None starts fresh
     steps: int = 1000
     seed: int = 0
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
     loss: DiffusionLossConfig = DiffusionLossConfig()
     vae_loss: VAELossConfig = VAELossConfig()
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the passes; trainable parameters stay float32
+    accumulate: int = 1  # micro-batches per step: less memory, the same gradient
+    remat: Remat = "none"  # what the UNets keep for the backward pass: all, layer inputs, or products with weights
     log_every: int = 50
     save_every: int = 500
     keep: int = 2  # checkpoints kept

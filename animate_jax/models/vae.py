@@ -180,6 +180,21 @@ class Encoder(nnx.Module):
         return x + self.shortcut(rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p))
 
 
+class PatchEncoder(nnx.Module):
+    """The linear patch encoder alone. It needs no training."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        waves, scales = patch_basis(config.downscale, config.latent_channels)
+        kernel = np.concatenate([waves * scales, np.zeros_like(waves)], -1)  # mean | log variance
+        bias = np.repeat(np.float32([0, -6]), config.latent_channels)
+        self.patch = config.downscale
+        self.shortcut = nnx.Linear(*kernel.shape, kernel_init=_constant(kernel), bias_init=_constant(bias), rngs=rngs)
+
+    def __call__(self, x: Features) -> Features:
+        p = self.patch
+        return self.shortcut(rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p))
+
+
 class Decoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         widths = config.block_out_channels[::-1]
@@ -215,7 +230,7 @@ class AutoencoderKL(nnx.Module):
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.encoder = Encoder(config, rngs=rngs)
+        self.encoder = (PatchEncoder if config.patch_encoder else Encoder)(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
         moments = 2 * config.latent_channels
         same = np.eye if config.patch_shortcut else lambda _: None
