@@ -14,6 +14,7 @@ import os
 import pathlib
 import sys
 import time
+from typing import Literal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -34,6 +35,7 @@ class Arguments:
     checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
     steps: int | None = None  # denoising steps
+    sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] | None = None
     guidance: float | None = None  # classifier-free guidance; 1 or less switches it off
     seed: int = 0
     frames: int | None = None  # make at most so many frames
@@ -70,7 +72,7 @@ def animate(args: Arguments) -> None:
     pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None)
     animation = pipeline(
         args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
-        progress=sys.stderr.isatty(), steps=args.steps, guidance=args.guidance, width=args.width, height=args.height,
+        progress=sys.stderr.isatty(), steps=args.steps, sampler=args.sampler, guidance=args.guidance, width=args.width, height=args.height,
     )  # fmt: skip
     animation.save(args.output)
     animation.save_contact_sheet(sheet)

@@ -132,9 +132,14 @@ class SamplingConfig:
     height: int = 768
     steps: int = 20
     guidance: float = 3.5  # classifier-free guidance scale; 1 or less switches it off
+    guidance_rescale: float = 0.0  # share of the contrast that guidance adds to be taken back (Lin et al. 2023)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # guide only at these timesteps, as shares of the schedule
+    sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] = "ddim"
     window: int = 24  # frames denoised together
     overlap: int = 4  # frames shared by neighbouring windows
     closed_loop: bool = False  # the peers' wrap-around of the last window to the first frames
+    blend: Literal["centre", "flat"] = "centre"  # overlapping windows: a frame counts most mid-window, or equally
+    shift_windows: bool = False  # other window positions in every step, so that no seam stays put
     shared_noise: bool = False  # the same initial noise for every frame
     pose_style: PoseStyle = "paper"
     clip_resize: Literal["squash", "center_crop", "pad"] = "squash"
@@ -154,15 +159,23 @@ class Preset:
 def presets() -> dict[str, Preset]:
     """The named families. `paper` follows Hu et al. 2023 where the text is explicit, `moore` the PyTorch peer
     Moore-AnimateAnyone bit for bit (its sampling betas differ from its training's), `moore-fixed` mends that and its
-    closed loop, `tiny` is the model trained on rendered people that ships with the package."""
+    closed loop, `musepose` and `novita` are MusePose (every second frame of a 30 fps video, windows of 48) and
+    novitalabs/AnimateAnyone (Moore's numerics, a smaller Pose Guider, no face), `tiny` is the model trained on
+    rendered people that ships with the package."""
     sd15 = ModelConfig.sd15()
     linear = ScheduleConfig(beta_schedule="linear")
-    moore = SamplingConfig(512, 784, steps=30, closed_loop=True, pose_style="moore")
+    moore = SamplingConfig(512, 784, steps=30, closed_loop=True, blend="flat", pose_style="moore")
+    musepose = SamplingConfig(768, 768, steps=20, window=48, overlap=4, pose_style="musepose", fps=15.0)
+    long = dataclasses.replace(sd15, unet=UNetConfig(motion_max_length=128))
+    small_guider = dataclasses.replace(sd15, pose_guider=PoseGuiderConfig(block_out_channels=(16, 32, 64, 128)))
+    novita = dataclasses.replace(moore, pose_style="paper", clip_resize="pad")
     families = [
         Preset("paper", sd15, ScheduleConfig(zero_terminal_snr=False, prediction="epsilon",
                                              timestep_spacing="leading"), SamplingConfig()),
         Preset("moore", sd15, linear, moore),
         Preset("moore-fixed", sd15, ScheduleConfig(), dataclasses.replace(moore, closed_loop=False)),
+        Preset("musepose", long, ScheduleConfig(), musepose),
+        Preset("novita", small_guider, linear, novita),
         Preset("tiny", ModelConfig.tiny(), ScheduleConfig(prediction="x0"),
                SamplingConfig(96, 128, steps=8, guidance=2.0, window=16, overlap=4, shared_noise=True,
                               pose_style="tiny", fps=10.0)),
@@ -174,13 +187,18 @@ def presets() -> dict[str, Preset]:
 class DataConfig:
     """What a training step is fed. Pictures have the preset's size and pose style."""
 
-    name: Literal["mocap_people"] = "mocap_people"
+    name: Literal["mocap_people"] = "mocap_people"  # people rendered on the fly
+    root: str | None = None  # recorded clips instead: a data set's folder (TFDS layout) or gs:// address
     split: str = "train"
     seed: int = 0
     batch: int = 4  # clips per step, over all processes
     frames: int = 1  # frames to denoise per clip
-    consecutive: bool = False  # stage 2: neighbouring frames; otherwise drawn anywhere in the span
-    span: int = 24  # the frames of a clip among which reference and targets are drawn
+    consecutive: bool = False  # stage 2: neighbouring frames; otherwise drawn anywhere in the clip
+    span: int = 24  # rendered: the frames of a clip among which reference and targets are drawn
+    margin: int = 30  # recorded, stage 1: least distance in video frames from the reference; less in short clips
+    stride: int | None = None  # recorded, stage 2: video frames from one frame to the next, less in short clips;
+    # None follows the preset's frame rate
+    flip: float = 0.5  # recorded: share of samples shown mirrored
     workers: int = 1  # processes that render or decode; 0 does it in the training process
 
 
@@ -233,12 +251,25 @@ class VAELossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PreviewConfig:
+    """Videos and metrics of fixed held-out clips while training, in <output>/previews."""
+
+    every: int = 0  # steps; 0: none
+    split: str = "test_both"
+    clips: int = 4
+    frames: int = 8  # per clip
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run. `trainable` and `output` are all that a stage and a run need to differ in."""
 
     stage: Literal["vae", "stage1", "stage2"]
     output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
     preset: str = "tiny"
+    size: tuple[int, int] | None = None  # width and height; this and the next two replace the preset's
+    prediction: Prediction | None = None  # what the UNet predicts
+    zero_terminal_snr: bool | None = None  # the last step is pure noise; epsilon cannot work with it
     trainable: str = ".*"  # regular expression on parameter paths; the rest is frozen
     freeze: str | None = None  # regular expression: taken away from the trainable ones
     half: str | None = None  # regular expression: frozen parameters held (and saved) in bfloat16
@@ -255,7 +286,25 @@ class TrainConfig:
     remat: Remat = "none"  # what the UNets keep for the backward pass: all, layer inputs, or products with weights
     log_every: int = 50
     save_every: int = 500
-    keep: int = 2  # checkpoints kept
+    keep: int = 2  # newest checkpoints kept
+    keep_every: int = 0  # steps; checkpoints at its multiples are kept for good; 0: none
+    preview: PreviewConfig = PreviewConfig()
+    plan: str | None = None  # TPU topology such as v5e:4x4: train nothing, print what training there takes
+    profile: bool = False  # trace three steps into <output>/profile
+    wandb: bool = False  # log to Weights & Biases, too
+
+
+def preset_of(config: TrainConfig) -> Preset:
+    """The run's preset, with what the run replaces. Raises KeyError if its name is unknown."""
+    preset = presets()[config.preset]
+    width, height = config.size or (preset.sampling.width, preset.sampling.height)
+    schedule = {"prediction": config.prediction, "zero_terminal_snr": config.zero_terminal_snr}
+    schedule = {name: value for name, value in schedule.items() if value is not None}
+    return dataclasses.replace(
+        preset,
+        sampling=dataclasses.replace(preset.sampling, width=width, height=height),
+        schedule=dataclasses.replace(preset.schedule, **schedule),
+    )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

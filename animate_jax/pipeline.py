@@ -232,9 +232,10 @@ class Pipeline:
             options.width // scale,
             self.preset.model.unet.in_channels,
         )
-        noise = initial_noise(jax.random.key(seed), shape, options.shared_noise)
+        key = jax.random.key(seed)
+        noise = initial_noise(key, shape, options.shared_noise)
         features = jnp.concatenate([self._guide_pose(self.params, unit(pose[None, None])) for pose in poses], 1)
-        total = evaluations(len(poses), options)
+        total = evaluations(len(poses), self.schedule, options)
         with tqdm(total=total, desc="denoising", unit="step", dynamic_ncols=True, disable=not progress) as bar:
 
             def denoise(x: Array, t: Array, frames: Array) -> Array:
@@ -243,7 +244,7 @@ class Pipeline:
                     result.block_until_ready()
                 return result
 
-            return sample(denoise, noise, self.schedule, options, bar.update)
+            return sample(denoise, noise, self.schedule, options, bar.update, jax.random.fold_in(key, 1))
 
     def encode(self, pictures: Pictures) -> Float[Array, "1 f h w c"]:
         """uint8 frames -> the autoencoder's scaled latents."""

@@ -99,7 +99,7 @@ def test_videos_of_any_length_are_made_window_by_window(frames, guidance, pipeli
     options = pipeline.options(guidance=guidance)
     animation = pipeline(picture, walk(frames), guidance=guidance, progress=False)
     assert len(animation.frames) == frames
-    assert calls == [(1 + (guidance > 1), min(frames, 4), 16, 12, 4)] * evaluations(frames, options)
+    assert calls == [(1 + (guidance > 1), min(frames, 4), 16, 12, 4)] * evaluations(frames, pipeline.schedule, options)
 
 
 def test_every_window_gets_its_own_poses(pipeline, anybody, picture):

@@ -1,30 +1,39 @@
-"""DDIM (Song et al. 2020) without added noise (eta = 0): which timesteps to visit, and one step.
+"""Samplers: from noise to a clean sample, one function each. The letters are those of the cited papers.
 
-for t in timesteps(steps, schedule):
-    x = ddim_step(schedule, denoise(x, t), x, t, steps)
+A sampler is called as `sampler(denoise, x, schedule, steps, key)`, where `denoise(x, t)` returns what the UNet predicts
+at timestep t. All are deterministic but `euler_ancestral`, the only one to use `key`. Numerics are those of diffusers'
+schedulers of the same names, which the tests compare.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from animate_jax.diffusion.schedule import Sample, Schedule
 from animate_jax.errors import UserError
 
+Denoise = Callable[[Sample, np.integer], Sample]
+Sampler = Callable[[Denoise, Sample, Schedule, int, Key[Array, ""]], Sample]
 
-def timesteps(steps: int, schedule: Schedule) -> Int[np.ndarray, " steps"]:
+
+def timesteps(steps: int, schedule: Schedule, beyond: int = 0) -> Int[np.ndarray, " steps"]:
     """The timesteps to denoise at, noisiest first, spaced as `schedule.config.timestep_spacing` says.
 
     "trailing" starts at the very last training step, which a zero-terminal-SNR schedule needs; "leading" is
-    Stable Diffusion's original choice, shifted by `steps_offset`. Raises UserError for an impossible number.
+    Stable Diffusion's original choice, shifted by `steps_offset`; the multistep solvers leave room for one more step
+    (`beyond` = 1) and drop the least noisy. Raises UserError for an impossible number.
     """
     train_steps = schedule.config.train_steps
     if not 1 <= steps <= train_steps:
         raise UserError(f"sampling steps must be between 1 and {train_steps}, not {steps}")
     if schedule.config.timestep_spacing == "leading":
-        chosen = np.arange(steps)[::-1] * (train_steps // steps) + schedule.config.steps_offset
+        places = np.arange(beyond, steps + beyond)[::-1]
+        chosen = places * (train_steps // (steps + beyond)) + schedule.config.steps_offset
         if chosen[0] >= train_steps:
             raise UserError(
                 f"{steps} sampling steps with leading spacing begin at timestep {chosen[0]}, but the last "
@@ -34,6 +43,19 @@ def timesteps(steps: int, schedule: Schedule) -> Int[np.ndarray, " steps"]:
         # The spacing is a fraction, rounded to even as in diffusers; [:steps] drops arange's surplus.
         chosen = np.round(np.arange(train_steps, 0, -train_steps / steps))[:steps] - 1
     return chosen.astype(np.int32)
+
+
+def levels(t: Int[np.ndarray, " steps"], schedule: Schedule) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Signal alpha and noise sigma at every timestep, and after the last: 1 and 0. Pure noise keeps a trace of signal,
+    as in diffusers, so that log(alpha / sigma) is finite."""
+    alpha_bar = np.maximum(np.asarray(schedule.alphas_cumprod, np.float64)[t], 2.0**-24)
+    return np.append(alpha_bar, 1.0) ** 0.5, np.append(1 - alpha_bar, 0.0) ** 0.5
+
+
+def log_snr(alpha: Float[np.ndarray, " n"], sigma: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """lambda = log(alpha / sigma); infinite without noise."""
+    with np.errstate(divide="ignore"):
+        return np.log(alpha) - np.log(sigma)
 
 
 def ddim_step(
@@ -50,3 +72,108 @@ def ddim_step(
     alphas_cumprod = jnp.asarray(schedule.alphas_cumprod)
     alpha_bar: Float[Array, ""] = jnp.where(previous < 0, 1.0, alphas_cumprod[jnp.maximum(previous, 0)])
     return jnp.sqrt(alpha_bar) * x0 + jnp.sqrt(1 - alpha_bar) * epsilon
+
+
+def ddim(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[Array, ""] | None = None) -> Sample:
+    """Song et al. 2020, without added noise (eta = 0)."""
+    for t in timesteps(steps, schedule):
+        x = ddim_step(schedule, denoise(x, t), x, t, steps)
+    return x
+
+
+def euler(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[Array, ""] | None = None) -> Sample:
+    """Karras et al. 2022, algorithm 2 without churn. In this scaling of x it is DDIM between the actual timesteps."""
+    t = timesteps(steps, schedule)
+    alpha, sigma = levels(t, schedule)
+    for i in range(steps):
+        x0 = clean(denoise(x, t[i]), x, schedule, alpha[i], sigma[i])
+        ratio = sigma[i + 1] / sigma[i]
+        x = float(ratio) * x + float(alpha[i + 1] - ratio * alpha[i]) * x0
+    return x
+
+
+def euler_ancestral(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[Array, ""]) -> Sample:
+    """k-diffusion's ancestral Euler: a step down to sigma_down, and fresh noise sigma_up. Here sigma is noise over
+    signal, and x is scaled to unit variance before and after."""
+    t = timesteps(steps, schedule)
+    alpha, noise = levels(t, schedule)
+    sigma = noise / alpha
+    for i in range(steps):
+        x0 = clean(denoise(x, t[i]), x, schedule, alpha[i], noise[i])
+        up = (sigma[i + 1] ** 2 * (sigma[i] ** 2 - sigma[i + 1] ** 2) / sigma[i] ** 2) ** 0.5
+        down = (sigma[i + 1] ** 2 - up**2) ** 0.5
+        ratio = down / sigma[i]
+        x = float(alpha[i + 1] * ratio / alpha[i]) * x + float(alpha[i + 1] * (1 - ratio)) * x0
+        x = x + float(alpha[i + 1] * up) * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+    return x
+
+
+def dpm_solver(
+    denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[Array, ""] | None = None
+) -> Sample:
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, midpoint; first and last step are of first order."""
+    t = timesteps(steps, schedule, beyond=1)
+    alpha, sigma = levels(t, schedule)
+    lam = log_snr(alpha, sigma)
+    before = None
+    for i in range(steps):
+        x0 = clean(denoise(x, t[i]), x, schedule, alpha[i], sigma[i])
+        h = lam[i + 1] - lam[i]
+        d = x0
+        if before is not None and i < steps - 1:
+            r = (lam[i] - lam[i - 1]) / h
+            d = x0 + float(0.5 / r) * (x0 - before)
+        x = float(sigma[i + 1] / sigma[i]) * x - float(alpha[i + 1] * np.expm1(-h)) * d
+        before = x0
+    return x
+
+
+def unipc(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[Array, ""] | None = None) -> Sample:
+    """UniPC of second order (Zhao et al. 2023, B2(h), data prediction): each step is predicted, and corrected with the
+    prediction made at its end. First and last step are of first order."""
+    t = timesteps(steps, schedule, beyond=1)
+    alpha, sigma = levels(t, schedule)
+    lam = log_snr(alpha, sigma)
+    start, x0s, order = x, [], 1  # the sample the last step began with, its x0 and the one before, its order
+    for i in range(steps):
+        x0 = clean(denoise(x, t[i]), x, schedule, alpha[i], sigma[i])
+        if i > 0:
+            h = lam[i] - lam[i - 1]
+            b = np.expm1(-h)
+            phi = -b / h - 1  # phi_2(-h), then phi_3
+            correction = 0.5 * (x0 - x0s[-1])
+            if order == 2:
+                r = (lam[i - 2] - lam[i - 1]) / h
+                rhs = np.array([phi / b, 2 * (-phi / h - 0.5) / b])
+                rho = np.linalg.solve(np.array([[1.0, 1.0], [r, 1.0]]), rhs)
+                correction = float(rho[0] / r) * (x0s[-2] - x0s[-1]) + float(rho[1]) * (x0 - x0s[-1])
+            x = float(sigma[i] / sigma[i - 1]) * start - float(alpha[i] * b) * (x0s[-1] + correction)
+        start, x0s = x, [*x0s[-1:], x0]
+        order = min(2, i + 1, steps - i)
+        h = lam[i + 1] - lam[i]
+        d = x0
+        if order == 2:
+            r = (lam[i - 1] - lam[i]) / h
+            d = x0 + float(0.5 / r) * (x0s[-2] - x0)
+        x = float(sigma[i + 1] / sigma[i]) * x - float(alpha[i + 1] * np.expm1(-h)) * d
+    return x
+
+
+def clean(prediction: Sample, x: Sample, schedule: Schedule, alpha: float, sigma: float) -> Sample:
+    """x0 out of what the UNet predicts; pure noise counts as `levels` has it."""
+    kind = schedule.config.prediction
+    if kind == "x0":
+        return prediction
+    if kind == "v":
+        return float(alpha) * x - float(sigma) * prediction
+    return (x - float(sigma) * prediction) / float(alpha)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": ddim,
+    "dpm_solver": dpm_solver,
+    "unipc": unipc,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+}
+MULTISTEP = ("dpm_solver", "unipc")  # they leave room for one more timestep

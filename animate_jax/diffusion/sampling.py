@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from animate_jax.config import SamplingConfig
 from animate_jax.diffusion.guidance import guide
-from animate_jax.diffusion.samplers import ddim_step, timesteps
+from animate_jax.diffusion.samplers import MULTISTEP, SAMPLERS, timesteps
 from animate_jax.diffusion.schedule import Schedule
 from animate_jax.diffusion.windows import blend, windows
 
@@ -28,8 +29,8 @@ def initial_noise(key: Key[Array, ""], shape: tuple[int, int, int, int, int], sh
 
 
 def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: SamplingConfig,
-           progress: Callable[[], None] | None = None) -> Latents:  # fmt: skip
-    """DDIM with classifier-free guidance over overlapping windows.
+           progress: Callable[[], None] | None = None, key: Key[Array, ""] | None = None) -> Latents:  # fmt: skip
+    """The sampler of `options` with classifier-free guidance over overlapping windows.
 
     The predictions of overlapping windows are averaged before guidance, as in the peers (unlike them also when
     guidance is off).
@@ -37,17 +38,18 @@ def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: Sampli
     Args:
         denoise: see `Denoise`.
         noise: x_T, [B, F, h, w, C].
-        options: steps, guidance, window, overlap and closed_loop are used.
+        options: sampler, steps, guidance, window, overlap and their variants are used.
         progress: called after every evaluation of `denoise`.
+        key: of the noise that "euler_ancestral" adds.
 
     Raises:
         UserError: impossible steps or windows.
     """
     frames = noise.shape[1]
-    chunks = windows(frames, options.window, options.overlap, options.closed_loop)
-    guided = options.guidance > 1
-    x = noise
-    for t in timesteps(options.steps, schedule):
+    plan = iter(plans(frames, schedule, options))
+
+    def predict(x: Latents, t: np.integer) -> Latents:
+        chunks, guided = next(plan)
         predictions = []
         for chunk in chunks:
             part = x[:, jnp.asarray(chunk)]
@@ -56,13 +58,31 @@ def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: Sampli
             predictions.append(denoise(part, time, jnp.asarray(chunk)))
             if progress:
                 progress()
-        prediction = blend(jnp.stack(predictions), chunks, frames)
+        prediction = blend(jnp.stack(predictions), chunks, frames, options.blend == "flat")
         if guided:
-            prediction = guide(*jnp.split(prediction, 2), options.guidance)
-        x = ddim_step(schedule, prediction, x, t, options.steps)
-    return x
+            prediction = guide(*jnp.split(prediction, 2), options.guidance, options.guidance_rescale)
+        return prediction
+
+    key = jax.random.key(0) if key is None else key
+    return SAMPLERS[options.sampler](predict, noise, schedule, options.steps, key)
 
 
-def evaluations(frames: int, options: SamplingConfig) -> int:
+def plans(frames: int, schedule: Schedule, options: SamplingConfig) -> list[tuple[list[list[int]], bool]]:
+    """For every step: its windows, and whether it is guided."""
+    last, (low, high) = schedule.config.train_steps - 1, options.guidance_interval
+    visited = timesteps(options.steps, schedule, beyond=int(options.sampler in MULTISTEP))
+    stride = options.window - options.overlap
+    return [
+        (
+            # Steps of the golden ratio: positions spread evenly after any number of steps.
+            windows(frames, options.window, options.overlap, options.closed_loop,
+                    round(step * 0.618 * stride) if options.shift_windows else 0),
+            bool(options.guidance > 1 and low <= t / last <= high),
+        )
+        for step, t in enumerate(visited)
+    ]  # fmt: skip
+
+
+def evaluations(frames: int, schedule: Schedule, options: SamplingConfig) -> int:
     """How often `sample` will call `denoise`: the length of a progress bar."""
-    return options.steps * len(windows(frames, options.window, options.overlap, options.closed_loop))
+    return sum(len(chunks) for chunks, _ in plans(frames, schedule, options))

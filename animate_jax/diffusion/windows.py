@@ -1,4 +1,4 @@
-"""Long videos: which frames are denoised together, and the mean of what overlapping windows say."""
+"""Long videos: which frames are denoised together, and what overlapping windows say together."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from jaxtyping import Array, Float
 from animate_jax.errors import UserError
 
 
-def windows(frames: int, size: int, overlap: int, closed_loop: bool = False) -> list[list[int]]:
+def windows(frames: int, size: int, overlap: int, closed_loop: bool = False, shift: int = 0) -> list[list[int]]:
     """Frame indices of every window; all windows have the same length and together they cover every frame.
 
     A video no longer than `size` is one window. Otherwise windows of `size` frames start every
     `size - overlap` frames, and the last one is moved back so that it ends with the video. `closed_loop` is
     Moore-AnimateAnyone's rule instead: the last windows wrap around to the first frames, so the beginning of
-    the video sees its end.
+    the video sees its end. `shift` moves the windows that many frames (modulo their distance) towards the
+    beginning; where that leaves frames at an end, the outermost window stays at that end.
     Raises UserError unless 0 <= overlap < size and frames >= 1.
     """
     if frames < 1 or not 0 <= overlap < size:
@@ -26,25 +27,29 @@ def windows(frames: int, size: int, overlap: int, closed_loop: bool = False) -> 
     if frames <= size:
         return [list(range(frames))]
     stride = size - overlap
+    shift %= stride
     if closed_loop:
-        starts = list(range(0, frames, stride))
+        starts = [start - shift for start in range(0, frames, stride)]
     else:
-        starts = [*range(0, frames - size, stride), frames - size]
+        moved = {max(start - shift, 0) for start in range(0, frames - size + shift, stride)}
+        starts = sorted(moved | {frames - size})
     return [[(start + i) % frames for i in range(size)] for start in starts]
 
 
 def blend(
-    predictions: Float[Array, "windows batch size *rest"], indices: list[list[int]], frames: int
+    predictions: Float[Array, "windows batch size *rest"], indices: list[list[int]], frames: int, flat: bool = True
 ) -> Float[Array, "batch frames *rest"]:
     """The mean over windows of each frame's predictions; `indices` are the frames of every window.
 
-    Raises ValueError if a frame is in no window.
+    Every window counts the same if `flat`; otherwise a frame counts by its distance from the window's ends, so that
+    one window hands over to the next gradually. Raises ValueError if a frame is in no window.
     """
-    flat = np.asarray(indices).ravel()
-    counts = np.bincount(flat, minlength=frames)  # [frames]
-    if len(counts) != frames or not counts.all():
-        raise ValueError(f"windows must cover exactly the frames 0..{frames - 1}; they occur {counts} times")
     n, batch, size, *rest = predictions.shape
+    chosen = np.asarray(indices).ravel()
+    shares = np.ones(size) if flat else np.minimum(np.arange(size), np.arange(size)[::-1]) + 1.0
+    total = np.bincount(chosen, np.tile(shares, n), minlength=frames)  # [frames]
+    if len(total) != frames or not total.all():
+        raise ValueError(f"windows must cover exactly the frames 0..{frames - 1}; they weigh {total}")
+    weights = jnp.asarray(np.tile(shares, n) / total[chosen], predictions.dtype).reshape(-1, *[1] * len(rest))
     side_by_side = jnp.moveaxis(predictions, 0, 1).reshape(batch, n * size, *rest)
-    total = jnp.zeros((batch, frames, *rest), predictions.dtype).at[:, flat].add(side_by_side)
-    return total / counts.reshape(frames, *[1] * len(rest)).astype(predictions.dtype)
+    return jnp.zeros((batch, frames, *rest), predictions.dtype).at[:, chosen].add(side_by_side * weights)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import pytest
 import torch
 
 from animate_jax.config import ScheduleConfig, presets
-from animate_jax.diffusion.samplers import ddim_step, timesteps
+from animate_jax.diffusion.samplers import SAMPLERS, ddim_step, timesteps
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 
@@ -110,3 +112,78 @@ def test_a_perfect_model_recovers_x0_within_fori_loop(prediction):
 
     result = jax.jit(lambda x: jax.lax.fori_loop(0, steps, body, x))(noise)
     np.testing.assert_allclose(result, x0, atol=1e-5)
+
+
+MULTISTEP = {"dpm_solver": diffusers.DPMSolverMultistepScheduler, "unipc": diffusers.UniPCMultistepScheduler}
+IN_SIGMAS = {"euler": diffusers.EulerDiscreteScheduler, "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler}
+
+
+def scheduler(cls, config: ScheduleConfig, **options):
+    """diffusers' scheduler of that configuration; its defaults are the cited algorithms of second order."""
+    theirs = cls.from_config({**ddim(config).config, "_class_name": cls.__name__}, **options)
+    # Theirs are multiplied up in float32, and where 1 - alpha_bar is small 1e-4 of it is lost.
+    exact = make_schedule(config).alphas_cumprod
+    theirs.alphas_cumprod = torch.from_numpy(np.maximum(exact, 2.0**-24).astype(np.float64))
+    return theirs
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # theirs, with NumPy 2
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+@pytest.mark.parametrize("config", CASES, ids=name)
+@pytest.mark.parametrize("sampler", MULTISTEP)
+def test_multistep_solvers_are_diffusers(sampler, config, steps):
+    schedule, theirs = make_schedule(config), scheduler(MULTISTEP[sampler], config)
+    theirs.set_timesteps(steps)
+    noise = np.random.default_rng(0).normal(size=(1, 2, 4, 3)).astype(np.float32)
+    visited = []
+
+    def denoise(x, t):
+        visited.append(int(t))
+        return model(x, t)
+
+    ours = SAMPLERS[sampler](denoise, jnp.asarray(noise), schedule, steps, jax.random.key(0))
+    assert visited == theirs.timesteps.tolist()
+    expected = torch.from_numpy(noise).double()
+    for t in theirs.timesteps:
+        expected = theirs.step(model(expected, int(t)), t, expected).prev_sample
+    assert np.abs(ours - expected.numpy()).max() < 1e-5 * np.abs(expected.numpy()).max()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # theirs, with NumPy 2
+@pytest.mark.parametrize("steps", [1, 2, 20])
+@pytest.mark.parametrize("config", [c for c in CASES if c.prediction != "x0"], ids=name)
+@pytest.mark.parametrize("sampler", IN_SIGMAS)
+def test_euler_is_diffusers(sampler, config, steps, monkeypatch):
+    schedule, theirs = make_schedule(config), scheduler(IN_SIGMAS[sampler], config)
+    theirs.set_timesteps(steps)
+    noise = np.random.default_rng(0).normal(size=(1, 2, 4, 3)).astype(np.float32)
+    key, fresh = jax.random.key(3), []
+    ours = SAMPLERS[sampler](model, jnp.asarray(noise), schedule, steps, key)
+    for i in range(steps):
+        fresh.append(torch.from_numpy(np.array(jax.random.normal(jax.random.fold_in(key, i), noise.shape))))
+    module = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
+    monkeypatch.setattr(module, lambda *_, **__: fresh.pop(0))
+    # Theirs is x / signal, of variance sigma^2 + 1.
+    expected = torch.from_numpy(noise) * (theirs.sigmas[0] ** 2 + 1) ** 0.5
+    for t in theirs.timesteps:
+        seen = theirs.scale_model_input(expected, t)
+        expected = theirs.step(model(seen, float(t)), t, expected).prev_sample
+    # With zero terminal SNR their x begins 4096 times as large, in float32, and loses 12 bits on the way down.
+    tolerance = 5e-4 if config.zero_terminal_snr and config.timestep_spacing == "trailing" else 1e-5
+    assert np.abs(ours - expected.numpy()).max() < tolerance * np.abs(expected.numpy()).max()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("prediction", ["v", "x0", "epsilon"])
+def test_every_sampler_recovers_x0_from_a_perfect_model(sampler, prediction):
+    schedule = make_schedule(ScheduleConfig(prediction=prediction, zero_terminal_snr=prediction != "epsilon"))
+    x0, noise = (jax.random.normal(jax.random.key(i), (1, 2, 4, 3)) for i in range(2))
+    x = schedule.add_noise(x0, noise, 999)
+
+    def perfect(x, t):
+        _, epsilon = dataclasses.replace(schedule, config=dataclasses.replace(schedule.config, prediction="x0")
+                                         ).to_x0_epsilon(x0, x, t)  # fmt: skip
+        return schedule.target(x0, epsilon, t)
+
+    result = SAMPLERS[sampler](perfect, x, schedule, 12, jax.random.key(2))
+    np.testing.assert_allclose(result, x0, atol=2e-4 if prediction == "epsilon" else 1e-5)

@@ -14,7 +14,7 @@ from animate_jax.diffusion.windows import windows
 from animate_jax.errors import UserError
 
 SHAPE = (1, 7, 4, 3, 2)  # B, F, h, w, C
-OPTIONS = SamplingConfig(steps=5, guidance=1.0, window=4, overlap=2)
+OPTIONS = SamplingConfig(steps=5, guidance=1.0, window=4, overlap=2, blend="flat")
 CLEAN = jax.random.normal(jax.random.key(1), SHAPE)
 NOISE = initial_noise(jax.random.key(0), SHAPE, shared=False)
 
@@ -56,7 +56,7 @@ def test_every_window_is_denoised_once_per_step(frames, closed_loop):
     result = sample(denoise, jnp.ones((1, frames, 2, 2, 1)), schedule, options, lambda: progress.append(1))
     expected = [(t, chunk) for t in (999, 799, 599, 399, 199) for chunk in windows(frames, 4, 2, closed_loop)]
     assert seen == expected
-    assert len(progress) == len(seen) == evaluations(frames, options)
+    assert len(progress) == len(seen) == evaluations(frames, schedule, options)
     assert result.shape == (1, frames, 2, 2, 1)
 
 
@@ -99,6 +99,46 @@ def test_without_guidance_only_the_conditional_half_is_computed(scale):
         return x
 
     sample(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, guidance=scale))
+
+
+def test_guidance_is_limited_to_its_interval():
+    schedule, rows = make_schedule(ScheduleConfig(prediction="x0")), []
+    options = dataclasses.replace(OPTIONS, steps=4, guidance=2.0, guidance_interval=(0.4, 0.8), window=7)
+
+    def denoise(x, t, frames):
+        rows.append((int(t[0, 0]), x.shape[0]))
+        return x
+
+    sample(denoise, NOISE, schedule, options)
+    assert rows == [(999, 1), (749, 2), (499, 2), (249, 1)]
+
+
+def test_shifted_windows_put_no_seam_twice_in_the_same_place():
+    schedule, starts = make_schedule(ScheduleConfig(prediction="x0")), {}
+
+    def denoise(x, t, frames):
+        starts.setdefault(int(t[0, 0]), []).append(int(frames[0]))
+        return x
+
+    noise = jnp.ones((1, 60, 1, 1, 1))
+    options = dataclasses.replace(OPTIONS, steps=4, window=16, overlap=4, shift_windows=True)
+    sample(denoise, noise, schedule, options)
+    inner = [tuple(s for s in step if 0 < s < 44) for step in starts.values()]
+    assert len(inner) == 4 and len({s for step in inner for s in step}) == sum(map(len, inner))
+
+
+@pytest.mark.parametrize("sampler", ["dpm_solver", "unipc", "euler", "euler_ancestral"])
+def test_every_sampler_denoises_long_guided_videos(sampler):
+    """The clean clip is known; windows and guidance change nothing about it."""
+    schedule, calls = make_schedule(ScheduleConfig(prediction="x0")), []
+    options = dataclasses.replace(OPTIONS, sampler=sampler, guidance=2.0)
+
+    def denoise(x, t, frames):
+        return jnp.broadcast_to(CLEAN[:, frames], x.shape)
+
+    result = sample(denoise, NOISE, schedule, options, lambda: calls.append(1))
+    np.testing.assert_allclose(result, CLEAN, atol=1e-5)
+    assert len(calls) == evaluations(SHAPE[1], schedule, options)
 
 
 def test_shared_noise_is_the_same_for_every_frame_and_differs_between_clips():

@@ -33,11 +33,16 @@ def test_closed_loop_is_the_peers():
     assert sum(map(len, windows(25, 24, 4, closed_loop=True))) == 48  # 1.92 evaluations per frame
 
 
+def test_shifted_windows_keep_their_distance():
+    assert windows(65, 24, 4, shift=7) == [span(0, 24), span(13, 37), span(33, 57), span(41, 65)]
+    assert windows(64, 24, 4, shift=20) == windows(64, 24, 4)
+
+
 @pytest.mark.parametrize("closed_loop", [False, True])
 @pytest.mark.parametrize(("size", "overlap"), [(24, 4), (24, 0), (8, 7), (48, 4), (2, 1), (1, 0)])
 def test_every_frame_is_covered_by_windows_of_one_length(size, overlap, closed_loop):
     for frames in (1, 2, 5, 24, 25, 47, 48, 49, 100, 136):
-        found = windows(frames, size, overlap, closed_loop)
+        found = windows(frames, size, overlap, closed_loop, shift=frames // 3)
         assert {frame for window in found for frame in window} == set(range(frames))
         assert {len(window) for window in found} == {min(size, frames)}
         assert all(len(set(window)) == len(window) for window in found)
@@ -63,6 +68,12 @@ def test_blend_is_the_mean(frames, closed_loop):
     for frame in range(frames):
         said = [p[:, w.index(frame)] for p, w in zip(predictions, indices, strict=True) if frame in w]
         np.testing.assert_allclose(result[:, frame], np.mean(said, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_gradual_blend_weighs_by_the_distance_from_the_ends():
+    predictions = jnp.stack([jnp.zeros((1, 6)), jnp.ones((1, 6))])  # the second window takes over
+    result = blend(predictions, [span(0, 6), span(2, 8)], 8, flat=False)
+    np.testing.assert_allclose(result[0], [0, 0, 1 / 4, 2 / 5, 3 / 5, 3 / 4, 1, 1], rtol=1e-6)
 
 
 def test_blend_keeps_what_all_windows_agree_on():
