@@ -72,7 +72,8 @@ def animate(args: Arguments) -> None:
     pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None)
     animation = pipeline(
         args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
-        progress=sys.stderr.isatty(), steps=args.steps, sampler=args.sampler, guidance=args.guidance, width=args.width, height=args.height,
+        progress=sys.stderr.isatty(), steps=args.steps, sampler=args.sampler, guidance=args.guidance,
+        width=args.width, height=args.height,
     )  # fmt: skip
     animation.save(args.output)
     animation.save_contact_sheet(sheet)
