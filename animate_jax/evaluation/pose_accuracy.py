@@ -1,0 +1,37 @@
+"""Does the person do what was asked? Joints detected in a video against the joints that drove it."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from animate_jax.pose.keypoints import BODY, Keypoints
+
+# Eyes and ears lie within a hand's breadth of the nose: they would count the head five times.
+JOINTS = [i for i, name in enumerate(BODY) if not name.endswith(("eye", "ear"))]
+TORSO = [BODY.index(f"{side}_{joint}") for side in ("right", "left") for joint in ("shoulder", "hip")]
+
+
+def pck(
+    detected: Keypoints, driven: Keypoints, size: tuple[int, int], threshold: float = 0.2
+) -> Float[np.ndarray, " frames"]:
+    """Percentage of correct keypoints of every frame, 0..1: detected within `threshold` torso lengths of the driven.
+
+    Every driven joint counts, found or not; a frame without driven joints is NaN. The torso length, middle of the
+    shoulders to middle of the hips, is the clip's largest: a person who bends or turns keeps it.
+
+    Args:
+        size: height, width of the picture in pixels.
+    """
+    scale = np.float32(size[::-1])
+    torso = driven.body[:, TORSO] * scale  # right shoulder, right hip, left shoulder, left hip
+    seen = (driven.body_confidence[:, TORSO] > 0).all(-1)
+    lengths = np.linalg.norm((torso[:, 0] + torso[:, 2] - torso[:, 1] - torso[:, 3]) / 2, axis=-1)
+    if not seen.any():
+        return np.full(len(driven), np.nan)
+    reach = threshold * lengths[seen].max()
+    wanted: Bool[np.ndarray, "frames joints"] = driven.body_confidence[:, JOINTS] > 0
+    distance = np.linalg.norm((detected.body[:, JOINTS] - driven.body[:, JOINTS]) * scale, axis=-1)
+    right = wanted & (detected.body_confidence[:, JOINTS] > 0) & (distance <= reach)
+    count = wanted.sum(-1)
+    return np.where(count > 0, right.sum(-1) / np.maximum(count, 1), np.nan)

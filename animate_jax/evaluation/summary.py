@@ -1,0 +1,102 @@
+"""From measured clips to figures of a method, with 95 % intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from animate_jax.evaluation import frechet
+from animate_jax.evaluation.scores import Measured
+
+RESAMPLES = 2000
+
+# Feature of a clip -> figure of a method.
+DISTANCES = {"fvd": "fvd", "box_fvd": "box_fvd", "frames": "frame_distance", "box_frames": "box_frame_distance"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A value and its 95 % interval; NaN where there is none."""
+
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+
+
+def summarise(
+    methods: dict[str, Sequence[Measured]], truth: Sequence[Measured], references: Sequence[Measured]
+) -> dict[str, dict[str, Figure]]:
+    """The figures of every method, and of the true videos under "true video" (those that make sense there).
+
+    Means over clips, with percentile bootstrap intervals over clips (the same resamples for every method);
+    distances of all clips together, with jackknife intervals; `pck_ratio_...`: PCK by that of the true videos;
+    `identity`: cosine similarity of the person to the reference's, after the mean over the data set is taken off;
+    `identity_first`: the share of clips whose own reference is the most similar of all.
+
+    Args:
+        methods: name -> its clips, in the same order for all.
+        truth: the true videos, measured against themselves.
+        references: the reference pictures, as videos of one frame.
+    """
+    out = {}
+    for name, clips in {**methods, "true video": truth}.items():
+        figures = {}
+        for score in clips[0].scores:
+            figures[score] = bootstrap([clip.scores[score] for clip in clips])
+        for percent in (10, 20):
+            score = f"pck_{percent}"
+            figures[f"pck_ratio_{percent}"] = bootstrap(
+                [clip.scores[score] for clip in clips], [clip.scores[score] for clip in truth]
+            )
+        for feature, title in DISTANCES.items():
+            if name != "true video" and feature in clips[0].features:
+                pairs = [[clip.features[feature] for clip in side] for side in (clips, truth)]
+                value, error = frechet.of_clips(*pairs)
+                figures[title] = Figure(value, max(value - 1.96 * error, 0.0), value + 1.96 * error)
+        if "person" in clips[0].features and len(clips) > 1:
+            people = [np.concatenate([clip.features["person"] for clip in side]) for side in (clips, references, truth)]
+            similar, first = identity(*people)
+            figures["identity"], figures["identity_first"] = bootstrap(similar), bootstrap(first)
+        out[name] = figures
+    return out
+
+
+def identity(
+    people: Float[np.ndarray, "clips dimensions"],
+    references: Float[np.ndarray, "clips dimensions"],
+    truths: Float[np.ndarray, "clips dimensions"],
+) -> tuple[Float[np.ndarray, " clips"], Float[np.ndarray, " clips"]]:
+    """Cosine similarity of every clip's person to its own reference, and whether no other reference is closer.
+
+    Features of all people point almost the same way; the mean over references and true videos is taken off first.
+    """
+    centre = np.concatenate([references, truths]).mean(0)
+    unit = lambda x: (x - centre) / np.linalg.norm(x - centre, axis=-1, keepdims=True)  # noqa: E731
+    similar = unit(people) @ unit(references).T
+    return np.diag(similar), (similar.argmax(1) == np.arange(len(people))).astype(float)
+
+
+def bootstrap(
+    values: Sequence[float] | Float[np.ndarray, " clips"],
+    divisor: Sequence[float] | Float[np.ndarray, " clips"] | None = None,
+    seed: int = 0,
+) -> Figure:
+    """Mean over clips (divided by that of `divisor`, paired) and its percentile bootstrap interval.
+
+    Clips without a value (NaN) are left out.
+    """
+    columns = np.array([values, np.ones(len(values)) if divisor is None else divisor], np.float64)
+    columns = columns[:, np.isfinite(columns).all(0)]
+    count = columns.shape[1]
+    if not count or not columns[1].sum():
+        return Figure(np.nan)
+    value = float(columns[0].mean() / columns[1].mean())
+    if count == 1:
+        return Figure(value)
+    drawn = columns[:, np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))].mean(-1)
+    means = drawn[0, drawn[1] > 0] / drawn[1, drawn[1] > 0]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Figure(value, float(low), float(high))
