@@ -1,0 +1,237 @@
+"""Recorded clips: a TFDS folder of ArrayRecord shards, each record an H.264 video and its keypoints.
+
+Read without TensorFlow: `dataset_info.json` names the shards, array_record reads them (also from gs://), and a record
+is a `tf.train.Example`, a small Protocol Buffer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import av
+import grain
+import numpy as np
+from etils import epath
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+from jaxtyping import UInt8
+
+from animate_jax.errors import UserError
+from animate_jax.pose.keypoints import Keypoints
+
+INFO = "dataset_info.json"
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # TFDS's default
+DEPTH = 3  # folders between a data directory and its data set: name, configuration, version
+POINTS = {"body": (18, 2), "hands": (2, 21, 2), "face": (68, 2)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One record: a short video of one person and the pose in every frame."""
+
+    id: str
+    video: bytes  # an mp4 of constant frame rate
+    fps: float
+    width: int  # pixels
+    height: int
+    keypoints: Keypoints  # [F], in units of the video's width and height
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+
+class RecordedClips:
+    """A split of a data set as a sequence of `Clip`. It may be pickled; every process opens the shards for itself.
+
+    Args:
+        root: the data set's folder, or one above it that holds no other data set (of several versions the newest
+            is read); a path or gs:// address.
+        split: a split that the data set has.
+
+    Raises:
+        UserError: no such folder, no data set or several, no such split, missing shards, or records of another kind.
+    """
+
+    def __init__(self, root: str, split: str):
+        folder = find_data_set(root)
+        self._where = f"--data.root {root}"
+        try:
+            info = json.loads((folder / INFO).read_text())
+            splits = {each["name"]: each for each in info["splits"]}
+            lengths = [int(length) for length in splits.get(split, {}).get("shardLengths", [])]
+            name, file_format = info["name"], info.get("fileFormat")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder / INFO}: not TFDS's description of a data set: build the data set again"
+            ) from error
+        if file_format != "array_record":
+            raise UserError(f"{self._where}: its files are {file_format}, not array_record: build it in that format")
+        if not sum(lengths):
+            known = ", ".join(sorted(each for each in splits if splits[each].get("shardLengths"))) or "none"
+            raise UserError(f"{self._where}: has no clips in a split {split!r}: choose --data.split from {known}")
+
+        count, template = len(lengths), splits[split].get("filepathTemplate", TEMPLATE)
+        fields = {"{DATASET}": name, "{SPLIT}": split, "{FILEFORMAT}": file_format}
+        for field, value in fields.items():
+            template = template.replace(field, value)
+        shards = [template.replace("{SHARD_X_OF_Y}", f"{i:05d}-of-{count:05d}") for i in range(count)]
+        if missing := set(shards) - {file.name for file in folder.iterdir()}:
+            raise UserError(
+                f"{folder / min(missing)}: {len(missing)} of {count} shards missing: copy the whole data set"
+            )
+        # With its length given, a shard is not opened before a record of it is wanted.
+        spans = zip(shards, lengths, strict=True)
+        self._records = grain.sources.ArrayRecordDataSource([f"{folder / shard}[0:{n}]" for shard, n in spans if n])
+        self[0]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Clip:
+        """
+        Raises:
+            UserError: the record cannot be read, or is none of a video with keypoints.
+        """
+        try:
+            return to_clip(parse(self._records[index]))
+        except (DecodeError, LookupError, ValueError, AttributeError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"{self._where}: record {index} is damaged or no clip with keypoints "
+                f"({type(error).__name__}: {error}): build the data set again"
+            ) from error
+
+
+def find_data_set(root: str) -> epath.Path:
+    """The folder with the `dataset_info.json` that `root` means: itself or the newest version below it.
+
+    Raises:
+        UserError: there is none, or there are several data sets.
+    """
+    start = epath.Path(root).expanduser()
+    try:
+        if not start.exists():
+            raise UserError(f"--data.root {root}: no such folder: check the path")
+        for depth in range(DEPTH + 1):
+            found = [file.parent for file in start.glob("*/" * depth + INFO)]
+            folders = [folder for folder in found if "incomplete" not in folder.name]  # a build under way
+            if folders:
+                break
+    except ImportError as error:  # etils asks for the package that opens this kind of address
+        raise UserError(f"--data.root {root}: {error}") from error
+    if not folders:
+        raise UserError(f"--data.root {root}: holds no {INFO}: give the folder of a data set that has been built")
+    if len({folder.parent for folder in folders}) > 1:
+        raise UserError(
+            f"--data.root {root}: holds several data sets: give one of {', '.join(sorted(map(str, folders)))}"
+        )
+    return max(folders, key=lambda folder: [int(part) for part in re.findall(r"\d+", folder.name)])
+
+
+def to_clip(fields: dict[str, Any]) -> Clip:
+    """
+    Raises:
+        LookupError, ValueError, AttributeError: a field is missing, of another kind or of another length.
+    """
+    width, height, frames = (int(fields[name][0]) for name in ("width", "height", "frames"))
+    points = {}
+    for name, shape in POINTS.items():
+        points[name] = fields[name].reshape(frames, *shape)
+        points[f"{name}_confidence"] = fields[f"{name}_confidence"].reshape(frames, *shape[:-1])
+    keypoints = Keypoints(**points).moved((1 / width, 1 / height), (0, 0))
+    return Clip(fields["id"][0].decode(), fields["video"][0], float(fields["fps"][0]), width, height, keypoints)
+
+
+def parse(record: bytes) -> dict[str, Any]:
+    """The flat values of a serialised `tf.train.Example` by name: lists of bytes or of int, or float32 arrays.
+
+    Raises:
+        google.protobuf.message.DecodeError: it is none.
+    """
+    fields = {}
+    for entry in example_message().FromString(record).features.feature:
+        kind = entry.value.WhichOneof("kind")
+        if kind == "float_list":
+            fields[entry.key] = np.frombuffer(entry.value.float_list.value, "<f4")
+        elif kind:
+            fields[entry.key] = list(getattr(entry.value, kind).value)
+    return fields
+
+
+@functools.cache
+def example_message() -> Any:
+    """The class of `tf.train.Example` messages, in a form of the same bytes: the map of features is a list of entries,
+    and packed floats are raw bytes, which NumPy reads without touching every number."""
+    types = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="animate_jax", syntax="proto3")
+
+    def message(name: str, *fields: tuple[str, int | str, bool], oneof: str = "") -> None:
+        new = file.message_type.add(name=name)
+        if oneof:
+            new.oneof_decl.add(name=oneof)
+        for number, (field, kind, repeated) in enumerate(fields, 1):
+            label = types.LABEL_REPEATED if repeated else types.LABEL_OPTIONAL
+            added = new.field.add(name=field, number=number, label=label)
+            if isinstance(kind, str):
+                added.type, added.type_name = types.TYPE_MESSAGE, f".animate_jax.{kind}"
+            else:
+                added.type = kind
+            if oneof:
+                added.oneof_index = 0
+
+    message("BytesList", ("value", types.TYPE_BYTES, True))
+    message("FloatList", ("value", types.TYPE_BYTES, False))
+    message("Int64List", ("value", types.TYPE_INT64, True))
+    kinds = ("bytes_list", "BytesList", False), ("float_list", "FloatList", False), ("int64_list", "Int64List", False)
+    message("Feature", *kinds, oneof="kind")
+    message("Entry", ("key", types.TYPE_STRING, False), ("value", "Feature", False))
+    message("Features", ("feature", "Entry", True))
+    message("Example", ("features", "Features", False))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("animate_jax.Example"))
+
+
+def pictures(clip: Clip, numbers: Sequence[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
+    """Decodes the frames with the given numbers, in rising order, each once, as (number, RGB picture).
+
+    Raises:
+        UserError: the video is damaged or has no such frame.
+    """
+    missing = set(numbers)
+    for number, frame in decoded(clip, sorted(missing)):
+        if number in missing:
+            missing.remove(number)
+            yield number, frame.to_ndarray(format="rgb24")
+    if missing:
+        raise UserError(f"clip {clip.id}: its video has no frame {min(missing)}: build the data set again")
+
+
+def decoded(clip: Clip, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """All frames that must be decoded to see those wanted (rising numbers): after a jump to the keyframe before a
+    wanted frame, the ones up to it."""
+    try:
+        with av.open(io.BytesIO(clip.video)) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # workers are the parallelism
+            ticks = 1 / (stream.average_rate * stream.time_base)  # per frame
+            origin = stream.start_time or 0
+            keys = np.array([i for i, packet in enumerate(stream.index_entries) if packet.is_keyframe])
+            frames, number = iter(()), -1
+            for target in wanted:
+                if keys[keys <= target].max(initial=0) > number:
+                    container.seek(origin + round(target * ticks), stream=stream)
+                    frames = container.decode(stream)
+                while number < target:
+                    frame = next(frames, None)
+                    if frame is None:
+                        return
+                    number = round((frame.pts - origin) / ticks)
+                    yield number, frame
+    except (av.FFmpegError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"clip {clip.id}: its video is damaged ({error}): build the data set again") from error

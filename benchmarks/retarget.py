@@ -1,0 +1,137 @@
+"""How well a motion of one body is carried over to another: exact joints of two people in the same motion.
+
+    python benchmarks/retarget.py [--split test_both] [--pairs 24]
+
+Person A does a motion before a camera; person B, of another body, does the same motion before the same camera,
+which tells where every joint of B truly is. What an alignment makes of A's keypoints and ONE picture of B is
+compared with that. In the first table B's picture shows the motion's first frame; in the second B stands in a frame
+of another motion, facing the camera more or less, at the place where the motion starts. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tyro
+
+from animate_jax.data.mocap_people import raster
+from animate_jax.data.mocap_people.motion import ACROBATIC, Segment, axis_angle, heading
+from animate_jax.data.mocap_people.scene import LOOKS, Camera, MocapPeople
+from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.retarget import ALIGNMENTS, bring
+
+BONES = (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0)
+ANKLES = [15, 16]  # of COCO-17
+FRAMES, HEIGHT, WIDTH = 48, 512, 384
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    split: str = "test_both"  # whose bodies and motions; the constants of retarget.py were chosen on "train"
+    pairs: int = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    driving: Keypoints
+    truth: Keypoints
+    same_pose: Keypoints  # references: one frame each
+    other_pose: Keypoints
+    motion: str
+
+
+def case(people: MocapPeople, index: int) -> Case:
+    rng = np.random.default_rng((index, 17))
+    a, b = (people._identity(int(rng.integers(LOOKS[people._people])))[1] for _ in range(2))
+    segment = on_floor(people, people._motion_side, a, rng)
+    points, coco, hands = joints(people, a, segment)
+    camera = still_camera(rng, segment, points)
+    # Another pose, turned to the camera up to half a radian, where the motion starts.
+    other = on_floor(people, "train", b, rng)
+    ahead = camera.views[0, 2, :3]
+    turn = np.arctan2(-ahead[0], ahead[1]) + rng.uniform(-0.5, 0.5) - heading(other.rotations[:1, 0])
+    turned = axis_angle(np.array([0.0, 0, 1]), turn)[:, None] @ other.rotations[:1]
+    truth = project(people, camera, *joints(people, b, segment)[1:])
+    still = project(people, camera, *joints(people, b, Segment(other.name, turned, other.root[:1]))[1:])[0]
+    return Case(project(people, camera, coco, hands), truth, truth[0], still, segment.name)
+
+
+def on_floor(people: MocapPeople, split: str, figure, rng: np.random.Generator) -> Segment:
+    """A motion that starts at the origin with a foot on the floor, not in the air or on a climbing frame."""
+    while True:
+        segment = people._motions.sample(split, rng, FRAMES, people.fps)
+        _, coco, _ = joints(people, figure, segment)
+        if segment.name not in ACROBATIC and coco[0, ANKLES, 2].min() < 0.15:
+            return dataclasses.replace(segment, root=segment.root - segment.root[:1] * [1, 1, 0])
+
+
+def still_camera(rng: np.random.Generator, segment: Segment, points) -> Camera:
+    """Holds all vertices [frames, n, 3]; looks at the person's front, up to a radian from the side, or anywhere."""
+    yaw = heading(segment.rotations[:1, 0])[0] + (rng.uniform(-1, 1) if rng.random() < 0.8 else rng.uniform(-3, 3))
+    pitch = rng.normal(0.08, 0.07)
+    ahead = np.array([-np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), -np.sin(pitch)])
+    right = np.cross(ahead, [0, 0, 1]) / np.cos(pitch)
+    axes = np.stack([right, np.cross(ahead, right), ahead])
+    points = points[:, ::8].reshape(-1, 3).astype(np.float64)
+    target = (points.min(0) + points.max(0)) / 2
+    local = (points - target) @ axes.T
+    focal = HEIGHT / 2 / np.tan(np.radians(rng.uniform(20, 38)) / 2)
+    half = np.array([WIDTH, HEIGHT]) / 2 * 0.9
+    distance = (focal * np.abs(local[:, :2]) / half - local[:, 2:]).max()
+    eye = target - distance * ahead
+    view = np.concatenate([axes, -(axes @ eye)[:, None]], 1).astype(np.float32)
+    lens = np.array([focal, WIDTH / 2, HEIGHT / 2], np.float32)
+    return Camera(np.repeat(view[None], FRAMES, 0), np.repeat(eye[None], FRAMES, 0), lens)
+
+
+def joints(people: MocapPeople, figure, segment: Segment):
+    """Vertices, COCO-17 joints and hands of a figure in a motion, in metres."""
+    matrices = people._bodies.matrices(figure, segment)
+    rest, bones, weights, regressor = figure.joints
+    moved = raster.skin(rest, bones, weights, matrices)
+    coco = (moved[:, :-42].reshape(len(moved), 17, -1, 3) * regressor[..., None]).sum(2)
+    return raster.skin(figure.rest, figure.bones, figure.weights, matrices), coco, moved[:, -42:]
+
+
+def project(people: MocapPeople, camera, coco, hands) -> Keypoints:
+    """Keypoints with nothing in front of anything and no edge of the picture: everything is seen."""
+    nothing = np.zeros((people.height * 2, people.width * 2), np.float32)
+    seen = people._keypoints(coco, hands, camera, [nothing] * len(coco))
+    ones = {f"{name}_confidence": np.ones_like(getattr(seen, f"{name}_confidence")) for name in ("body", "hands")}
+    return dataclasses.replace(seen, **ones)
+
+
+def scores(result: Keypoints, truth: Keypoints) -> np.ndarray:
+    """PCK@0.1, PCK@0.2 of the torso, mean distance in torsos, mean relative error of bone lengths."""
+    size = np.array([WIDTH, HEIGHT])
+    found, true = result.body * size, truth.body * size
+    torso = np.linalg.norm(true[:, 1] - true[:, [8, 11]].mean(1), axis=-1).max()
+    distance = np.linalg.norm(found - true, axis=-1) / torso
+    a, b = np.array(BONES).T
+    lengths, true_lengths = (np.linalg.norm(points[:, a] - points[:, b], axis=-1) for points in (found, true))
+    long = true_lengths > 0.15 * torso  # a bone that points at the camera has no length to compare
+    error = np.abs(lengths / true_lengths - 1)[long].mean()
+    return np.array([(distance < 0.1).mean(), (distance < 0.2).mean(), distance.mean(), error])
+
+
+def main(args: Arguments) -> None:
+    people = MocapPeople(args.split, height=HEIGHT, width=WIDTH)
+    cases = [case(people, index) for index in range(args.pairs)]
+    print(f"{args.pairs} pairs of `{args.split}`, motions: {', '.join(sorted({c.motion for c in cases}))}")
+    for title, name in (("B's picture: the first frame", "same_pose"), ("B's picture: another pose", "other_pose")):
+        print(f"\n{title}\n\n| alignment | PCK@0.1 | PCK@0.2 | distance / torso | bone length error | best of pairs |")
+        print("|---|---|---|---|---|---|")
+        table = np.array([
+            [scores(bring(c.driving, (HEIGHT, WIDTH), getattr(c, name), (HEIGHT, WIDTH), a), c.truth) for c in cases]
+            for a in ALIGNMENTS
+        ])  # fmt: skip
+        best = table[..., 2].argmin(0)
+        for row, (alignment, results) in enumerate(zip(ALIGNMENTS, table, strict=True)):
+            pck1, pck2, distance, bones = results.mean(0)
+            wins = (best == row).sum()
+            print(f"| {alignment} | {pck1:.3f} | {pck2:.3f} | {distance:.3f} | {bones:.3f} | {wins} of {len(cases)} |")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))
