@@ -11,18 +11,19 @@ import numpy as np
 
 from animate_jax.errors import UserError
 from animate_jax.weights import names
+from animate_jax.weights.tensor import Tensor
 
-StateDict = Mapping[str, np.ndarray]  # torch keys -> arrays in torch's layout
+StateDict = Mapping[str, np.ndarray | Tensor]  # torch keys -> arrays in torch's layout, in memory or in a file
 
 
-def from_torch(
+def match(
     state_dict: StateDict, abstract: Mapping[str, Any], ignore: str = names.BUFFERS, source: str = "the file"
-) -> dict[str, np.ndarray]:
-    """The parameters of one module. Arrays are views of the state dict's wherever the dtype is already right.
+) -> dict[str, str]:
+    """Path -> the torch key that fills it, for one module; looks at shapes only.
 
     Args:
         state_dict: every key is used exactly once, or matches the regular expression `ignore`.
-        abstract: path -> anything with a shape and a dtype; every path is filled exactly once.
+        abstract: path -> anything with a shape; every path is filled exactly once.
         source: what the error calls the state dict.
 
     Raises:
@@ -38,16 +39,11 @@ def from_torch(
     targets = {names.torch_key(path): path for path in abstract}
     missing = [key for key in targets if key not in sources]
     unused = [key for key in sources if key not in targets]
-
-    params, reshaped = {}, []
+    reshaped = []
     for key, path in targets.items():
-        if key in sources:
-            array, leaf = state_dict[sources[key]], abstract[path]
-            expected = names.torch_shape(path, leaf.shape)
-            if array.shape != expected:
-                reshaped.append(f"{key} is {list(array.shape)} instead of {list(expected)}")
-            else:
-                params[path] = names.from_torch_layout(path, array).astype(leaf.dtype, copy=False)
+        expected = names.torch_shape(path, abstract[path].shape)
+        if key in sources and (shape := tuple(state_dict[sources[key]].shape)) != expected:
+            reshaped.append(f"{key} is {list(shape)} instead of {list(expected)}")
 
     problems = [
         _listed("missing", [_with_nearest(key, unused) for key in missing[:3]] + missing[3:]),
@@ -57,7 +53,19 @@ def from_torch(
     ]
     if any(problems):
         raise UserError(f"{source} does not fit the model: {'; '.join(filter(None, problems))}")
-    return params
+    return {path: sources[key] for key, path in targets.items()}
+
+
+def from_torch(
+    state_dict: StateDict, abstract: Mapping[str, Any], ignore: str = names.BUFFERS, source: str = "the file"
+) -> dict[str, np.ndarray]:
+    """The parameters of one module, in the dtypes of `abstract`; arguments and errors are those of `match`. Arrays are
+    views of the state dict's wherever the dtype is already right."""
+    filled = match(state_dict, abstract, ignore, source)
+    return {
+        path: names.from_torch_layout(path, np.asarray(state_dict[key])).astype(abstract[path].dtype, copy=False)
+        for path, key in filled.items()
+    }
 
 
 def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import logging
 import pathlib
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
 from animate_jax.config import Preset, preset_from_dict, to_dict
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
+
+# Part of the model -> the flag that imports it.
+FLAGS = {
+    "denoising_unet": "--denoising-unet", "reference_unet": "--reference-unet", "motion_module": "--motion",
+    "pose_guider": "--pose-guider", "vae": "--vae", "image_encoder": "--image-encoder",
+}  # fmt: skip
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of its work
 
@@ -30,15 +40,54 @@ def save(path: str | pathlib.Path, params: P.Params, preset: Preset, dtype: DTyp
     Raises:
         UserError: something else than a checkpoint is there.
     """
+    if dtype is not None:
+        params = {key: jnp.asarray(array, dtype) for key, array in params.items()}
+    with _replacing(path) as fresh:
+        ocp.save_checkpointables(fresh, {"params": params}, custom_metadata={"preset": to_dict(preset)})
+
+
+def write(path: str | pathlib.Path, batches: Iterable[P.Params], preset: Preset) -> None:
+    """`save` for a model that need not fit into memory: holds about four times the largest batch at once.
+
+    Args:
+        batches: the parameters in pieces, each path in one of them; possibly not all that the preset's model has.
+
+    Raises:
+        UserError: something else than a checkpoint is there.
+    """
+    with _replacing(path) as fresh:
+        for batch in batches:
+            ocp.partial.save(fresh, batch, custom_metadata={"preset": to_dict(preset)})
+        ocp.partial.finalize(fresh)
+        # Orbax gives pieces a name of its own; as "params" they are what `save` writes.
+        (fresh / "state").rename(fresh / "params")
+        metadata = json.loads((fresh / "_CHECKPOINT_METADATA").read_text())
+        handler = ocp.handlers.PyTreeHandler
+        metadata["item_handlers"] = {"params": f"{handler.__module__}.{handler.__name__}"}
+        (fresh / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
+
+
+@contextlib.contextmanager
+def _replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name to write a checkpoint under, which takes the place of `path` at the end, complete or not at all."""
     path = pathlib.Path(path).absolute()
     if path.exists() and not (path / "params").is_dir():
         raise UserError(f"{path}: is there already and no checkpoint: choose another name")
-    if dtype is not None:
-        params = {key: jnp.asarray(array, dtype) for key, array in params.items()}
     fresh, old = path.with_name(path.name + ".saving"), path.with_name(path.name + ".replaced")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    ocp.save_checkpointables(fresh, {"params": params}, custom_metadata={"preset": to_dict(preset)})
+
+    def clear() -> None:
+        if old.exists() and not path.exists():  # killed between the two renames
+            old.rename(path)
+        for leftover in (old, *path.parent.glob(f"{glob.escape(fresh.name)}*")):  # Orbax adds endings of its own
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    clear()
+    try:
+        yield fresh
+    except BaseException:
+        clear()
+        raise
+    (fresh / "commit_success.txt").write_text("Checkpoint commit was successful")  # without this machine's path
     if path.exists():
         path.rename(old)
     fresh.rename(path)
@@ -78,12 +127,13 @@ def read_preset(path: pathlib.Path) -> Preset:
         ) from error
 
 
-def load(path: str | pathlib.Path, preset: Preset | None = None, dtype: DTypeLike = jnp.float32
-         ) -> tuple[P.Params, Preset]:  # fmt: skip
+def load(path: str | pathlib.Path, preset: Preset | None = None, dtype: DTypeLike = jnp.float32,
+         shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> tuple[P.Params, Preset]:  # fmt: skip
     """Parameters (cast to `dtype`) and preset of a checkpoint.
 
     Args:
         preset: replaces the numerical choices that the checkpoint carries; its model must have the same shapes.
+        shardings: where each array goes; default: whole on the first device.
 
     Raises:
         UserError: no checkpoint there, a damaged one, or one whose arrays do not fit the model.
@@ -92,26 +142,71 @@ def load(path: str | pathlib.Path, preset: Preset | None = None, dtype: DTypeLik
     preset = preset or read_preset(path)
     _, expected = P.abstract(preset.model)
     found = stored_shapes(path)
-    wrong = [key for key in expected if key not in found or found[key] != tuple(expected[key].shape)]
+    lacking = missing_parts(found, expected)
+    wrong = [
+        key
+        for key in expected
+        if part_of(key) not in lacking and (key not in found or found[key] != tuple(expected[key].shape))
+    ]
     surplus = [key for key in found if key not in expected]
     if wrong or surplus:
         raise UserError(
             f"{path}: does not fit the model of preset '{preset.name}': {len(wrong)} arrays missing or of another "
             f"shape, {len(surplus)} unknown, first {(wrong + surplus)[0]!r}: choose the checkpoint's own preset"
         )
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = {key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding) for key, leaf in expected.items()}
+    if lacking:
+        flags = " ".join(f"{FLAGS[part]} FILE" for part in lacking if part in FLAGS)
+        raise UserError(
+            f"{path}: lacks {', '.join(lacking)}: add it with python -m animate_jax.weights import sd15 {flags} "
+            f"--output {path}"
+        )
+    shardings = shardings or dict.fromkeys(expected, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    target = {key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[key]) for key, leaf in expected.items()}
     try:
         return ocp.load_checkpointables(path, {"params": target})["params"], preset
     except Exception as error:
         raise damaged(path, error) from error
 
 
+def part_of(path: str) -> str:
+    """The part that a parameter belongs to, as the peers ship them: the temporal layers are one of their own."""
+    part = path.partition(".")[0]
+    return "motion_module" if part == "denoising_unet" and ".motion_modules." in path else part
+
+
+def missing_parts(found: Iterable[str], expected: Iterable[str]) -> list[str]:
+    """Parts of the model of which a checkpoint holds nothing."""
+    present = {part_of(path) for path in found}
+    return [part for part in dict.fromkeys(map(part_of, expected)) if part not in present]
+
+
+def read_some(path: pathlib.Path, stored: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    """Some arrays of a checkpoint as they are stored; `stored` is part of what `stored_arrays` gives.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    target = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for key, leaf in stored.items()}
+    loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
+    try:
+        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+            arrays = ocp.load_checkpointables(path, {"params": target})["params"]
+    except Exception as error:
+        raise damaged(path, error) from error
+    return {key: np.asarray(array) for key, array in arrays.items()}
+
+
 def stored_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
     """Shape of every array in a checkpoint, without reading the arrays."""
+    return {key: leaf.shape for key, leaf in stored_arrays(path).items()}
+
+
+def stored_arrays(path: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every array in a checkpoint, without reading the arrays."""
     try:
         stored = ocp.checkpointables_metadata(path).metadata["params"]
-        return {key: tuple(leaf.shape) for key, leaf in stored.items()}
+        return {key: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for key, leaf in stored.items()}
     except Exception as error:
         raise damaged(path, error) from error
 

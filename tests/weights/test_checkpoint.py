@@ -79,6 +79,13 @@ def test_saving_that_fails_leaves_the_old_checkpoint(micro, micro_params, copy, 
     assert_equal(checkpoint.load(copy)[0], micro_params)
 
 
+def test_killed_between_the_renames(micro, micro_params, copy):
+    copy.rename(copy.with_name("copy.replaced"))
+    with pytest.raises(ZeroDivisionError), checkpoint._replacing(copy):
+        raise ZeroDivisionError
+    assert_equal(checkpoint.load(copy)[0], micro_params)
+
+
 def test_saving_never_replaces_something_else(micro, micro_params, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for path in (tmp_path, tmp_path / "thesis.txt"):

@@ -1,0 +1,50 @@
+"""A tensor in a file: its place, type and shape. Nothing is read before it is asked for, and nothing is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from animate_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """`np.asarray(tensor)` reads it. Reading rather than mapping keeps a file of many gigabytes out of memory."""
+
+    path: pathlib.Path
+    offset: int  # bytes from the beginning of the file to the first element
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None  # elements; None is C-contiguous
+
+    def squeezed(self, rank: int) -> Tensor:
+        """Without its last axes, all of length 1: a 1x1 convolution as a linear layer."""
+        return dataclasses.replace(
+            self, shape=self.shape[:rank], strides=None if self.strides is None else self.strides[:rank]
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.strides is None or not math.prod(self.shape):
+            count = math.prod(self.shape)
+        else:
+            count = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        data = np.fromfile(self.path, np.uint8, count * self.dtype.itemsize, offset=self.offset)
+        if len(data) != count * self.dtype.itemsize:
+            raise UserError(f"{self.path}: ends too early; it is truncated: take a whole copy")
+        array = data.view(self.dtype)
+        if self.strides is None or not math.prod(self.shape):
+            array = array.reshape(self.shape)
+        else:
+            steps = tuple(stride * self.dtype.itemsize for stride in self.strides)
+            array = np.lib.stride_tricks.as_strided(array, self.shape, steps)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def nbytes(leaf: Any) -> int:
+    """Bytes of anything with a shape and a dtype."""
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
