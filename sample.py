@@ -24,13 +24,15 @@ import tyro
 from animate_jax.config import presets
 from animate_jax.errors import UserError
 from animate_jax.pipeline import EXAMPLE, Pipeline
+from animate_jax.pose.dwpose import DWPose
+from animate_jax.pose.retarget import Alignment
 from animate_jax.video.files import check_output
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     reference: pathlib.Path = EXAMPLE / "reference.png"  # picture of one person
-    driving: pathlib.Path = EXAMPLE / "driving.mp4"  # video of a person, keypoints (.json, .npz), or drawn poses
+    driving: pathlib.Path = EXAMPLE / "driving.mp4"  # video of a person, keypoints (.json, .npz, .npy), or drawn poses
     output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif
     checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
@@ -42,6 +44,11 @@ class Arguments:
     width: int | None = None  # of the result, in pixels
     height: int | None = None
     fps: float | None = None  # of the result; default: the model's, else the driving video's
+    retarget: bool = True  # fit the motion to the reference's body
+    align: Alignment = "bones"  # how: bone by bone; global: one scale; musepose: as its weights expect; none
+    person: str = "largest"  # who of several in the driving video: largest, center, or a number from the left
+    dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: finds hands and faces, too
+    canvas: tuple[int, int] | None = None  # width, height of the pictures behind a keypoints file that does not say
 
 
 def main(arguments: list[str]) -> int:
@@ -59,7 +66,8 @@ def main(arguments: list[str]) -> int:
 
 def animate(args: Arguments) -> None:
     started = time.monotonic()
-    for name, value in (("frames", args.frames), ("fps", args.fps), ("steps", args.steps)):
+    canvas = min(args.canvas) if args.canvas else None
+    for name, value in (("frames", args.frames), ("fps", args.fps), ("steps", args.steps), ("canvas", canvas)):
         if value is not None and not value > 0:
             raise UserError(f"--{name} {value}: must be greater than 0")
     if args.preset is not None and args.preset not in presets():
@@ -73,7 +81,8 @@ def animate(args: Arguments) -> None:
     animation = pipeline(
         args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
         progress=sys.stderr.isatty(), steps=args.steps, sampler=args.sampler, guidance=args.guidance,
-        width=args.width, height=args.height,
+        width=args.width, height=args.height, align=args.align if args.retarget else "none", person=args.person,
+        detector=DWPose(args.dwpose) if args.dwpose else None, canvas=args.canvas and args.canvas[::-1],
     )  # fmt: skip
     animation.save(args.output)
     animation.save_contact_sheet(sheet)

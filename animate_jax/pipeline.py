@@ -21,11 +21,13 @@ from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.models.unet import Conditioning
-from animate_jax.pose.detect import detect, require_person
+from animate_jax.pose.align import portrait
+from animate_jax.pose.detect import Detector, detect, require_person
 from animate_jax.pose.draw import draw
 from animate_jax.pose.files import read_poses
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.retarget import align, portrait
+from animate_jax.pose.retarget import Alignment, bring
+from animate_jax.pose.smooth import smooth
 from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.files import frame_rate, read_image, read_video, write_image, write_video
 from animate_jax.video.preprocess import clip_pixels
@@ -33,7 +35,7 @@ from animate_jax.weights import checkpoint
 
 BUNDLED = pathlib.Path(__file__).parent / "assets" / "tiny"
 EXAMPLE = pathlib.Path(__file__).parent / "assets" / "example"  # reference.png and driving.mp4
-KEYPOINT_FILES = (".json", ".npz")
+KEYPOINT_FILES = (".json", ".npz", ".npy")
 DECODE_CHUNK = 8  # frames decoded at once
 
 Picture = UInt8[np.ndarray, "_ _ 3"]  # a reference and its cut differ in size
@@ -122,6 +124,10 @@ class Pipeline:
         fps: Real | None = None,
         seed: int = 0,
         progress: bool = True,
+        align: Alignment = "bones",
+        person: str = "largest",
+        detector: Detector | None = None,
+        canvas: tuple[int, int] | None = None,
         **overrides: Any,
     ) -> Animation:
         """Animates the person of `reference` with the motion of `driving`.
@@ -132,15 +138,21 @@ class Pipeline:
             frames: at most that many frames.
             fps: of the result; default: the rate the weights were trained for, else the driving video's.
             seed: the same seed gives the same video.
+            align: how the driving keypoints are fitted to the reference's body, see `pose.retarget.bring`.
+            person: of several in the driving video: "largest", "center", or a number from the left, from 1.
+            detector: finds keypoints: `pose.dwpose.DWPose(folder)`, or by default `pose.detect.detect`.
+            canvas: height, width of the pictures behind a keypoints file that does not tell them.
             overrides: fields of `SamplingConfig`: width, height, steps, guidance, window, overlap, ...
 
         Raises:
             UserError: anything wrong with the input, in one line.
         """
         options = self.options(**overrides)
-        picture, keypoints = self.frame_reference(reference, options)
-        motion = driving if isinstance(driving, Motion) else self.read_motion(driving, frames, fps, progress)
-        poses = self.draw_motion(motion, keypoints, options)[:frames]
+        picture, keypoints = self.frame_reference(reference, options, detector)
+        motion = driving
+        if not isinstance(driving, Motion):
+            motion = self.read_motion(driving, frames, fps, progress, person, detector, canvas)
+        poses = self.draw_motion(motion, keypoints, options, align)[:frames]
         own_pose = draw(keypoints, options.height, options.width, options.pose_style)
         latents = self.sample(self.condition(picture, own_pose, options), poses, options, seed, progress)
         return Animation(self.decode(latents), motion.fps, picture, poses)
@@ -165,8 +177,9 @@ class Pipeline:
         return options
 
     def read_motion(self, path: str | pathlib.Path, frames: int | None = None, fps: Real | None = None,
-                    progress: bool = True) -> Motion:  # fmt: skip
-        """Reads a keypoints file (.json, .npz, a folder of OpenPose files), a video of a person or of drawn poses.
+                    progress: bool = True, person: str = "largest", detector: Detector | None = None,
+                    canvas: tuple[int, int] | None = None) -> Motion:  # fmt: skip
+        """Reads a keypoints file (.json, .npz, .npy, a folder of them), a video of a person or of drawn poses.
 
         Raises:
             UserError: missing or damaged, or nobody is in the video.
@@ -174,18 +187,18 @@ class Pipeline:
         path = pathlib.Path(path)
         fps = fps or self.preset.sampling.fps
         if path.is_dir() or path.suffix.lower() in KEYPOINT_FILES:
-            keypoints, canvas = read_poses(path)
+            keypoints, canvas = read_poses(path, canvas)
             return Motion(float(fps or 30.0), keypoints[:frames], canvas)
         pictures, rate = read_video(path, frames=frames, fps=None if fps is None else min(fps, frame_rate(path)))
         if is_drawn(pictures):
             return Motion(rate, pictures=pictures)
         with tqdm(total=len(pictures), desc="poses", unit="frame", dynamic_ncols=True, disable=not progress) as bar:
-            keypoints = detect(pictures, lambda done: bar.update())
+            keypoints = (detector or detect)(pictures, lambda done: bar.update(), person)
         require_person(keypoints, path)
-        return Motion(rate, keypoints, pictures.shape[1:3])
+        return Motion(rate, smooth(keypoints, pictures.shape[1:3], rate), pictures.shape[1:3])
 
-    def frame_reference(self, reference: str | pathlib.Path | Picture, options: SamplingConfig
-                        ) -> tuple[Picture, Keypoints]:  # fmt: skip
+    def frame_reference(self, reference: str | pathlib.Path | Picture, options: SamplingConfig,
+                        detector: Detector | None = None) -> tuple[Picture, Keypoints]:  # fmt: skip
         """Cuts the reference around its person to the result's size; returns the cut and the person's keypoints.
 
         Raises:
@@ -193,7 +206,7 @@ class Pipeline:
         """
         name = "the reference picture" if isinstance(reference, np.ndarray) else str(reference)
         picture = reference if isinstance(reference, np.ndarray) else read_image(reference)
-        found = detect(picture[None])
+        found = (detector or detect)(picture[None])
         require_person(found, name)
         height, width = picture.shape[:2]
         box = portrait(found[0], (height, width), options.width / options.height)
@@ -207,13 +220,15 @@ class Pipeline:
         keypoints = found[0].moved(scale, (-left / (right - left), -top / (bottom - top)))
         return np.asarray(cut), keypoints
 
-    def draw_motion(self, motion: Motion, reference: Keypoints, options: SamplingConfig) -> Pictures:
-        """The pose pictures that drive the result: keypoints are aligned to the reference's body and drawn."""
+    def draw_motion(self, motion: Motion, reference: Keypoints, options: SamplingConfig, align: Alignment = "bones"
+                    ) -> Pictures:  # fmt: skip
+        """The pose pictures that drive the result: keypoints are fitted to the reference's body and drawn."""
         size = (options.height, options.width)
         if motion.keypoints is None:
             pictures = [Image.fromarray(p).resize(size[::-1], Image.Resampling.LANCZOS) for p in motion.pictures]
             return np.stack([np.asarray(p) for p in pictures])
-        return draw(align(motion.keypoints, motion.canvas, reference, size), *size, options.pose_style)
+        keypoints = bring(motion.keypoints, motion.canvas, reference, size, align)
+        return draw(keypoints, *size, options.pose_style)
 
     def condition(self, picture: Picture, own_pose: Picture, options: SamplingConfig) -> Conditioning:
         """What the model keeps of the character, once per video."""

@@ -41,7 +41,7 @@ def pipeline(micro_checkpoint, compile_fast):
 @pytest.fixture
 def anybody(monkeypatch):
     """Every picture shows a person standing in its middle."""
-    monkeypatch.setattr(module, "detect", lambda frames, progress=None: waving(len(frames)))
+    monkeypatch.setattr(module, "detect", lambda frames, progress=None, person="largest": waving(len(frames)))
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_the_reference_is_cut_around_its_person(pipeline, monkeypatch):
     for point, color in ((0, (255, 0, 0)), (10, (0, 255, 0))):
         x, y = (found.body[0, point] * (400, 300)).round().astype(int)
         picture[y - 6 : y + 6, x - 6 : x + 6] = color
-    monkeypatch.setattr(module, "detect", lambda frames, progress=None: found)
+    monkeypatch.setattr(module, "detect", lambda frames, progress=None, person="largest": found)
     cut, keypoints = pipeline.frame_reference(picture, pipeline.options(width=192, height=256))
     assert cut.shape == (256, 192, 3)
     for point, channel in ((0, 0), (10, 1)):
@@ -213,7 +213,8 @@ def test_the_reference_is_cut_around_its_person(pipeline, monkeypatch):
 def test_a_cut_beyond_the_picture_repeats_its_edge(pipeline, monkeypatch):
     picture = np.zeros((100, 400, 3), np.uint8)
     picture[0], picture[-1] = (0, 0, 255), (255, 0, 0)
-    monkeypatch.setattr(module, "detect", lambda frames, progress=None: waving(1).moved((0.2, 1), (0.4, 0)))
+    narrow = waving(1).moved((0.2, 1), (0.4, 0))
+    monkeypatch.setattr(module, "detect", lambda frames, progress=None, person="largest": narrow)
     cut, keypoints = pipeline.frame_reference(picture, pipeline.options(width=96, height=128))
     assert (cut[0, :, 2] > 200).all() and (cut[-1, :, 0] > 200).all()
     assert (keypoints.body > 0).all() and (keypoints.body < 1).all()

@@ -102,6 +102,8 @@ def one_line(captured, prefix):
         ({"fps": 0}, "--fps 0", "must be greater than 0"),
         ({"fps": "nan"}, "--fps nan", "must be greater than 0"),
         ({"steps": 0}, "--steps 0", "must be greater than 0"),
+        ({"person": "left", "driving": "whole.mp4"}, "--person left", "must be largest, center, or a number"),
+        ({"dwpose": "home"}, "yolox_l.onnx", "no such file: --dwpose needs a folder"),
         ({"steps": 2000}, "--steps 2000", "must be 1 to 1000"),
         ({"preset": "stable"}, "--preset 'stable'", "choose one of paper, moore, moore-fixed, tiny"),
         ({"preset": "tiny"}, "micro", "does not fit the model of preset 'tiny': .*: choose the checkpoint's own"),

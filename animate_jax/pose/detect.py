@@ -2,8 +2,9 @@
 
 A detector (224 x 224) finds people as a hip centre and a circle around the body; a landmark model (256 x 256)
 reads 33 points, and the circle for the next frame, from an upright crop of that circle. The detector runs
-only when nobody is being followed. Bazarevsky et al., "BlazePose: On-device Real-time Body Pose tracking",
-2020; the numbers are those of MediaPipe's graphs `pose_detection_cpu` and `pose_landmark_cpu`.
+now and then while one person is followed, in every frame when there are more or nobody. Bazarevsky et al.,
+"BlazePose: On-device Real-time Body Pose tracking", 2020; the numbers are those of MediaPipe's graphs
+`pose_detection_cpu` and `pose_landmark_cpu`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from jaxtyping import Float, Float32, UInt8
 
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import LEFT_RIGHT, Keypoints
+from animate_jax.pose.track import Found, check_person, follow
+
+# (frames, progress, person) -> keypoints; `detect` is one.
+Detector = Callable[..., Keypoints]
 
 ASSETS = Path(__file__).parents[1] / "assets" / "blazepose"
 DETECTOR_SIZE, LANDMARK_SIZE, HEATMAP_SIZE = 224, 256, 64  # pixels
@@ -31,6 +36,8 @@ DETECTION_CONFIDENCE = 0.5  # of a person, by the detector
 TRACKING_CONFIDENCE = 0.5  # of a person, by the landmark model
 POINT_CONFIDENCE = 0.3  # below it a point is missing
 OVERLAP = 0.3  # intersection over union from which two detections are one person
+SAME_PERSON = 0.25  # distance of hip centres, in radii, below which two circles are around one person
+LOOK_ROUND = 5  # frames between two searches for more people
 MARGIN = 1.25  # side of the crop in diameters of the body circle
 REFINEMENT_WINDOW = 7  # heatmap positions around a point that refine it
 REFINEMENT_CONFIDENCE = 0.5  # peak of the heatmap from which it is trusted
@@ -57,41 +64,59 @@ class _Circle:
 
 
 def detect(
-    frames: Iterable[UInt8[np.ndarray, "height width 3"]], progress: Callable[[int], None] | None = None
+    frames: Iterable[UInt8[np.ndarray, "height width 3"]],
+    progress: Callable[[int], None] | None = None,
+    person: str = "largest",
 ) -> Keypoints:
     """Detects one person in every frame of a video (of unrelated pictures: call it for each).
 
-    Of several people the one with the largest body is taken first, then whoever is nearest to where that
-    person was. Points that cannot be seen or lie outside the picture have confidence 0, and so has everything
-    in frames without a person. Hands and face are not looked for.
+    Points that cannot be seen or lie outside the picture have confidence 0, and so has everything in frames without
+    the person. Hands and face are not looked for.
 
     Args:
         frames: RGB pictures of equal size, an array [F, H, W, 3] or an iterator that is read once.
         progress: called with the number of finished frames after every frame.
+        person: which of several, see `animate_jax.pose.track.follow`.
+
+    Raises:
+        UserError: there is no such person.
     """
-    poses, circle, lost, shape = [], None, None, None
-    for frame in frames:
+    check_person(person)
+    people, circles, shape, most = [], [], None, 0
+    for index, frame in enumerate(frames):
         shape = frame.shape
-        reading = _landmarks(frame, circle) or _landmarks(frame, _choose(_people(frame), lost))
-        pose, circle = reading or (Keypoints.missing(), None)
-        lost = circle or lost
-        poses.append(pose)
+        readings = _read(frame, circles)
+        # One person is followed almost without looking round; where more were seen, some may be hidden.
+        if len(readings) != 1 or most > 1 or index % LOOK_ROUND == 0:
+            readings = _read(frame, [circle for _, circle in readings] + _people(frame))
+        circles = [circle for _, circle in readings]
+        most = max(most, len(circles))
+        people.append([found for found in (Found.of(pose, frame) for pose, _ in readings) if found])
         if progress:
-            progress(len(poses))
-    return _with_steady_sides(Keypoints.stack(poses), shape) if poses else Keypoints.missing(0)
+            progress(len(people))
+    return _with_steady_sides(follow(people, person), shape) if people else Keypoints.missing(0)
+
+
+def _read(frame: UInt8[np.ndarray, "height width 3"], circles: list[_Circle]) -> list[tuple[Keypoints, _Circle]]:
+    """Poses within circles; of circles around one person the first counts."""
+    readings: list[tuple[Keypoints, _Circle]] = []
+    for circle in circles:
+        if any(_one_person(circle, other) for _, other in readings):
+            continue
+        reading = _landmarks(frame, circle)
+        if reading and not any(_one_person(reading[1], other) for _, other in readings):
+            readings.append(reading)
+    return readings
+
+
+def _one_person(a: _Circle, b: _Circle) -> bool:
+    return math.dist(a.center, b.center) < SAME_PERSON * max(a.radius, b.radius)
 
 
 def require_person(keypoints: Keypoints, path: str | os.PathLike) -> None:
     """Raises a UserError that names `path` when there is nobody in any frame."""
     if not keypoints.body_confidence.any():
         raise UserError(f"{path}: no person found: use one that shows a whole person clearly")
-
-
-def _choose(people: list[_Circle], lost: _Circle | None) -> _Circle | None:
-    """The person nearest to the one lost, or else the largest."""
-    if lost is None:
-        return max(people, key=lambda person: person.radius, default=None)
-    return min(people, key=lambda person: math.dist(person.center, lost.center), default=None)
 
 
 def _people(frame: UInt8[np.ndarray, "height width 3"]) -> list[_Circle]:

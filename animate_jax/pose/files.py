@@ -1,4 +1,4 @@
-"""Reads and writes keypoints: OpenPose's JSON, one file or a folder of frames, and our .npz.
+"""Reads and writes keypoints: OpenPose's JSON, one file or a folder of frames, and our .npz; reads DWPose's .npy.
 
 JSON positions are pixels of a canvas whose size the file states (`canvas_width`, `canvas_height`, as
 ControlNet tools write it) or the caller gives; plain OpenPose files do not know it. Positions of which none
@@ -18,6 +18,7 @@ import numpy as np
 
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.npy import read_npy
 
 Canvas = tuple[int, int]  # height, width in pixels
 
@@ -42,8 +43,9 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
     """Reads the poses of one person over F frames.
 
     Args:
-        path: our .npz; a .json file that is one OpenPose frame, a list of frames, or an object with a list
-            "frames"; or a folder of OpenPose .json files, one per frame in the order of their names.
+        path: our .npz; a .npy (see `animate_jax.pose.npy`); a .json file that is one OpenPose frame, a list of
+            frames, or an object with a list "frames"; or a folder of OpenPose .json files, one per
+            frame in the order of their names.
         canvas: (height, width) in pixels of the pictures the poses come from, for files that do not state it.
 
     Returns:
@@ -63,22 +65,33 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
         raise UserError(f"{path}: no such file or folder: check the path")
     elif path.suffix.lower() == ".npz":
         return _read_npz(path)
+    elif path.suffix.lower() == ".npy":
+        poses = read_npy(path)
+        return _fractions(poses, [_known(path, canvas)] * len(poses)), _known(path, canvas)
     else:
         frames = [(path, frame) for frame in _json_frames(path)]
 
-    canvases = [_canvas(file, frame) or canvas for file, frame in frames]
-    if None in canvases:
+    canvases = [_known(file, _canvas(file, frame) or canvas) for file, frame in frames]
+    return _fractions(Keypoints.stack([_parse(file, frame) for file, frame in frames]), canvases), canvases[0]
+
+
+def _known(path: Path, canvas: Canvas | None) -> Canvas:
+    if canvas is None:
         raise UserError(
-            f"{frames[canvases.index(None)][0]}: does not tell the size of its pictures: "
-            'add "canvas_width" and "canvas_height" in pixels'
+            f"{path}: does not tell the size of its pictures: give --canvas WIDTH HEIGHT, "
+            'or in .json add "canvas_width" and "canvas_height", in pixels'
         )
-    points = Keypoints.stack([_parse(file, frame) for file, frame in frames])
+    return canvas
+
+
+def _fractions(points: Keypoints, canvases: list[Canvas]) -> Keypoints:
+    """Pixels are divided by each frame's canvas; what already is fractions stays."""
     present = [getattr(points, name)[getattr(points, f"{name}_confidence") > 0] for name in ("body", "hands", "face")]
-    if np.abs(np.concatenate(present)).max(initial=0) > FRACTION_LIMIT:
-        points = Keypoints.stack(
-            [points[i].moved((1 / width, 1 / height), (0, 0)) for i, (height, width) in enumerate(canvases)]
-        )
-    return points, canvases[0]
+    if np.abs(np.concatenate(present)).max(initial=0) <= FRACTION_LIMIT:
+        return points
+    return Keypoints.stack(
+        [points[i].moved((1 / width, 1 / height), (0, 0)) for i, (height, width) in enumerate(canvases)]
+    )
 
 
 def write_poses(path: str | os.PathLike, keypoints: Keypoints, canvas: Canvas) -> None:

@@ -1,0 +1,53 @@
+"""Takes the jitter out of detected keypoints without making fast motion late."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from animate_jax.pose.keypoints import Keypoints
+
+SLOWEST_CUTOFF = 1.5  # Hz: what a point at rest may still do
+CUTOFF_PER_SPEED = 8.0  # Hz more for every body size a second
+SPEED_CUTOFF = 1.0  # Hz, of the speed itself
+
+
+def smooth(keypoints: Keypoints, canvas: tuple[int, int], fps: float) -> Keypoints:
+    """The One-Euro filter (Casiez et al. 2012), run forwards and backwards: their lags cancel.
+
+    Every point by itself, between the frames that miss it; confidences stay. Speeds are measured in body sizes.
+
+    Args:
+        keypoints: [F] frames, in units of `canvas` (height, width), which came at `fps` frames a second.
+    """
+    size = np.array(canvas[::-1], np.float64)
+    seen = keypoints.body_confidence > 0
+    body = np.where(seen[..., None], keypoints.body * size, np.nan)
+    shown = seen.sum(1) > 1
+    if not shown.any():
+        return keypoints
+    extent = np.median(np.linalg.norm(np.nanmax(body[shown], 1) - np.nanmin(body[shown], 1), axis=-1))
+    result = {}
+    for name in ("body", "hands", "face"):
+        points = getattr(keypoints, name) * size / max(float(extent), 1.0)
+        known = getattr(keypoints, f"{name}_confidence") > 0
+        both = (_one_euro(points, known, fps) + _one_euro(points[::-1], known[::-1], fps)[::-1]) / 2
+        result[name] = np.where(known[..., None], both * max(float(extent), 1.0) / size, getattr(keypoints, name))
+    return dataclasses.replace(keypoints, **{name: points.astype(np.float32) for name, points in result.items()})
+
+
+def _one_euro(
+    points: Float[np.ndarray, "frames *points 2"], known: Bool[np.ndarray, "frames *points"], fps: float
+) -> Float[np.ndarray, "frames *points 2"]:
+    share = lambda cutoff: 1 / (1 + fps / (2 * np.pi * cutoff))  # noqa: E731  # of the new value
+    result, speed = points.copy(), np.zeros_like(points[0])
+    for frame in range(1, len(points)):
+        follows = (known[frame] & known[frame - 1])[..., None]
+        change = (points[frame] - result[frame - 1]) * fps
+        speed = np.where(follows, speed + share(SPEED_CUTOFF) * (change - speed), 0)
+        cutoff = SLOWEST_CUTOFF + CUTOFF_PER_SPEED * np.linalg.norm(speed, axis=-1, keepdims=True)
+        step = share(cutoff) * (points[frame] - result[frame - 1])
+        result[frame] = np.where(follows, result[frame - 1] + step, points[frame])
+    return result

@@ -1,0 +1,193 @@
+"""The simple alignments: the driving person's size and place become the reference's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from animate_jax.pose.align import SEEN, align_musepose, align_none, pixels, portrait
+from animate_jax.pose.align import align_global as align
+from animate_jax.pose.keypoints import Keypoints
+
+CANVAS = (200, 100)  # height, width
+
+
+def person(frames=5, seed=0) -> Keypoints:
+    """Somebody who stays the same size and moves about, everything seen, hands and face included."""
+    random = np.random.default_rng(seed)
+    everybody = Keypoints.missing(frames)
+    steps = np.cumsum(random.normal(0, 0.01, (frames, 2)), 0)
+    arrays = {}
+    for name in ("body", "hands", "face"):
+        shape = getattr(everybody, name).shape
+        place = random.uniform(0.3, 0.7, shape[1:])
+        motion = steps.reshape(frames, *[1] * (len(shape) - 2), 2)
+        arrays[name] = (place + motion).astype(np.float32)
+        arrays[f"{name}_confidence"] = np.ones(shape[:-1], np.float32)
+    return Keypoints(**arrays)
+
+
+def without(keypoints: Keypoints, points, frames=slice(None)) -> Keypoints:
+    confidence = keypoints.body_confidence.copy()
+    confidence[frames, points] = 0
+    return dataclasses.replace(keypoints, body_confidence=confidence)
+
+
+def assert_same(a: Keypoints, b: Keypoints, atol=1e-5):
+    for name in Keypoints.names():
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=atol, err_msg=name)
+
+
+def test_the_same_body_stays_where_it_is():
+    clip = person()
+    assert_same(align(clip, CANVAS, clip[0], CANVAS), clip)
+
+
+def test_the_neck_of_the_first_frame_lands_on_the_references():
+    reference = person(1, seed=1)[0]
+    aligned = align(person(seed=2), CANVAS, reference, CANVAS)
+    np.testing.assert_allclose(aligned.body[0, 1], reference.body[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("scale, offset", [((2, 2), (0, 0)), ((0.7, 0.7), (0.6, 0.1)), ((1, 1), (-1, 3))])
+def test_size_and_place_of_the_driving_person_do_not_matter(scale, offset):
+    clip, reference = person(seed=2), person(1, seed=1)[0]
+    expected = align(clip, CANVAS, reference, CANVAS)
+    assert_same(align(clip.moved(scale, offset), CANVAS, reference, CANVAS), expected)
+
+
+def test_nor_does_the_shape_of_the_driving_picture():
+    """The clip cut out of a wide picture: the same pixels in units of another canvas."""
+    clip, reference = person(seed=2), person(1, seed=1)[0]
+    wide = clip.moved((100 / 400, 200 / 300), (0.5, 0.1))  # pixels of 100 x 200 inside 400 x 300
+    assert_same(align(wide, (300, 400), reference, CANVAS), align(clip, CANVAS, reference, CANVAS))
+
+
+def test_limbs_keep_their_proportions():
+    """One scale for both axes and all frames, in pixels of the result."""
+    clip, reference, canvas = person(seed=2), person(1, seed=1)[0], (60, 90)
+    before, after = pixels(clip, CANVAS), pixels(align(clip, CANVAS, reference, canvas), canvas)
+    ratio = np.diff(after, axis=1) / np.diff(before, axis=1)
+    np.testing.assert_allclose(ratio, np.median(ratio), rtol=1e-3)
+    assert np.median(ratio) > 0
+
+
+def test_a_reference_of_half_the_size_halves_the_motion():
+    clip = person()
+    aligned = align(clip, CANVAS, clip[0].moved((0.5, 0.5), (0.2, 0.3)), CANVAS)
+    assert_same(aligned, clip.moved((0.5, 0.5), (0.2, 0.3)))
+
+
+def test_mirrored_people_align_as_mirror_images():
+    clip, reference = person(seed=2), person(1, seed=1)[0]
+    expected = align(clip, CANVAS, reference, CANVAS).mirrored()
+    assert_same(align(clip.mirrored(), CANVAS, reference.mirrored(), CANVAS), expected)
+
+
+def test_a_foreshortened_bone_does_not_enlarge_the_person():
+    """The clip's person bends: half of the frames show the torso at half its length."""
+    clip = person(frames=10)
+    body = clip.body.copy()
+    body[5:, 8:14, 1] = (body[5:, 8:14, 1] + body[5:, 1:2, 1]) / 2
+    aligned = align(dataclasses.replace(clip, body=body), CANVAS, clip[0], CANVAS)
+    np.testing.assert_allclose(aligned.body[:5], clip.body[:5], atol=0.01)
+
+
+def test_points_missing_on_either_side_are_left_out():
+    clip, legs = person(), [9, 10, 12, 13]
+    misplaced = clip.body.copy()
+    misplaced[:, legs] = 40  # the position of a missing point has no meaning
+    clip = without(dataclasses.replace(clip, body=misplaced), legs)
+    assert_same(align(clip, CANVAS, person()[0], CANVAS), clip)
+    reference = without(person(), [0, 5])[0]
+    assert_same(align(person(), CANVAS, reference, CANVAS), person())
+    np.testing.assert_array_equal(align(clip, CANVAS, reference, CANVAS).body_confidence, clip.body_confidence)
+
+
+def test_a_neck_that_appears_later_is_the_anchor_then():
+    clip = without(person(), [1], [0, 1])
+    assert_same(align(clip, CANVAS, person()[2], CANVAS), clip.moved((1, 1), (0, 0)), atol=1e-5)
+
+
+def test_without_a_neck_a_hip_is_the_anchor():
+    clip = without(person(), [1])
+    assert_same(align(clip, CANVAS, person()[0].moved((1, 1), (0.1, 0.2)), CANVAS), clip.moved((1, 1), (0.1, 0.2)))
+
+
+@pytest.mark.parametrize("canvas", [(200, 100), (100, 100), (50, 100)])
+def test_with_nothing_in_common_the_picture_is_fitted_in(canvas):
+    """Centred, whole, undistorted; the clip's canvas is 100 wide and 200 high."""
+    clip, nobody = person(), Keypoints.missing()
+    aligned = align(clip, CANVAS, nobody, canvas)
+    scale = canvas[0] / 200
+    expected = pixels(clip, CANVAS) * scale + np.array([(canvas[1] - 100 * scale) / 2, 0])
+    np.testing.assert_allclose(pixels(aligned, canvas), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("aspect", [0.5, 0.75, 1.0, 2.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_portrait_holds_every_point_and_has_the_aspect(aspect, seed):
+    pose = person(1, seed)[0]
+    left, top, right, bottom = portrait(pose, CANVAS, aspect)
+    assert (right - left) / (bottom - top) == pytest.approx(aspect)
+    points = pixels(pose, CANVAS)
+    height = np.ptp(points[:, 1])
+    assert (points > np.array([left, top]) + 0.1 * height).all()
+    assert (points < np.array([right, bottom]) - 0.1 * height).all()
+    # and no more than that: one pair of sides is at the margin
+    assert min((bottom - top) / height, (right - left) / np.ptp(points[:, 0])) < 2
+
+
+def test_a_portrait_ignores_points_that_are_not_seen():
+    pose = person(1)[0]
+    body, confidence = pose.body.copy(), pose.body_confidence.copy()
+    body[4], confidence[4] = 9, SEEN
+    hidden = dataclasses.replace(pose, body=body, body_confidence=confidence)
+    body[4] = pose.body[1]
+    assert portrait(hidden, CANVAS, 0.75) == portrait(dataclasses.replace(hidden, body=body), CANVAS, 0.75)
+
+
+@pytest.mark.parametrize(
+    "aspect, expected", [(0.5, (0, 0, 100, 200)), (1.0, (0, 50, 100, 150)), (0.25, (25, 0, 75, 200))]
+)
+def test_the_portrait_of_nobody_is_the_largest_centred_cut(aspect, expected):
+    assert portrait(Keypoints.missing(), CANVAS, aspect) == pytest.approx(expected)
+
+
+def test_without_alignment_the_picture_is_fitted_in():
+    clip = person()
+    assert_same(align_none(clip, CANVAS, person(1, 3)[0], CANVAS), clip)
+    wide = align_none(clip, CANVAS, person(1, 3)[0], (100, 200))
+    assert_same(wide, clip.moved((0.25, 1), (0.375, 0)))
+
+
+def test_musepose_leaves_the_same_body_in_place():
+    clip = person()
+    assert_same(align_musepose(clip, CANVAS, clip[0], CANVAS), clip)
+
+
+def test_musepose_measures_every_limb_in_the_first_frame():
+    """Twice the thighs in the reference: knees move away from hips, ankles keep their distance from knees."""
+    clip = person(seed=4)
+    body = clip.body[0].copy()
+    for hip, knee, ankle in ((8, 9, 10), (11, 12, 13)):
+        thigh = body[knee] - body[hip]
+        body[[knee, ankle]] += thigh
+    aligned = align_musepose(clip, CANVAS, dataclasses.replace(clip[0], body=body), CANVAS)
+    np.testing.assert_allclose(aligned.body[0], body, atol=1e-5)
+    steps = clip.body - clip.body[:1]
+    np.testing.assert_allclose(aligned.body - aligned.body[:1], steps, atol=1e-5)  # a rigid motion stays one
+
+
+def test_musepose_counts_in_picture_heights():
+    """Half the size in a picture twice as high: bones keep their pixels, so they become 1/2 of the height."""
+    clip = person()
+    reference = clip[0].moved((0.5, 0.5), (0, 0))
+    aligned = pixels(align_musepose(clip, CANVAS, reference, (400, 200)), (400, 200))
+    np.testing.assert_allclose(np.diff(aligned, axis=1), np.diff(pixels(clip, CANVAS), axis=1), atol=1e-3)
+
+
+def test_musepose_scales_what_it_cannot_measure_by_one():
+    clip = person()
+    reference = without(person(), [3, 6, 1])[0]
+    assert_same(align_musepose(clip, CANVAS, reference, CANVAS), clip)
