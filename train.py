@@ -1,7 +1,8 @@
 """Trains a stage:  python train.py configs/tiny_stage1.py [--steps 2000 --optim.learning-rate 1e-4 ...]
 
 A run goes on where it stopped when started again with the same output directory. `--help` after the configuration
-lists every option.
+lists every option. `--plan v5e:4x4` compiles for that TPU instead and prints what training there will take.
+On several machines the same command is started on each (`animate_jax/parallel/processes.py`).
 """
 
 import os
@@ -13,8 +14,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import tyro
 
-from animate_jax.config import TrainConfig, presets
+from animate_jax.config import Preset, TrainConfig, preset_of, presets
 from animate_jax.errors import UserError
+from animate_jax.parallel import processes
 
 
 def main(arguments: list[str]) -> int:
@@ -29,25 +31,33 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"{arguments[0]}: has no get_config(); see configs/")
         default = names["get_config"]()
         config = tyro.cli(TrainConfig, default=default, args=arguments[1:], prog=f"train.py {arguments[0]}")
-        train(config)
+        if config.preset not in presets():
+            raise UserError(f"--preset {config.preset!r}: choose one of {', '.join(presets())}")
+        preset = preset_of(config)
+        if config.plan is not None:
+            from animate_jax.training.plan import plan
+
+            print(plan(config, preset, config.plan))
+        else:
+            with processes.joined():
+                train(config, preset)
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return processes.leave(2)
     except KeyboardInterrupt:
         print("train.py: interrupted; the last checkpoint is intact", file=sys.stderr)
-        return 130
+        return processes.leave(130)
     return 0
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, preset: Preset) -> None:
     from animate_jax.data.pipeline import batches
+    from animate_jax.parallel.mesh import make_mesh, rows_of_process
     from animate_jax.training.loop import run
+    from animate_jax.training.preview import Preview
     from animate_jax.training.step import diffusion_loss, vae_loss
 
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
-    if config.preset not in presets():
-        raise UserError(f"--preset {config.preset!r}: choose one of {', '.join(presets())}")
-    preset = presets()[config.preset]
     if config.stage == "vae":
         from animate_jax.evaluation import lpips
 
@@ -55,7 +65,10 @@ def train(config: TrainConfig) -> None:
         loss = vae_loss(config, lambda a, b: lpips.lpips(weights, a, b, stages=4))
     else:
         loss = diffusion_loss(config, preset)
-    run(config, preset, loss, batches(config.data, preset, jax.process_index(), jax.process_count()))
+    mesh = make_mesh(config.mesh)
+    data = batches(config.data, preset, *rows_of_process(mesh))
+    preview = Preview(config, preset) if config.preview.every else None
+    run(config, preset, loss, data, mesh, preview)
 
 
 if __name__ == "__main__":

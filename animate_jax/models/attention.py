@@ -5,13 +5,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from animate_jax.models import splash
+
 
 def attend(query: Float[Array, "*b n c"], key: Float[Array, "*b m c"], value: Float[Array, "*b m c"],
            heads: int) -> Float[Array, "*b n c"]:  # fmt: skip
     """Softmax attention with scale 1/sqrt(c / heads).
 
     Written as contiguous batched matrix products: XLA:CPU runs `einsum` over a strided head axis many times slower.
+    On TPU long sequences take a kernel that holds no score matrix.
     """
+    if splash.usable(query):
+        return splash.attend(query, key, value, heads)
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
     weights = jax.nn.softmax(scores(q, k), axis=-1).astype(v.dtype)
     return merge_heads(weights @ v)
@@ -27,6 +32,8 @@ def attend_with_reference(
 
     Rows where `mask` is False do not see the reference.
     """
+    if splash.usable(query):
+        return splash.attend(query, key, value, heads, (reference_key, reference_value), mask)
     q, k, v = (split_heads(x, heads) for x in (query, key, value))  # [B, F, heads, N, D]
     rk, rv = (split_heads(x, heads) for x in (reference_key, reference_value))  # [B, heads, M, D]
     frames, tokens, width = q.shape[1], q.shape[3], q.shape[4]

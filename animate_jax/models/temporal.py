@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from animate_jax.models.attention import Attention, FeedForward
 from animate_jax.models.embeddings import frame_positions
+from animate_jax.models.layout import frames_apart, pixels_apart
 from animate_jax.models.resnet import GroupNorm
 
 
@@ -19,9 +20,9 @@ class TemporalTransformerBlock(nnx.Module):
         self.ff = FeedForward(channels, rngs=rngs)
         self.ff_norm = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n f c"]) -> Float[Array, "n f c"]:
+    def __call__(self, x: Float[Array, "*n f c"]) -> Float[Array, "*n f c"]:
         # The position is added after the norm and in each attention, so values carry it too.
-        positions = jnp.asarray(frame_positions(*x.shape[1:]), x.dtype)
+        positions = jnp.asarray(frame_positions(*x.shape[-2:]), x.dtype)
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
             x = x + attention(norm(x) + positions)
         return x + self.ff(self.ff_norm(x))
@@ -36,10 +37,11 @@ class TemporalTransformer3DModel(nnx.Module):
         self.proj_out = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-        batch, _, height, _, _ = x.shape
-        hidden = rearrange(self.norm(x), "b f h w c -> (b h w) f c")
+        hidden = frames_apart(rearrange(self.norm(x), "b f h w c -> b f (h w) c"))
+        hidden = pixels_apart(hidden).swapaxes(1, 2)  # [B, N, F, C]
         hidden = self.proj_out(self.transformer_blocks[0](self.proj_in(hidden)))
-        return x + rearrange(hidden, "(b h w) f c -> b f h w c", b=batch, h=height)
+        hidden = frames_apart(pixels_apart(hidden.swapaxes(1, 2)))
+        return x + hidden.reshape(x.shape)
 
 
 class MotionModule(nnx.Module):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from animate_jax.config import UNetConfig
+from animate_jax.config import Remat, UNetConfig
 from animate_jax.models.embeddings import TimestepEmbedding, timestep_embedding
+from animate_jax.models.layout import frames_apart
+from animate_jax.models.remat import remat
 from animate_jax.models.resnet import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D
 from animate_jax.models.spatial import BlockConditioning, Transformer2DModel
 from animate_jax.models.temporal import MotionModule
@@ -58,6 +62,7 @@ class UNet(nnx.Module):
 
     def __init__(self, config: UNetConfig, *, motion: bool = True, head: bool = True, rngs: nnx.Rngs):
         self.config = config
+        self.remat: Remat = "none"  # training sets it: what each layer keeps for the backward pass
         widths, levels, layers = config.block_out_channels, config.attention_levels, config.layers_per_block
         last = len(widths) - 1
         self.conv_in = nnx.Conv(config.in_channels, widths[0], (3, 3), padding=1, rngs=rngs)
@@ -138,32 +143,36 @@ class UNet(nnx.Module):
         time = timestep_embedding(timesteps, self.config.block_out_channels[0]).astype(x.dtype)
         time = self.time_embedding(time)
 
+        def run(layer: nnx.Module, *inputs: Any) -> Any:
+            return remat(self.remat, lambda *inputs: layer(*inputs))(*inputs)
+
         def layer(path: str, block: Block, j: int, x: Array) -> Array:
+            x = frames_apart(x)
             if block.attentions:
                 name = f"{path}.attentions.{j}"
-                x, lent[name] = block.attentions[j](x, conditioning[name])
+                x, lent[name] = run(block.attentions[j], x, conditioning[name])
             if temporal and block.motion_modules:
-                x = block.motion_modules[j](x)
+                x = run(block.motion_modules[j], x)
             return x
 
-        x = self.conv_in(x)
+        x = self.conv_in(frames_apart(x))
         if pose is not None:
             x = x + pose
         skips = [x]
         for i, block in enumerate(self.down_blocks):
             for j, resnet in enumerate(block.resnets):
-                x = layer(f"down_blocks.{i}", block, j, resnet(x, time))
+                x = layer(f"down_blocks.{i}", block, j, run(resnet, x, time))
                 skips.append(x)
             for downsample in block.downsamplers:
                 x = downsample(x)
                 skips.append(x)
 
-        x = layer("mid_block", self.mid_block, 0, self.mid_block.resnets[0](x, time))
-        x = self.mid_block.resnets[1](x, time)
+        x = layer("mid_block", self.mid_block, 0, run(self.mid_block.resnets[0], x, time))
+        x = run(self.mid_block.resnets[1], x, time)
 
         for i, block in enumerate(self.up_blocks):
             for j, resnet in enumerate(block.resnets):
-                x = resnet(jnp.concatenate([x, skips.pop()], -1), time)
+                x = run(resnet, jnp.concatenate([x, skips.pop()], -1), time)
                 x = layer(f"up_blocks.{i}", block, j, x)
             for upsample in block.upsamplers:
                 x = upsample(x, skips[-1].shape[2:4])

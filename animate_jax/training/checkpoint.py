@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+from collections.abc import Awaitable
 from typing import Any
 
 import jax
@@ -18,33 +20,44 @@ class Checkpoints:
 
     `params` is the whole model as it is sampled from (averaged weights), so a run's directory is also a sampling
     checkpoint; `train` adds what only training needs; `data` is the position of the loader. Saving is asynchronous
-    and a step's directory appears only when complete.
+    and a step's directory appears only when complete: a process killed at any moment leaves the last one whole.
+    Kept are the newest `config.keep` and every multiple of `config.keep_every`.
     """
 
     def __init__(self, config: TrainConfig, preset: Preset):
-        keep = ocp.training.preservation_policies.LatestN(config.keep)
+        policies = ocp.training.preservation_policies
+        keep = [policies.LatestN(config.keep)]
+        if config.keep_every:
+            keep.append(policies.EveryNSteps(config.keep_every))
         directory = pathlib.Path(config.output).absolute() / "checkpoints"
         self._metadata = {"preset": to_dict(preset), "config": to_dict(config)}
-        self._orbax = ocp.training.Checkpointer(directory, preservation_policy=keep, custom_metadata=self._metadata)
+        self._orbax = ocp.training.Checkpointer(
+            directory,
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            custom_metadata=self._metadata,
+            cleanup_tmp_directories=True,  # of saves that were killed
+        )
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_) -> None:
-        self._orbax.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if kind is None or jax.process_count() == 1:
+            self._orbax.close()
+        # Else the other processes may never come here, and closing waits for them.
 
     def save(self, state: State, data: Any) -> None:
+        """Every process must call it at the same step."""
         step = int(state["step"])
         if self._orbax.latest is not None and self._orbax.latest.step == step:
             return
-        train = {"step": state["step"], "trainable": state["trainable"], "opt": state["opt"]}
-        items = {"params": sampling_params(state), "train": train, "data": data}
+        items = {"params": sampling_params(state), "train": only_for_training(state), "data": Position(data)}
         # Forced: while the previous save is under way, Orbax would otherwise skip this one without a word.
         self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=self._metadata)
 
     def restore(self, state: State, layout: State, data: Any) -> State | None:
         """The latest state in the shapes of `state` and the shardings of `layout`, with the data iterator moved to its
-        place; None when the run has no checkpoint yet.
+        place; None when the run has no checkpoint yet. Mesh and number of processes may have changed.
 
         Raises:
             UserError: it is damaged, or the run was started with other trainable parameters or another preset.
@@ -53,8 +66,7 @@ class Checkpoints:
         if latest is None:
             return None
         wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout)
-        train = {"step": wanted["step"], "trainable": wanted["trainable"], "opt": wanted["opt"]}
-        items = {"params": sampling_params(wanted), "train": train, "data": data}
+        items = {"params": sampling_params(wanted), "train": only_for_training(wanted), "data": Position(data)}
         try:
             loaded = self._orbax.load_checkpointables(latest.step, items)
         except Exception as error:  # Orbax raises many kinds; all mean the files are not what they should be
@@ -68,3 +80,31 @@ class Checkpoints:
             "frozen": {path: params[path] for path in state["frozen"]},
             "ema": {path: params[path] for path in state["ema"]},
         }
+
+
+def only_for_training(state: State) -> State:
+    """What `params` does not hold: step, raw trainable weights, moments."""
+    return {name: part for name, part in state.items() if name not in ("frozen", "ema")}
+
+
+class Position:
+    """A grain iterator as Orbax saves it (one file per process), restored also when the number of processes changed.
+
+    The processes go in step and the iterator is elastic, so that any one's position is everyone's.
+    """
+
+    def __init__(self, data: Any):
+        self._data = data
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        return await self._data.save(directory)
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        if (directory / f"process_{jax.process_index()}-of-{jax.process_count()}.json").exists():
+            return await self._data.load(directory)
+        state = json.loads(next(directory.glob("process_0-of-*.json")).read_text())
+
+        async def move() -> None:
+            self._data.set_state(state)
+
+        return move()

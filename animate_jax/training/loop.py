@@ -1,99 +1,145 @@
-"""The training loop: start or resume, step, log, save, stop cleanly."""
+"""The training loop: start or resume, step, log, preview, save, stop cleanly."""
 
 from __future__ import annotations
 
 import functools
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from animate_jax.config import Preset, TrainConfig
+from animate_jax.config import Preset, TrainConfig, to_dict
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
-from animate_jax.parallel.mesh import make_mesh, to_devices
+from animate_jax.parallel.mesh import check_batch, make_mesh, to_devices
 from animate_jax.parallel.rules import shardings
 from animate_jax.training.checkpoint import Checkpoints
-from animate_jax.training.metrics import MetricWriter
-from animate_jax.training.state import State, make_state, optimizer
+from animate_jax.training.metrics import Clock, MetricWriter, Profile, describe
+from animate_jax.training.state import State, make_state, optimizer, sampling_params
 from animate_jax.training.step import Loss, make_step
 from animate_jax.weights import checkpoint
 
+LossFunction = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]  # (model, batch, key) -> value, metrics
+Evaluate = Callable[[P.Params, int], dict[str, float]]  # (weights to sample from, step) -> metrics
 
-def run(config: TrainConfig, preset: Preset, loss: Loss, data: Iterator[Any]) -> State:
+
+def run(
+    config: TrainConfig,
+    preset: Preset,
+    loss: Loss | LossFunction,
+    data: Iterator[Any],
+    mesh: Mesh | None = None,
+    preview: Evaluate | None = None,
+) -> State:
     """Trains to `config.steps` and returns the last state.
 
     Where the weights come from, first that exists: the run's own latest checkpoint (exact resume: parameters,
     moments, averages, data position), `config.init` (weights only), fresh ones. Interrupts (Ctrl-C, SIGTERM) save
-    before leaving.
+    before leaving; with several processes, all after the same step.
 
     Args:
-        data: batches of NumPy arrays; Orbax saves and restores its position, as that of any grain iterator.
+        data: batches of NumPy arrays, this process's rows of each; Orbax saves and restores its position, as that of
+            any grain iterator.
+        mesh: default: that of `config.mesh`.
+        preview: called every `config.preview.every` steps in all processes, with parameters on their first device
+            that it must not keep.
 
     Raises:
         UserError: impossible options; weights to start from that are missing, damaged or of another shape; or the
             loss became NaN or infinite (nothing is saved over the last checkpoint).
     """
-    mesh = make_mesh()
-    for option in ("steps", "log_every", "save_every", "keep"):
+    for option in ("steps", "log_every", "save_every", "keep", "accumulate"):
         if getattr(config, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(config, option)}: must be at least 1")
-    if config.data.batch % mesh.size:
-        raise UserError(f"--data.batch {config.data.batch}: must be a multiple of the {mesh.size} devices")
+    mesh = mesh or make_mesh(config.mesh)
+    check_batch(mesh, config.data.batch // config.accumulate)
 
     graphdef, shapes = P.abstract(preset.model)
     tx = optimizer(config.optim, config.steps)
-    make = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0)
+    make = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0,
+                             freeze=config.freeze, half=config.half)  # fmt: skip
     abstract = jax.eval_shape(make, shapes)
     layout = shardings(abstract, mesh)
-    step_fn = jax.jit(make_step(graphdef, loss, tx, config.optim.ema), donate_argnums=0, out_shardings=(layout, None))
+    step_fn = make_step(graphdef, loss, tx, config.optim.ema, config.accumulate, config.compute_dtype)
+    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(layout, None))
     key = jax.random.key(config.seed)
+    lead = jax.process_index() == 0
 
-    with Checkpoints(config, preset) as checkpoints, MetricWriter(config.output) as writer, Interrupt() as stop:
+    with jax.set_mesh(mesh), Checkpoints(config, preset) as checkpoints, Interrupt() as stop:
         state = checkpoints.restore(abstract, layout, data)
         if state is None:
-            state = jax.device_put(make(starting_params(config, preset)), layout)
-        first = last_logged = int(state["step"])
+            params = starting_params(config, preset, shardings(shapes, mesh))
+            state = jax.jit(make, out_shardings=layout)(params)
+            del params
+        first = int(state["step"])
+        clock = Clock(config.data.batch * config.data.frames, mesh.devices.flat[0].device_kind)
         window: list[dict[str, jax.Array]] = []
-        waited, started = 0.0, time.monotonic()
-        with tqdm(total=config.steps, initial=first, desc=config.stage, unit="step", dynamic_ncols=True) as bar:
+        compiled = None
+        with (
+            MetricWriter(config.output, first, to_dict(config) if config.wandb else None) as writer,
+            Profile(config.output, first, config.profile and lead) as profile,
+            tqdm(total=config.steps, initial=first, desc=config.stage, unit="step", dynamic_ncols=True,
+                 disable=not lead) as bar,
+        ):  # fmt: skip
             for done in range(first + 1, config.steps + 1):
-                before = time.monotonic()
-                batch = to_devices(next(data), mesh)
-                waited += time.monotonic() - before
-                state, metrics = step_fn(state, batch, key)
+                with clock.waiting():
+                    batch = to_devices(next(data), mesh)
+                if compiled is None:
+                    compiled = step_fn.lower(state, batch, key).compile()
+                    clock.begin(compiled, config.accumulate)
+                profile.before(done, state)
+                stopping = stop.anyone(mesh)
+                with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                    state, metrics = compiled(state, batch, key)
                 window.append(metrics)
                 jax.block_until_ready(window[-2:][0])  # the step before this one, so that the bar tells the truth
                 bar.update()
-                last = stop.asked or done == config.steps
+
+                last = bool(stopping) or done == config.steps
                 save = last or done % config.save_every == 0
-                if save or done % config.log_every == 0:
-                    means = summarise(window, last_logged + 1, config.output)
-                    seconds = time.monotonic() - started
-                    means |= {"steps_per_second": len(window) / seconds, "data_wait": waited / seconds}
+                show = preview is not None and config.preview.every and done % config.preview.every == 0
+                if save or show or done % config.log_every == 0:
+                    means = summarise(window, done - len(window) + 1, config.output) | clock.rates(len(window))
+                    bar.set_postfix_str(describe(means))
+                    if save:
+                        checkpoints.save(state, data)
+                    if show:
+                        means |= preview(on_first_device(sampling_params(state), mesh), done)
                     writer.write(done, means)
-                    bar.set_postfix(loss=f"{means['loss']:.4f}")
-                    window, waited, started, last_logged = [], 0.0, time.monotonic(), done
-                if save:
-                    checkpoints.save(state, data)
+                    window = []
+                    clock.restart()
                 if last:
                     break
     return state
 
 
-def starting_params(config: TrainConfig, preset: Preset) -> P.Params:
-    """The parameters of `config.init`, or fresh ones.
+def starting_params(config: TrainConfig, preset: Preset, layout: Any) -> P.Params:
+    """The parameters of `config.init`, or fresh ones, where `layout` wants them.
 
     Raises:
         UserError: the checkpoint is missing or of another shape.
     """
-    if config.init is None:
-        return P.initialise(preset.model, config.seed)
-    return checkpoint.load(config.init, preset)[0]
+    if config.init is not None:
+        return checkpoint.load(config.init, preset, shardings=layout)[0]
+    fresh = jax.device_get(P.initialise(preset.model, config.seed))  # the same in every process
+    return {
+        path: jax.make_array_from_callback(array.shape, layout[path], array.__getitem__)
+        for path, array in fresh.items()
+    }
+
+
+def on_first_device(params: P.Params, mesh: Mesh) -> P.Params:
+    """Whole copies on this process's first device. Every process must call it."""
+    copied, first = jax.device_put(params, NamedSharding(mesh, PartitionSpec())), jax.local_devices()[0]
+    return {
+        path: next(shard.data for shard in array.addressable_shards if shard.device == first)
+        for path, array in copied.items()
+    }
 
 
 def summarise(window: list[dict[str, jax.Array]], first: int, output: str) -> dict[str, float]:
@@ -127,6 +173,15 @@ class Interrupt:
 
     def __exit__(self, *_) -> None:
         self._restore()
+
+    def anyone(self, mesh: Mesh) -> bool | jax.Array:
+        """Does any process wish to stop? All get the same answer, once it is computed. Every process must call it."""
+        if jax.process_count() == 1:
+            return self.asked
+        everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        wishes = np.full(jax.local_device_count(), self.asked)
+        wishes = jax.make_array_from_process_local_data(everywhere, wishes, (mesh.size,))
+        return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(wishes)
 
     def _ask(self, *_) -> None:
         self.asked = True

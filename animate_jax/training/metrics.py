@@ -1,13 +1,21 @@
-"""Where a run's numbers go: JSON lines always, TensorBoard beside them; process 0 only."""
+"""Where a run's numbers go: JSON lines always, TensorBoard beside them, Weights & Biases on demand; process 0 only."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import pathlib
 import sys
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
+
+from animate_jax.errors import UserError
+from animate_jax.parallel.chips import find_chip
 
 # tensorboardX imports torch if it can: 3 s, for tensors that it never gets here. None makes that import fail.
 _torch = sys.modules.setdefault("torch", None)
@@ -21,23 +29,39 @@ class MetricWriter:
     """Appends `{"step": ..., name: value, ...}` to `<directory>/metrics.jsonl`, and TensorBoard scalars.
 
     Lines are flushed one by one. NaN and infinity are written as null, because JSON has neither.
+
+    Args:
+        step: where the run begins or goes on. What a killed run had written about later steps is removed: they are
+            done again.
+        wandb: None, or the configuration to show there; the run goes by its directory's name, in the project of the
+            environment variable WANDB_PROJECT.
+
+    Raises:
+        UserError: Weights & Biases is asked for and not installed.
     """
 
-    def __init__(self, directory: str | pathlib.Path):
+    def __init__(self, directory: str | pathlib.Path, step: int, wandb: dict[str, Any] | None = None):
         self._active = jax.process_index() == 0
-        if self._active:
-            directory = pathlib.Path(directory)
-            directory.mkdir(parents=True, exist_ok=True)
-            self._lines = (directory / "metrics.jsonl").open("a")
-            self._board = SummaryWriter(str(directory))
+        if not self._active:
+            return
+        directory = pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        lines = directory / "metrics.jsonl"
+        if lines.exists():
+            forget(lines, step)
+        self._lines = lines.open("a")
+        self._board = SummaryWriter(str(directory), purge_step=step + 1)
+        self._wandb = start_wandb(directory, wandb) if wandb is not None else None
 
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         if self._active:
             self._lines.close()
             self._board.close()
+            if self._wandb is not None:
+                self._wandb.finish(exit_code=int(kind is not None))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self._active:
@@ -47,3 +71,110 @@ class MetricWriter:
         self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+
+def forget(lines: pathlib.Path, step: int) -> None:
+    """Drops the lines of steps after `step`, and one that was cut off while being written."""
+
+    def stays(line: str) -> bool:
+        try:
+            return json.loads(line)["step"] <= step
+        except ValueError:
+            return False
+
+    old = lines.read_text().splitlines()
+    kept = [line for line in old if stays(line)]
+    if kept != old:
+        fresh = lines.with_name(lines.name + ".new")
+        fresh.write_text("".join(line + "\n" for line in kept))
+        os.replace(fresh, lines)
+
+
+def start_wandb(directory: pathlib.Path, config: dict[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb: needs the package wandb: pip install 'animate-jax[wandb]'") from None
+    return wandb.init(name=directory.name, id=directory.name, resume="allow", dir=directory, config=config)
+
+
+class Profile:
+    """Traces three steps into `<directory>/profile`, for XProf, TensorBoard or Perfetto; the first two, which compile
+    and warm up, are left out."""
+
+    def __init__(self, directory: str | pathlib.Path, first: int, wanted: bool):
+        self._directory = pathlib.Path(directory) / "profile"
+        self._begin, self._end = (first + 3, first + 6) if wanted else (-1, -1)
+        self._tracing = False
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
+
+    def before(self, step: int, state: Any) -> None:
+        """Call before every step with the state that goes into it."""
+        if step == self._begin:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._directory)
+            self._tracing = True
+        elif step == self._end:
+            jax.block_until_ready(state)
+            self.__exit__()
+
+
+class Clock:
+    """How fast the steps since the last line of the log were; compiling, saving and previews do not count.
+
+    Args:
+        images: per step, over all devices.
+        device_kind: decides whether model FLOP utilisation is known.
+    """
+
+    def __init__(self, images: int, device_kind: str):
+        self._images, self._chip, self._flops = images, find_chip(device_kind), 0.0
+        self.restart()
+
+    def begin(self, step: jax.stages.Compiled, passes: int = 1) -> None:
+        """
+        Args:
+            passes: how often the loop of gradient accumulation runs, which the compiler counts once.
+        """
+        self._flops = (step.cost_analysis() or {}).get("flops", 0.0) * passes  # of one device
+        self.restart()
+
+    def restart(self) -> None:
+        self._waited, self._started = 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the time spent waiting for data."""
+        before = time.monotonic()
+        yield
+        self._waited += time.monotonic() - before
+
+    def rates(self, steps: int) -> dict[str, float]:
+        """Of the `steps` since the restart: steps and images per second, the share of the time spent waiting for data,
+        and `mfu`, the share of the chip's peak that the compiler's count of FLOPs amounts to."""
+        seconds = time.monotonic() - self._started
+        rates = {"steps_per_second": steps / seconds, "images_per_second": steps * self._images / seconds}
+        rates["data_wait"] = self._waited / seconds
+        if self._chip and self._flops:
+            rates["mfu"] = self._flops * rates["steps_per_second"] / self._chip.flops
+        return rates
+
+
+def describe(means: dict[str, float]) -> str:
+    """What the progress bar says."""
+    parts = [
+        f"loss {means['loss']:.4f}",
+        f"grad {means['grad_norm']:.2g}",
+        f"{means['images_per_second']:.3g} images/s",
+    ]
+    parts.append(f"data {means['data_wait']:.1%}")
+    return ", ".join(parts + ([f"MFU {means['mfu']:.1%}"] if "mfu" in means else []))

@@ -17,7 +17,12 @@ State = dict[str, Any]  # step, trainable, frozen, opt, ema
 
 
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with linear warm-up, then a constant or cosine rate, and clipping by global norm."""
+    """AdamW with linear warm-up, then a constant or cosine rate, and clipping by global norm.
+
+    With `moments` "factored" the second moment is Adafactor's (Shazeer & Stern 2018, section 4; updates clipped to
+    root mean square 1) and the first is held in bfloat16. 8-bit second moments are not offered: rounded to nearest
+    they never decay at beta 0.999, because a step changes them by less than half a unit.
+    """
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup)
     rest: optax.Schedule = optax.constant_schedule(config.learning_rate)
     boundaries, schedules = [config.warmup], [warmup, rest]
@@ -26,23 +31,53 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
         schedules.append(optax.cosine_decay_schedule(config.learning_rate, max(steps - start, 1)))
         boundaries.append(start)
     rate = optax.join_schedules(schedules, boundaries)
-    adamw = optax.adamw(rate, *config.betas, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.moments == "full":
+        return optax.chain(clip, optax.adamw(rate, *config.betas, weight_decay=config.weight_decay))
+    return optax.chain(
+        clip,
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.ema(config.betas[0], debias=True, accumulator_dtype=jnp.bfloat16),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
-def make_state(params: Params, trainable: str, tx: optax.GradientTransformation, ema: bool) -> State:
-    """Divides the parameters by the regular expression `trainable` (matched from the start of the path).
+def make_state(
+    params: Params,
+    trainable: str,
+    tx: optax.GradientTransformation,
+    ema: bool,
+    freeze: str | None = None,
+    half: str | None = None,
+) -> State:
+    """Divides the parameters by regular expressions, matched from the start of the path.
+
+    Args:
+        trainable, freeze: trained is what matches the first and not the second; the rest has neither gradient nor
+            moments.
+        half: frozen parameters held in bfloat16.
 
     Raises:
-        UserError: nothing matches.
+        UserError: nothing is left to train.
     """
-    chosen = {path: array for path, array in params.items() if re.match(trainable, path)}
+
+    def matches(pattern: str | None, path: str) -> bool:
+        return pattern is not None and re.match(pattern, path) is not None
+
+    def held(path: str, array: jax.Array) -> jax.Array:
+        return array.astype(jnp.bfloat16) if matches(half, path) else array
+
+    chosen = {path: array for path, array in params.items() if matches(trainable, path) and not matches(freeze, path)}
+    if not chosen and freeze is not None:
+        raise UserError(f"--trainable {trainable!r} and --freeze {freeze!r} leave no parameter to train")
     if not chosen:
         raise UserError(f"--trainable {trainable!r} matches no parameter; paths look like {next(iter(params))!r}")
     return {
         "step": jnp.zeros((), jnp.int32),
         "trainable": chosen,
-        "frozen": {path: array for path, array in params.items() if path not in chosen},
+        "frozen": {path: held(path, array) for path, array in params.items() if path not in chosen},
         "opt": tx.init(chosen),
         "ema": jax.tree.map(jnp.copy, chosen) if ema else {},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, UInt8
 
 from animate_jax.config import Preset, TrainConfig
@@ -17,27 +19,73 @@ from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.models.layout import frames_apart
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.training.state import State, update_ema
 
 Batch = dict[str, Array]
-Loss = Callable[[AnimateAnyone, Batch, Key[Array, ""]], tuple[Float[Array, ""], dict[str, Array]]]
+Metrics = dict[str, Array]
+Value = tuple[Float[Array, ""], Metrics]
 
 
-def make_step(graphdef: nnx.GraphDef, loss: Loss, tx: optax.GradientTransformation, ema: float
-              ) -> Callable[[State, Batch, Key[Array, ""]], tuple[State, dict[str, Array]]]:  # fmt: skip
-    """`step(state, batch, key) -> (state, metrics)`; pure, to be jitted with the state donated.
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Everything random is drawn for the whole batch first, so that cutting the batch changes nothing.
 
-    Only trainable parameters have gradients and moments. The key is folded with the step, so that a resumed run
-    draws the same noise.
+    Attributes:
+        draw: (batch, key) -> random arrays, as many rows as the batch has.
+        of: (model, batch with what was drawn) -> mean over the rows, and metrics.
     """
 
-    def step(state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, dict[str, Array]]:
-        def objective(trainable: P.Params):
-            model = P.merge(graphdef, {**state["frozen"], **trainable})
-            return loss(model, batch, jax.random.fold_in(key, state["step"]))
+    draw: Callable[[Batch, Key[Array, ""]], Batch]
+    of: Callable[[AnimateAnyone, Batch], Value]
 
-        (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state["trainable"])
+    def __call__(self, model: AnimateAnyone, batch: Batch, key: Key[Array, ""]) -> Value:
+        return self.of(model, {**batch, **self.draw(batch, key)})
+
+
+def make_step(
+    graphdef: nnx.GraphDef,
+    loss: Loss | Callable[[AnimateAnyone, Batch, Key[Array, ""]], Value],
+    tx: optax.GradientTransformation,
+    ema: float,
+    accumulate: int = 1,
+    compute_dtype: DTypeLike = jnp.float32,
+) -> Callable[[State, Batch, Key[Array, ""]], tuple[State, Metrics]]:
+    """`step(state, batch, key) -> (state, metrics)`; pure, to be jitted with the state donated.
+
+    Only trainable parameters have gradients and moments; parameters, gradients and moments keep the dtypes of the
+    state. The key is folded with the step, so that a resumed run draws the same noise.
+
+    Args:
+        loss: a `Loss`; without accumulation any function (model, batch, key) -> (value, metrics).
+        accumulate: micro-batches. The sum of their gradients is that of the batch, in the memory of one.
+        compute_dtype: what the parameters are cast to for the passes.
+    """
+
+    def step(state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
+        def value_and_grads(loss: Callable[..., Value], *inputs: Any) -> tuple[Value, P.Params]:
+            def objective(trainable: P.Params) -> Value:
+                params = {**state["frozen"], **trainable}
+                params = {path: array.astype(compute_dtype) for path, array in params.items()}
+                return loss(P.merge(graphdef, params), *inputs)
+
+            return jax.value_and_grad(objective, has_aux=True)(state["trainable"])
+
+        key = jax.random.fold_in(key, state["step"])
+        if accumulate == 1:
+            (value, metrics), grads = value_and_grads(loss, batch, key)
+        else:
+            parts = micro_batches({**batch, **loss.draw(batch, key)}, accumulate)
+
+            def add(total: P.Params, part: Batch) -> tuple[P.Params, Value]:
+                value, grads = value_and_grads(loss.of, part)
+                return jax.tree.map(lambda a, b: a + b / accumulate, total, grads), value
+
+            grads, (values, metrics) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state["trainable"]), parts)
+            value = values.mean()
+            # NaN: a metric that this micro-batch has no sample for
+            metrics = {name: jnp.nanmean(each) for name, each in metrics.items()}
         updates, opt = tx.update(grads, state["opt"], state["trainable"])
         trainable = optax.apply_updates(state["trainable"], updates)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
@@ -51,6 +99,18 @@ def make_step(graphdef: nnx.GraphDef, loss: Loss, tx: optax.GradientTransformati
         }, metrics
 
     return step
+
+
+def micro_batches(batch: Batch, count: int) -> Batch:
+    """Rows i::count of a batch as [count, rows / count, ...], so that rows that lie on different devices stay there.
+
+    Raises:
+        UserError: the batch does not divide.
+    """
+    rows = next(iter(batch.values())).shape[0]
+    if rows % count:
+        raise UserError(f"--accumulate {count}: must divide --data.batch {rows}")
+    return {name: array.reshape(rows // count, count, *array.shape[1:]).swapaxes(0, 1) for name, array in batch.items()}
 
 
 def to_unit(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
@@ -71,77 +131,103 @@ def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
     [B, F, H, W, 3], `masks` [B, F, H, W] the person.
 
     Raises:
-        UserError: more frames than the temporal layers take.
+        UserError: more frames than the temporal layers take, or a size that the autoencoder cannot halve.
     """
     schedule, options, temporal = make_schedule(preset.schedule), config.loss, config.stage == "stage2"
+    dtype = jnp.dtype(config.compute_dtype)
     longest = preset.model.unet.motion_max_length
     if temporal and config.data.frames > longest:
         raise UserError(f"--data.frames {config.data.frames}: this model's temporal layers take at most {longest}")
 
-    def loss(model: AnimateAnyone, batch: Batch, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
-        clips, frames = batch["frames"].shape[:2]
-        keys = jax.random.split(key, 5)
-        pictures = jnp.concatenate([batch["reference"][:, None], batch["frames"]], 1)
-        latents = jax.lax.stop_gradient(encode(model.vae, to_signed(pictures), keys[0]))
-        reference, x0 = latents[:, 0], latents[:, 1:]
+    width, height, size = preset.sampling.width, preset.sampling.height, preset.model.vae.downscale
+    if width % size or height % size:
+        raise UserError(f"--size {width} {height}: width and height must be multiples of {size}")
 
+    def draw(batch: Batch, key: Key[Array, ""]) -> Batch:
+        clips, frames, height, width, _ = batch["frames"].shape
+        keys, latent = jax.random.split(key, 5), (height // size, width // size, preset.model.vae.latent_channels)
         # One stratified draw over the batch: every step sees all noise levels.
         count = clips if temporal else clips * frames
         strata = (jax.random.permutation(keys[1], count) + jax.random.uniform(keys[4], (count,))) / count
-        t = (strata * preset.schedule.train_steps).astype(jnp.int32).reshape(clips, -1)
-
-        noise = draw_noise(keys[2], x0.shape, options.noise_offset)
+        noise = draw_noise(keys[2], (clips, frames, *latent), options.noise_offset)
         if temporal and options.shared_noise:
             noise = jnp.broadcast_to(noise[:, :1], noise.shape)
+        return {
+            "posterior": jax.random.normal(keys[0], (clips, 1 + frames, *latent)),
+            "t": (strata * preset.schedule.train_steps).astype(jnp.int32).reshape(clips, -1),
+            "noise": noise,
+            "keep": jax.random.bernoulli(keys[3], 1 - options.condition_dropout, (clips,)),
+        }
+
+    def of(model: AnimateAnyone, batch: Batch) -> Value:
+        model.denoising_unet.remat = model.reference_unet.remat = config.remat
+        t, noise, (clips, frames) = batch["t"], batch["noise"], batch["frames"].shape[:2]
+        # Apart, so that the frames can be divided over devices.
+        reference, x0 = (
+            jax.lax.stop_gradient(encode(model.vae, to_signed(pictures).astype(dtype), noise))
+            for pictures, noise in (
+                (batch["reference"][:, None], batch["posterior"][:, :1]),
+                (frames_apart(batch["frames"]), batch["posterior"][:, 1:]),
+            )
+        )
+        reference = reference[:, 0]
         per_frame = jnp.broadcast_to(t, (clips, frames))
         x_t = schedule.add_noise(x0, noise, per_frame)
-        keep = jax.random.bernoulli(keys[3], 1 - options.condition_dropout, (clips,))
-        conditioning = model.condition(reference, batch["clip_pixels"], to_unit(batch["reference_pose"]), keep)
-        pose = model.pose_guider(to_unit(batch["poses"]))
-        prediction = model.denoise(x_t, t.astype(jnp.float32), conditioning, pose, temporal)
+        reference_pose, poses = (to_unit(batch[name]).astype(dtype) for name in ("reference_pose", "poses"))
+        clip_pixels = batch["clip_pixels"].astype(dtype)
+        conditioning = model.condition(reference.astype(dtype), clip_pixels, reference_pose, batch["keep"])
+        pose = model.pose_guider(frames_apart(poses))
+        prediction = model.denoise(x_t.astype(dtype), t.astype(jnp.float32), conditioning, pose, temporal)
 
         person = None
         if options.person:
             masks = batch["masks"].astype(jnp.float32) / 255
-            size = model.vae.config.downscale
             masks = masks.reshape(*masks.shape[:2], x0.shape[2], size, x0.shape[3], size).mean((3, 5))
             person = flat(1 + options.person * masks[..., None])
         target = schedule.target(x0, noise, per_frame)
-        weight = loss_weight(schedule, per_frame.reshape(-1), options.weighting)
+        weight = loss_weight(schedule, per_frame.reshape(-1), options.weighting, options.gamma)
         error = weighted_mse(flat(prediction), flat(target), jnp.ones_like(weight), person)
         quarters = per_frame.reshape(-1) * 4 // preset.schedule.train_steps
         # NaN where no sample of the batch falls into that quarter of the noise levels.
         by_noise = {f"mse_q{q}": jnp.sum(error * (quarters == q)) / jnp.sum(quarters == q) for q in range(4)}
         return jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
 
-    return loss
+    return Loss(draw, of)
 
 
 def flat(x: Float[Array, "b f *rest"]) -> Float[Array, "bf *rest"]:
     return x.reshape(-1, *x.shape[2:])
 
 
-def encode(vae: AutoencoderKL, pictures: Float[Array, "b f h w 3"], key: Key[Array, ""]) -> Float[Array, "b f y x c"]:
-    """Scaled latents drawn from the posterior, as the peers train; [-1, 1] pictures."""
-    mean, log_variance = vae.encode(flat(pictures))
-    drawn = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
-    return (drawn * vae.config.scaling_factor).reshape(*pictures.shape[:2], *mean.shape[1:])
+def encode(
+    vae: AutoencoderKL, pictures: Float[Array, "b f h w 3"], noise: Float[Array, "b f y x c"]
+) -> Float[Array, "b f y x c"]:
+    """Scaled latents drawn from the posterior, as the peers train, in float32; [-1, 1] pictures."""
+    mean, log_variance = (x.astype(jnp.float32).reshape(noise.shape) for x in vae.encode(flat(pictures)))
+    return (mean + jnp.exp(0.5 * log_variance) * noise) * vae.config.scaling_factor
 
 
 def vae_loss(config: TrainConfig, perceptual: Callable[[Array, Array], Array]) -> Loss:
     """Reconstruction of crops of the frames; `perceptual(a, b) -> [B]` takes [-1, 1] pictures."""
-    options = config.vae_loss
+    options, dtype = config.vae_loss, jnp.dtype(config.compute_dtype)
 
-    def loss(model: AnimateAnyone, batch: Batch, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
-        crop_key, noise_key = jax.random.split(key)
-        images = crops(flat(to_signed(batch["frames"])), options.crop, model.vae.config.downscale, crop_key)
-        mean, log_variance = model.vae.encode(images)
-        latents = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(noise_key, mean.shape)
-        result = model.vae.decode(latents)
+    def draw(batch: Batch, key: Key[Array, ""]) -> Batch:
+        return {"keys": jax.random.split(key, (len(batch["frames"]), 2))}
+
+    def of(model: AnimateAnyone, batch: Batch) -> Value:
+        def cut(frames: Array, key: Key[Array, ""]) -> Array:
+            return crops(frames, options.crop, model.vae.config.downscale, key)
+
+        images = flat(jax.vmap(cut)(to_signed(batch["frames"]), batch["keys"][:, 0]))
+        mean, log_variance = (x.astype(jnp.float32) for x in model.vae.encode(images.astype(dtype)))
+        shape = (batch["frames"].shape[1], *mean.shape[1:])
+        noise = flat(jax.vmap(lambda key: jax.random.normal(key, shape))(batch["keys"][:, 1]))
+        latents = mean + jnp.exp(0.5 * log_variance) * noise
+        result = model.vae.decode(latents.astype(dtype)).astype(jnp.float32)
         difference = result - images
         kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).sum(-1).mean()
         seen = slice(0, options.perceptual_crops)
-        parts: dict[str, Any] = {
+        parts: Metrics = {
             "l1": jnp.abs(difference).mean(),
             "mse": jnp.square(difference).mean(),
             "lpips": perceptual(images[seen], result[seen]).mean(),
@@ -151,7 +237,7 @@ def vae_loss(config: TrainConfig, perceptual: Callable[[Array, Array], Array]) -
         psnr = -10 * jnp.log10(parts["mse"] / 4)
         return total, {**parts, "psnr": psnr, "latent_std": mean.std()}
 
-    return loss
+    return Loss(draw, of)
 
 
 def crops(images: Float[Array, "b h w c"], size: int, step: int, key: Key[Array, ""]) -> Float[Array, "b s s c"]:

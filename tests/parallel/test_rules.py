@@ -10,24 +10,43 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
+import collections, re
 import jax, numpy as np
-from jax.sharding import PartitionSpec
-from animate_jax.config import ModelConfig, OptimConfig
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from animate_jax.config import MeshConfig, ModelConfig, OptimConfig
+from animate_jax.errors import UserError
 from animate_jax.models import params as P
-from animate_jax.parallel.mesh import batch_sharding, make_mesh, to_devices
+from animate_jax.models.temporal import MotionModule
+from animate_jax.parallel.mesh import batch_sharding, check_batch, make_mesh, rows_of_process, to_devices
+from animate_jax.parallel.plan import COLLECTIVES
 from animate_jax.parallel.rules import SMALL, shardings, spec
 from animate_jax.training.state import make_state, optimizer
 
 assert jax.device_count() == 8
-mesh = make_mesh(fsdp=4)
+mesh = make_mesh(MeshConfig(fsdp=4))
 assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "frames": 1}
-assert dict(make_mesh(fsdp=2, frames=2).shape) == {"data": 2, "fsdp": 2, "frames": 2}
+assert dict(make_mesh(MeshConfig(2, 2)).shape) == {"data": 2, "fsdp": 2, "frames": 2}
 assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1, "frames": 1}
-try:
-    make_mesh(fsdp=3)
-    raise AssertionError
-except ValueError as error:
-    assert "8 devices do not divide into fsdp=3" in str(error)
+
+
+def refuses(words, function, *arguments):
+    try:
+        function(*arguments)
+    except UserError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+
+
+refuses("--mesh.fsdp 3 --mesh.frames 1: the 8 devices do not divide", make_mesh, MeshConfig(fsdp=3))
+refuses("--mesh.fsdp 0", make_mesh, MeshConfig(fsdp=0))
+check_batch(mesh, 16)
+refuses("12 clips per pass do not divide over data x fsdp = 8 devices", check_batch, mesh, 12)
+refuses("--mesh.frames 2", check_batch, mesh, 4)  # advice that is right:
+check_batch(make_mesh(MeshConfig(frames=2)), 4)
+refuses("--mesh.frames 1 divides the work", check_batch, make_mesh(MeshConfig(frames=2)), 8)
+assert rows_of_process(mesh) == (0, 1)
 
 # Single arrays: the largest divisible axis; small, odd and one-dimensional ones whole.
 assert spec("a.kernel", (3, 3, 320, 640), mesh) == PartitionSpec(None, None, None, "fsdp")
@@ -68,6 +87,20 @@ batch = to_devices({"rows": rows}, mesh)["rows"]
 assert batch.sharding == batch_sharding(mesh) and batch.shape == (16, 3)
 assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}
 np.testing.assert_array_equal(batch, rows)
+
+# A temporal layer: frames lie apart before and after it, pixels inside. Two all-to-alls and nothing else.
+graphdef, weights = P.split(nnx.eval_shape(lambda: MotionModule(32, 4, 8, rngs=nnx.Rngs(0))))
+mesh = make_mesh(MeshConfig(fsdp=2, frames=2))
+apart = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "frames"))
+clips = jax.ShapeDtypeStruct((4, 8, 8, 8, 32), np.float32, sharding=apart)
+layer = jax.jit(lambda weights, x: P.merge(graphdef, weights)(x))
+with jax.set_mesh(mesh):
+    compiled = layer.lower(weights, clips).compile()
+counted = collections.Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?[(]", compiled.as_text()))
+assert counted == {"all-to-all": 2}, counted
+assert compiled.output_shardings.is_equivalent_to(apart, 5)
+alone = layer.lower(weights, jax.ShapeDtypeStruct(clips.shape, np.float32)).compile()
+assert compiled.cost_analysis()["flops"] < 0.14 * alone.cost_analysis()["flops"]
 """
 
 

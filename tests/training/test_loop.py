@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from animate_jax.config import DataConfig, OptimConfig, TrainConfig, VAELossConfig
+from animate_jax.config import DataConfig, OptimConfig, PreviewConfig, TrainConfig, VAELossConfig
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.training.loop import Interrupt, run
@@ -147,6 +147,22 @@ def test_logs_and_checkpoints_come_when_they_should(config, micro):
     assert all(line.keys() >= {"loss", "grad_norm", "number", "steps_per_second", "data_wait"} for line in log(config))
 
 
+def test_previews_come_when_they_should(config, micro, finished):
+    shown = {}
+
+    def preview(params, step):
+        shown[step] = jax.device_get(params)
+        return {"preview/step": float(step)}
+
+    seen = changed(config, preview=PreviewConfig(every=4), log_every=3)
+    assert_equal(run(seen, micro, pull, Numbers(), preview=preview), finished[1])
+    assert shown.keys() == {4} and shown[4].keys() == finished[1]["frozen"].keys() | {TRAINED}
+    assert [(line["step"], line.get("preview/step")) for line in log(seen)] == [(3, None), (4, 4.0), (6, None)]
+    run(changed(seen, output=config.output + "_short"), micro, pull, Numbers(stop=4))
+    stored, _ = checkpoint.load(config.output + "_short")
+    np.testing.assert_array_equal(shown[4][TRAINED], stored[TRAINED])
+
+
 def test_every_checkpoint_holds_the_state_of_its_own_step(config, micro, tmp_path):
     """Saving happens in the background, while the next step reuses the memory of the state."""
     state = run(changed(config, output=str(tmp_path / "alone")), micro, pull, Numbers(stop=2))
@@ -231,6 +247,7 @@ def test_without_a_checkpoint_the_weights_are_fresh(config, micro, micro_params,
         ({"log_every": 0}, "--log-every 0: must be at least 1"),
         ({"save_every": -1}, "--save-every -1: must be at least 1"),
         ({"keep": 0}, "--keep 0: must be at least 1"),
+        ({"accumulate": 0}, "--accumulate 0: must be at least 1"),
         ({"trainable": "motion"}, "--trainable 'motion' matches no parameter"),
         ({"init": "nowhere"}, "nowhere: no such checkpoint"),
     ],

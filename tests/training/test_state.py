@@ -1,13 +1,18 @@
 """What is trained and what is frozen, the learning rate, the averaged weights."""
 
 import dataclasses
+import re
+import runpy
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from animate_jax.config import OptimConfig
+from animate_jax.config import ModelConfig, OptimConfig
 from animate_jax.errors import UserError
+from animate_jax.models import params as P
 from animate_jax.training.state import make_state, optimizer, sampling_params, update_ema
 
 PARAMS = {"unet.conv.kernel": jnp.ones((2, 2)), "unet.motion.kernel": jnp.ones(3), "vae.conv.kernel": jnp.ones(4)}
@@ -34,6 +39,58 @@ def test_parameters_are_divided_by_their_paths():
 def test_a_pattern_that_matches_nothing():
     with pytest.raises(UserError, match=r"--trainable 'motion' matches no parameter.*'unet.conv.kernel'"):
         make_state(PARAMS, "motion", optimizer(PLAIN, 10), ema=True)
+
+
+def test_frozen_parts_of_what_is_trained():
+    state = make_state(PARAMS, r".*", optimizer(PLAIN, 10), ema=False, freeze=r"unet\.motion|vae")
+    assert state["trainable"].keys() == {"unet.conv.kernel"}
+    with pytest.raises(UserError, match=r"--trainable 'vae' and --freeze '\.\*' leave no parameter to train"):
+        make_state(PARAMS, "vae", optimizer(PLAIN, 10), ema=False, freeze=".*")
+
+
+def test_only_frozen_parameters_are_held_in_bfloat16():
+    state = make_state(PARAMS, r"unet\.motion", optimizer(PLAIN, 10), ema=True, half=r"vae|unet\.motion")
+    assert {path: array.dtype for path, array in sampling_params(state).items()} == {
+        "unet.conv.kernel": jnp.float32,
+        "unet.motion.kernel": jnp.float32,
+        "vae.conv.kernel": jnp.bfloat16,
+    }
+
+
+def test_factored_moments_are_small_and_go_down():
+    """A quarter of AdamW's bytes for a matrix; and gradient descent that ends where the loss does."""
+    params = {"x": jnp.zeros((256, 512)), "b": jnp.zeros(3)}
+    wanted = {"x": jnp.outer(jnp.linspace(-1, 1, 256), jnp.ones(512)), "b": jnp.array([1.0, -1.0, 0.5])}
+    config = dataclasses.replace(PLAIN, learning_rate=0.05, moments="factored", decay="cosine", clip_norm=1e9)
+    tx = optimizer(config, 200)
+    opt = tx.init(params)
+    full = optimizer(PLAIN, 200).init(params)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(opt)) < 0.27 * sum(leaf.nbytes for leaf in jax.tree.leaves(full))
+
+    def one(_, carry):
+        params, opt = carry
+        updates, opt = tx.update(jax.tree.map(jnp.subtract, params, wanted), opt, params)
+        return optax.apply_updates(params, updates), opt
+
+    params, _ = jax.lax.fori_loop(0, 200, one, (params, opt))
+    for name, array in wanted.items():
+        np.testing.assert_allclose(params[name], array, atol=0.02)
+
+
+@pytest.mark.slow  # the shapes of the full-size model take some 10 s
+def test_the_configurations_train_what_the_paper_and_the_peers_train():
+    """Parameter counts of the peers' own modules: two UNets of 859.5 M, a Pose Guider, 21 temporal layers."""
+    shapes = P.abstract(ModelConfig.sd15())[1]
+
+    def count(name, freeze=None):
+        config = runpy.run_path(f"configs/{name}.py")["get_config"]()
+        kept = [path for path in shapes if not (freeze and re.match(freeze, path))]
+        return sum(shapes[path].size for path in kept if re.match(config.trainable, path))
+
+    assert count("stage1") == 859_508_800 + 1_312_730_244 - 453_209_280 + 1_086_480
+    assert count("stage1") - count("stage1", r"reference_unet\.up_blocks\.3\.") == 18_810_560
+    assert count("stage2") == 453_209_280
+    assert count("vae") < 83_653_863
 
 
 def test_averages_are_sampled_from_where_they_are_kept():

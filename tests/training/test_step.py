@@ -63,11 +63,14 @@ class Watched:
     def __init__(self, monkeypatch, preset):
         self.schedule, self.error = make_schedule(preset.schedule), 0.0
         latents = jax.random.normal(jax.random.key(5), (CLIPS, 1 + FRAMES, 16, 12, 4))
-        self.x0 = latents[:, 1:]
-        monkeypatch.setattr(step, "encode", lambda vae, pictures, key: latents)
+        self.reference, self.x0 = latents[:, :1], latents[:, 1:]
+        monkeypatch.setattr(step, "encode", self.encode)
         monkeypatch.setattr(AnimateAnyone, "condition", self.condition)
         monkeypatch.setattr(AnimateAnyone, "denoise", self.denoise)
         monkeypatch.setattr(PoseGuider, "__call__", lambda _, pose: pose[:, :, ::4, ::4])
+
+    def encode(self, vae, pictures, noise):
+        return self.reference if noise.shape[1] == 1 else self.x0
 
     def condition(self, reference, clip_pixels, reference_pose, keep):
         self.keep = keep
@@ -172,7 +175,8 @@ def test_latents_are_drawn_from_the_scaled_posterior(model, monkeypatch):
     monkeypatch.setattr(AutoencoderKL, "encode", lambda self, pictures: (mean, log_variance))
     vae = model.vae
     monkeypatch.setattr(vae, "config", dataclasses.replace(vae.config, scaling_factor=0.2))
-    latents = step.encode(vae, jnp.zeros((2, 3, 64, 48, 3)), KEY)
+    noise = jax.random.normal(KEY, (2, 3, 16, 12, 4))
+    latents = step.encode(vae, jnp.zeros((2, 3, 64, 48, 3)), noise)
     assert latents.shape == (2, 3, 16, 12, 4)
     assert latents.mean() == pytest.approx(0.6, abs=0.01) and latents.std() == pytest.approx(0.1, abs=0.01)
 

@@ -1,0 +1,36 @@
+"""Where activations live on a device mesh with the axes `data`, `fsdp`, `frames`; without one, nothing happens.
+
+The mesh is the one set by `jax.set_mesh` around the call. Spatial layers hold whole frames, temporal layers hold
+whole columns of frames at some pixels; going from one to the other is an all-to-all along `frames`.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Shaped
+
+ROWS = ("data", "fsdp")  # clips are divided over both; parameters over `fsdp` alone
+
+
+def frames_apart(x: Shaped[Array, "r f *rest"]) -> Shaped[Array, "r f *rest"]:
+    """Clips over `data` and `fsdp`, their frames over `frames`. Fewer frames than devices stay together."""
+    mesh = jax.sharding.get_abstract_mesh()
+    together = "frames" not in mesh.axis_names or x.shape[1] < mesh.shape["frames"]
+    return _constrain(x, ROWS, None if together else "frames")
+
+
+def pixels_apart(x: Shaped[Array, "r f n c"]) -> Shaped[Array, "r f n c"]:
+    """Clips over `data` and `fsdp`, the pixels of all their frames over `frames`."""
+    return _constrain(x, ROWS, None, "frames")
+
+
+def rows_apart(x: Shaped[Array, "r *rest"]) -> Shaped[Array, "r *rest"]:
+    """Clips over `data` and `fsdp`."""
+    return _constrain(x, ROWS)
+
+
+def _constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+    if "frames" not in jax.sharding.get_abstract_mesh().axis_names:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))

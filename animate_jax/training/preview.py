@@ -1,0 +1,105 @@
+"""What the weights can do so far: fixed held-out clips are animated and measured while training."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from animate_jax.config import Preset, TrainConfig
+from animate_jax.data.pipeline import open_source
+from animate_jax.errors import UserError
+from animate_jax.evaluation import lpips
+from animate_jax.evaluation.image_quality import person_box, psnr, ssim
+from animate_jax.models.params import Params
+from animate_jax.pipeline import Pipeline
+from animate_jax.pose.draw import draw
+from animate_jax.video.contact_sheet import contact_sheet
+from animate_jax.video.files import write_image, write_video
+
+GAP = 4  # frames between the reference and the first frame to make
+
+
+class Preview:
+    """`preview(params, step)` writes `<run>/previews/<step>.mp4` (a row per clip: reference, pose, result, truth) and
+    `.png`, and returns PSNR and SSIM, with LPIPS where its weights are installed, as `preview/psnr`, ...
+
+    Samples with the preset's own settings and one seed, so that only the weights differ. Training of an autoencoder
+    shows the true frames through it. Process 0 works, the others wait.
+
+    Raises:
+        UserError: the data set has no such split.
+    """
+
+    def __init__(self, config: TrainConfig, preset: Preset):
+        self._directory = pathlib.Path(config.output) / "previews"
+        self._preset, self._rebuild = preset, config.stage == "vae"
+        self._pipeline: Pipeline | None = None  # kept: it holds what is compiled
+        if jax.process_index() > 0:
+            return
+        options = config.preview
+        source = open_source(dataclasses.replace(config.data, split=options.split), preset)
+        picked = [0, *range(GAP, GAP + options.frames)]
+        self._clips = [source.clip(index, GAP + options.frames, picked) for index in range(options.clips)]
+        size = self._clips[0].frames.shape[1:3]
+        self._poses = [draw(clip.keypoints, *size, preset.sampling.pose_style) for clip in self._clips]
+        try:
+            self._lpips = lpips.load(config.vae_loss.perceptual_weights)
+        except UserError:
+            self._lpips = None
+
+    def __call__(self, params: Params, step: int) -> dict[str, float]:
+        if jax.process_index() > 0:
+            return {}
+        self._pipeline = self._pipeline or Pipeline(params, self._preset)
+        self._pipeline.params = params
+        results = np.stack([self._result(clip, poses) for clip, poses in zip(self._clips, self._poses, strict=True)])
+        self._pipeline.params = {}
+        self._write(step, results)
+        clips = [scores(result, clip, self._lpips) for result, clip in zip(results, self._clips, strict=True)]
+        return {f"preview/{name}": float(np.mean([clip[name] for clip in clips])) for name in clips[0]}
+
+    def _result(self, clip, poses: UInt8[np.ndarray, "_ h w 3"]) -> UInt8[np.ndarray, "_ h w 3"]:
+        pipeline = self._pipeline
+        if self._rebuild:
+            return pipeline.decode(pipeline.encode(clip.frames[1:]))
+        options = pipeline.options()
+        conditioning = pipeline.condition(clip.frames[0], poses[0], options)
+        return pipeline.decode(pipeline.sample(conditioning, poses[1:], options, seed=0, progress=False))
+
+    def _write(self, step: int, results: UInt8[np.ndarray, "clips frames h w 3"]) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for clip, poses, result in zip(self._clips, self._poses, results, strict=True):
+            still = np.broadcast_to(clip.frames[0], result.shape)
+            rows.append(np.concatenate([still, poses[1:], result, clip.frames[1:]], axis=2))
+        write_video(
+            self._directory / f"{step:07d}.mp4", np.concatenate(rows, axis=1), self._preset.sampling.fps or 10.0
+        )
+        shown = (0, results.shape[1] - 1)
+        sheet = [
+            [clip.frames[0], *(picture for f in shown for picture in (poses[1 + f], result[f], clip.frames[1 + f]))]
+            for clip, poses, result in zip(self._clips, self._poses, results, strict=True)
+        ]
+        titles = ["reference", *["pose", "result", "truth"] * len(shown)]
+        write_image(self._directory / f"{step:07d}.png", contact_sheet(sheet, titles))
+
+
+def scores(result: UInt8[np.ndarray, "frames h w 3"], clip: Any, lpips_params: lpips.Params | None
+           ) -> dict[str, np.ndarray]:  # fmt: skip
+    """Every frame's metrics; `box_psnr` is that of the person's box."""
+
+    @jax.jit
+    def of_frame(image, truth, box, lpips_params):
+        found = {"psnr": psnr(image, truth), "ssim": ssim(image, truth), "box_psnr": psnr(image, truth, box)}
+        if lpips_params is not None:
+            found["lpips"] = lpips.lpips(lpips_params, image[None] * 2 - 1, truth[None] * 2 - 1)[0]
+        return found
+
+    pairs = zip(result / np.float32(255), clip.frames[1:] / np.float32(255), person_box(clip.mask[1:]), strict=True)
+    frames = [of_frame(*pair, lpips_params) for pair in pairs]
+    return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}

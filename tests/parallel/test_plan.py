@@ -1,0 +1,136 @@
+"""Reading what the TPU compiler says; and, where it is installed, asking it."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from animate_jax.errors import UserError
+from animate_jax.parallel import plan
+from animate_jax.parallel.chips import find_chip
+
+ROOT = Path(__file__).parents[2]
+
+HLO = """
+HloModule jit_step, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %all-gather.1 = bf16[16,8]{1,0} all-gather(%x), channel_id=1, dimensions={0}
+  %start = (bf16[4,8]{1,0:T(8,128)}, bf16[16,8]{1,0}) all-gather-start(%x), channel_id=2
+  %done = bf16[16,8]{1,0} all-gather-done(%start)
+  %splash_mha_fwd_no_residuals.3 = (f32[4,512,128]{2,1,0}, bf16[4,8,512,40]{3,2,1,0}) custom-call(%q, %k, %v), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,1,2]{2,1,0}, bf16[4,8,512,40]{3,2,1,0}, bf16[4,8,1024,40]{3,2,1,0}, bf16[4,8,1024,40]{3,2,1,0}, s32[4,512,128]{2,1,0}, s32[4,8,1024]{2,1,0}}, frontend_attributes={}
+}
+
+%condition (p: (s32[], bf16[4,8])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main.5_spmd (p0: f32[4]) -> f32[4] {
+  %while.1 = (s32[], bf16[4,8]) while(%t), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %all-reduce.7 = (f32[10]{0}, f32[5,2]{1,0}) all-reduce(%a, %b), channel_id=4, to_apply=%sum
+  %all-to-all.1 = bf16[4,6]{1,0} all-to-all(%c), channel_id=5
+  %mention = f32[4]{0} add(%p0, %all-reduce.7), metadata={op_name="all-gather(x)"}
+}
+"""  # noqa: E501
+
+
+def test_collectives_count_their_bytes_and_their_loops():
+    assert plan.collective_bytes(HLO) == {
+        "all-gather": 3 * (16 * 8 * 2 + 16 * 8 * 2),
+        "all-reduce": 10 * 4 + 10 * 4,
+        "all-to-all": 4 * 6 * 2,
+        "collective-permute": 0,
+        "reduce-scatter": 0,
+    }
+
+
+def test_attention_kernels_count_their_products():
+    assert plan.kernel_flops(HLO) == 3 * 2 * (2 * 4 * 8 * 512 * 1024 * 40)
+
+
+def test_overflow_is_told_in_one_line():
+    message = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.
+
+  Largest program allocations in hbm:
+
+  1. Size: 1.37G
+     Operator: op_name="jit(step)/jvp()/exp" source_file="attention.py"
+     Shape: f32[4,8,9216,9216]{3,2,1,0:T(8,128)}
+"""  # noqa: E501
+    used, words = plan.overflow(message)
+    assert used == 20.5 * 2**30
+    assert words == "Used 20.50G of 15.75G hbm; largest array f32[4,8,9216,9216], 1.37G, of jit(step)/jvp()/exp"
+
+
+def test_a_plan_tells_what_bounds_the_step_and_what_to_cut():
+    chip = find_chip("TPU v5 lite")
+    memory = {"weights": 2e9, "optimizer": 3e9, "batch": 1e8, "activations": 6e9}
+    fits = plan.Plan({"data": 4, "fsdp": 2, "frames": 2}, chip, memory, None, 197e12, 819e8, {"all-reduce": 2e10}, 60.0)
+    assert fits.seconds == {"compute": 1.0, "memory": 0.1, "links": 0.1}
+    assert "16 chips v5e: data 4 x fsdp 2 x frames 2" in str(fits)
+    assert "step at least 1.000 s" in str(fits) and "11.10 GB of 16 GB" in str(fits)
+    over = dataclasses.replace(fits, memory={**memory, "optimizer": 14e9}, overflow="Used 23.3G of 15.75G hbm")
+    assert "does not fit: Used 23.3G of 15.75G hbm\nlargest: optimizer; raise --mesh.fsdp" in str(over)
+
+
+def test_chips_are_known_by_what_jax_calls_them():
+    names = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e",
+             "NVIDIA A100-SXM4-40GB": "A100-40GB", "NVIDIA H100 80GB HBM3": "H100"}  # fmt: skip
+    assert {kind: find_chip(kind).name for kind in names} == names
+    assert find_chip("cpu") is None
+
+
+def test_without_the_compiler_the_user_hears_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'animate-jax\[tpu\]'"):
+        plan.topology_devices("v5e:4x4")
+
+
+# A process of its own: the compiler for TPUs is loaded once, and its surroundings are set before.
+COMPILE = """
+import dataclasses, json, sys
+sys.path.insert(0, "tests")
+from conftest import MICRO
+from animate_jax.config import DataConfig, MeshConfig, TrainConfig
+from animate_jax.errors import UserError
+from animate_jax.parallel.mesh import make_mesh, rows_of_process
+from animate_jax.parallel.plan import topology_devices
+from animate_jax.training.plan import plan
+
+try:
+    topology_devices("v5e:5x5")
+    raise AssertionError
+except UserError as error:
+    assert "no such TPU topology" in str(error)
+slices = make_mesh(MeshConfig(fsdp=2, frames=4), topology_devices("v5e:4x4*2"))
+assert dict(slices.shape) == {"data": 4, "fsdp": 2, "frames": 4}
+assert [len({d.slice_index for d in part.flat}) for part in slices.devices] == [1, 1, 1, 1]
+hosts = make_mesh(MeshConfig(frames=8), topology_devices("v5e:4x4"))
+assert {rows_of_process(hosts, p) for p in {d.process_index for d in hosts.devices.flat}} == {(0, 2), (1, 2)}
+config = TrainConfig(stage="stage2", output="", trainable=".*motion_modules", mesh=MeshConfig(frames=4),
+                     data=DataConfig(batch=4, frames=8))
+print(json.dumps(dataclasses.asdict(plan(config, MICRO, "v5e:4x4"))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'")
+def test_a_small_step_compiled_for_sixteen_chips():
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["overflow"] is None and answer["flops"] > 0 and answer["compile_seconds"] > 0
+    assert all(size > 0 for size in answer["memory"].values())
+    assert answer["collectives"]["all-to-all"] > 0
