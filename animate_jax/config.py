@@ -132,18 +132,18 @@ class SamplingConfig:
     height: int = 768
     steps: int = 20
     guidance: float = 3.5  # classifier-free guidance scale; 1 or less switches it off
-    guidance_rescale: float = 0.0  # share of the contrast that guidance adds to be taken back (Lin et al. 2023)
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # guide only at these timesteps, as shares of the schedule
-    sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] = "ddim"
     window: int = 24  # frames denoised together
     overlap: int = 4  # frames shared by neighbouring windows
     closed_loop: bool = False  # the peers' wrap-around of the last window to the first frames
-    blend: Literal["centre", "flat"] = "centre"  # overlapping windows: a frame counts most mid-window, or equally
-    shift_windows: bool = False  # other window positions in every step, so that no seam stays put
     shared_noise: bool = False  # the same initial noise for every frame
     pose_style: PoseStyle = "paper"
     clip_resize: Literal["squash", "center_crop", "pad"] = "squash"
     fps: float | None = None  # frames per second the weights were trained for; None keeps the driving video's
+    guidance_rescale: float = 0.0  # share of the contrast that guidance adds to be taken back (Lin et al. 2023)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # guide only at these timesteps, as shares of the schedule
+    sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] = "ddim"
+    blend: Literal["centre", "flat"] = "centre"  # overlapping windows: a frame counts most mid-window, or equally
+    shift_windows: bool = False  # other window positions in every step, so that no seam stays put
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ temporary name in the same folder and renamed when they are complete, so a file 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import math
 import os
@@ -198,11 +199,27 @@ def write_video(path: str | os.PathLike, frames: Iterable[Frame], fps: Real) -> 
         write(partial, itertools.chain([first], frames), *first.shape[:2], fps)
 
 
-def _write_mp4(path: Path, frames: Iterator[Frame], height: int, width: int, fps: Real) -> None:
+def encode_mp4(frames: Iterable[Frame], fps: Real, keyframes: int) -> bytes:
+    """An H.264 mp4 as bytes: like `write_video`'s, but the same on machines of any size, and made for seeking.
+
+    Args:
+        frames: RGB pictures of equal, even size, at least one.
+        keyframes: every so many frames a picture stands alone; pictures are stored in the order of showing.
+    """
+    frames, file = iter(frames), io.BytesIO()
+    first = next(frames)
+    options = {"g": str(keyframes), "bf": "0", "preset": "veryfast"}
+    options |= {"threads": "1", "mbtree": "0"}  # with more, or with mbtree, equal frames need not give equal bytes
+    _write_mp4(file, itertools.chain([first], frames), *first.shape[:2], fps, **options)
+    return file.getvalue()
+
+
+def _write_mp4(file: Path | io.BytesIO, frames: Iterator[Frame], height: int, width: int, fps: Real, **options) -> None:
     margin = ((0, height % 2), (0, width % 2), (0, 0))
-    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    layout = {"movflags": "+faststart"} if isinstance(file, Path) else {}  # FFmpeg reopens the file by its name
+    with av.open(file, "w", format="mp4", options=layout) as container:
         rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", **options})
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         codec = stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709

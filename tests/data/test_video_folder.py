@@ -1,0 +1,198 @@
+"""The build: what is written, what a killed build leaves behind, and what a user who errs is told."""
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from animate_jax.data import video_folder
+from animate_jax.data.__main__ import main
+from animate_jax.data.clips import ClipOptions
+from animate_jax.data.video_folder import Engine, build, videos_in
+from animate_jax.errors import UserError
+from animate_jax.pose.keypoints import Keypoints
+from animate_jax.video.files import read_video, write_video
+
+pytest.importorskip("apache_beam")
+tfds = pytest.importorskip("tensorflow_datasets")
+pytestmark = pytest.mark.filterwarnings("default")  # Beam and TFDS use what their dependencies deprecate
+
+EXAMPLE = Path(video_folder.__file__).parents[1] / "assets" / "example" / "driving.mp4"
+OPTIONS = ClipOptions(min_person=10, min_motion=0.02)
+FRAMES = 26
+
+
+def find_dots(frames) -> Keypoints:
+    """A detector for videos whose frames show a white box: 18 points in it."""
+    poses = []
+    for picture in frames:
+        rows, columns = np.nonzero(picture.min(-1) > 180)
+        points = np.stack([np.linspace(columns.min(), columns.max(), 18), np.linspace(rows.min(), rows.max(), 18)], -1)
+        body = (points / (picture.shape[1], picture.shape[0])).astype(np.float32)
+        poses.append(dataclasses.replace(Keypoints.missing(), body=body, body_confidence=np.ones(18, np.float32)))
+    return Keypoints.stack(poses)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two good videos, one that stands still, two damaged ones and a note, with a made-up detector."""
+    monkeypatch.setattr("animate_jax.data.clips.detector", lambda options: find_dots)
+    videos = tmp_path / "videos"
+    for name, step in {"a.mp4": 1, "deeper/b.mp4": 0.5, "still.mp4": 0}.items():
+        frames = np.full((FRAMES, 48, 64, 3), 60, np.uint8)
+        for index, frame in enumerate(frames):
+            frame[10:34, 4 + int(step * index) : 16 + int(step * index)] = 255
+        write_video(videos / name, frames, 25)
+    (videos / "cut.mp4").write_bytes((videos / "a.mp4").read_bytes()[:1500])
+    (videos / "text.mp4").write_text("not a video")
+    (videos / "note.txt").write_text("not a video either")
+    return videos
+
+
+def shards(output):
+    found = {path.name: path.read_bytes() for path in output.rglob("*.array_record-*")}
+    assert found
+    return found
+
+
+def build_here(folder, output):
+    return build("video_folder", videos_in(folder), output, OPTIONS, Engine())
+
+
+def test_what_is_written(folder, tmp_path):
+    output = tmp_path / "data" / "mine"
+    report = build_here(folder, output)
+    assert report["kept"] == {"clips": 2, "seconds": 2 * FRAMES / 25}
+    assert report["dropped"] == {"too little motion": {"clips": 1, "seconds": FRAMES / 25}}
+    assert list(report["damaged"]) == ["cut.mp4", "text.mp4"] and "readable" in report["damaged"]["text.mp4"]
+    assert json.loads((output / "build.json").read_text()) == report
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 3
+    assert all(text in page for text in ("deeper/b.mp4", "text.mp4", "too little motion"))
+    assert sorted(path.name for path in output.iterdir()) == ["build.json", "report.html", "video_folder"]
+    assert [path.name for path in output.parent.iterdir()] == ["mine"]
+
+    source = tfds.data_source("video_folder", data_dir=output, split="train")
+    assert sorted(record["id"] for record in source) == [b"a.mp4:000000", b"deeper/b.mp4:000000"]
+    for record in source:
+        assert record["body"].shape == (FRAMES, 18, 2) and record["face_confidence"].shape == (FRAMES, 68)
+        assert record["hands"].shape == (FRAMES, 2, 21, 2) and not record["hands_confidence"].any()
+        assert record["frames"] == FRAMES and record["fps"] == 25 and record["start"] == 0
+        assert record["source"] == record["id"].split(b":")[0]
+        (tmp_path / "clip.mp4").write_bytes(record["video"])
+        pictures, _ = read_video(tmp_path / "clip.mp4")
+        assert pictures.shape == (FRAMES, record["height"], record["width"], 3)
+        found = find_dots(pictures).body * (record["width"], record["height"])
+        assert np.abs(found - record["body"]).max() < 2 and record["body"].max() > 10
+
+
+def test_a_build_that_failed_goes_on_and_gives_the_same_shards(folder, tmp_path, monkeypatch):
+    build_here(folder, tmp_path / "at_once")
+    done, process = [], video_folder._process
+
+    def out_of_memory(video, options):
+        if len(done) == 2:
+            raise MemoryError("no more")
+        done.append(video.name)
+        return process(video, options)
+
+    monkeypatch.setattr(video_folder, "_process", out_of_memory)
+    with pytest.raises(
+        UserError, match=r"^[^\n]*the build failed .[^\n]*no more[^\n]*: give the same command again to go on$"
+    ):
+        build_here(folder, tmp_path / "mine")
+    assert not (tmp_path / "mine").exists() and len(done) == 2
+
+    later = []
+    monkeypatch.setattr(
+        video_folder, "_process", lambda video, options: later.append(video.name) or process(video, options)
+    )
+    build_here(folder, tmp_path / "mine")
+    assert sorted(done + later) == sorted(video.name for video in videos_in(folder))
+    assert shards(tmp_path / "mine") == shards(tmp_path / "at_once")
+
+
+def test_other_options_and_exchanged_videos_are_read_anew(folder, tmp_path):
+    video = videos_in(folder)[0]
+    path = video_folder._result_path(tmp_path, video)
+    assert video_folder._result_path(tmp_path, video) == path
+    os.utime(video.path, ns=(0, 0))
+    assert video_folder._result_path(tmp_path, video) != path
+    assert video_folder._signature(OPTIONS) != video_folder._signature(ClipOptions())
+
+
+def test_a_full_disk(folder, tmp_path, monkeypatch):
+    def save(file, **arrays):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", save)
+    with pytest.raises(
+        UserError, match=r"^[^\n]*mine: cannot be written .No space left on device.: is the disk full.$"
+    ):
+        build_here(folder, tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and folder not in path.parents]
+
+
+def test_nothing_worth_keeping(folder, tmp_path):
+    options = dataclasses.replace(OPTIONS, min_person=100)
+    with pytest.raises(UserError, match=r"nothing of a split was worth keeping: see why in .*report.html") as error:
+        build("video_folder", videos_in(folder), tmp_path / "mine", options, Engine())
+    assert "too small a person" in Path(str(error.value).rpartition(" in ")[2]).read_text()
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--videos", "{}/nowhere", "--output", "{}/out"], "--videos .*nowhere: no such folder"),
+        (["--videos", "{}/empty", "--output", "{}/out"], "--videos .*empty: no videos in it"),
+        (["--videos", "{}/videos", "--output", "{}/videos"], "--output .*videos: is there already"),
+        (["--videos", "{}/videos", "--output", "{}/videos/text.mp4/out"], "--output .*out: cannot be written"),
+        (["--videos", "{}/videos", "--output", "{}/out", "--workers", "0"], "--workers 0: must be at least 1"),
+        (["--videos", "{}/videos", "--output", "{}/out", "--fps", "0"], "--fps 0.0: must be at least 1"),
+        (["--videos", "{}/videos", "--output", "{}/out", "--detector", "dwpose"], "--detector dwpose: give the folder"),
+    ],
+)
+def test_mistakes_cost_one_line(folder, tmp_path, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    assert main(["build", "video_folder", *(argument.format(tmp_path) for argument in arguments)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert re.match(f"animate_jax.data: {message}", printed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_data_sets(capsys):
+    assert main(["build", "movies"]) == 2
+    assert "video_folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_build_with_two_workers_and_the_real_detector(tmp_path):
+    """Half a minute: kill -9 as soon as the first video is done, then once more in one process."""
+    for name in "abcd":
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        shutil.copy(EXAMPLE, tmp_path / "videos" / f"{name}.mp4")
+    common = ["build", "video_folder", "--videos", str(tmp_path / "videos"), "--min-person", "40", "--output"]
+    command = [sys.executable, "-m", "animate_jax.data", *common, str(tmp_path / "mine"), "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as running:
+        while running.poll() is None and not list(tmp_path.glob(".mine.partial/*/*.npz")):
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == -signal.SIGKILL and not (tmp_path / "mine").exists()
+    assert 1 <= len(list(tmp_path.glob(".mine.partial/*/*.npz"))) < 4
+    assert main([*common, str(tmp_path / "mine")]) == 0
+    assert main([*common, str(tmp_path / "at_once"), "--workers", "2"]) == 0
+    assert shards(tmp_path / "mine") == shards(tmp_path / "at_once")
