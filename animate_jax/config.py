@@ -165,7 +165,7 @@ def presets() -> dict[str, Preset]:
     sd15 = ModelConfig.sd15()
     linear = ScheduleConfig(beta_schedule="linear")
     moore = SamplingConfig(512, 784, steps=30, closed_loop=True, blend="flat", pose_style="moore")
-    musepose = SamplingConfig(768, 768, steps=20, window=48, overlap=4, pose_style="musepose", fps=15.0)
+    musepose = SamplingConfig(768, 768, steps=20, window=48, overlap=4, blend="flat", pose_style="musepose", fps=15.0)
     long = dataclasses.replace(sd15, unet=UNetConfig(motion_max_length=128))
     small_guider = dataclasses.replace(sd15, pose_guider=PoseGuiderConfig(block_out_channels=(16, 32, 64, 128)))
     novita = dataclasses.replace(moore, pose_style="paper", clip_resize="pad")

@@ -180,7 +180,7 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     version = CONFIG["inference"][meta["version"]]
     whole = model(meta["version"])
     options = SamplingConfig(meta["width"], meta["height"], meta["steps"], meta["guidance"],
-                             meta["context_frames"], meta["context_overlap"], closed_loop=True)  # fmt: skip
+                             meta["context_frames"], meta["context_overlap"], closed_loop=True, blend="flat")  # fmt: skip
     ours = {}
 
     # Once per video
