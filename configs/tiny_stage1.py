@@ -2,8 +2,8 @@
 
     python train.py configs/tiny_stage1.py --init runs/tiny_vae
 
-Predicts x0; four frames of each clip share one pass of ReferenceNet. About 1.2 steps/s on 2 CPU cores. The bundled
-weights are step 2106 of this run (about 50 minutes on 2 busy cores); the loss was still falling.
+Predicts x0; four frames of each clip share one pass of ReferenceNet. About 1.4 steps/s on 2 idle CPU cores. The bundled
+weights come from an earlier version of this run (16 latent channels, 2106 steps); the loss was still falling.
 """
 
 from animate_jax.config import DataConfig, DiffusionLossConfig, OptimConfig, TrainConfig

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 
-from animate_jax.config import presets
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import read_image, read_video, write_image, write_video
@@ -105,7 +104,7 @@ def one_line(captured, prefix):
         ({"person": "left", "driving": "whole.mp4"}, "--person left", "must be largest, center, or a number"),
         ({"dwpose": "home"}, "yolox_l.onnx", "no such file: --dwpose needs a folder"),
         ({"steps": 2000}, "--steps 2000", "must be 1 to 1000"),
-        ({"preset": "stable"}, "--preset 'stable'", "choose one of paper, moore, moore-fixed, tiny"),
+        ({"preset": "stable"}, "--preset 'stable'", "choose one of paper, moore, moore-fixed, musepose, novita, tiny"),
         ({"preset": "tiny"}, "micro", "does not fit the model of preset 'tiny': .*: choose the checkpoint's own"),
         ({"checkpoint": "nowhere"}, "nowhere", "no such checkpoint: give the directory"),
         ({"checkpoint": "home"}, "home", "holds no checkpoint: expected"),
@@ -184,7 +183,7 @@ def tiny_config(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--preset", "huge"], "--preset 'huge': choose one of paper, moore, moore-fixed, tiny"),
+        (["--preset", "huge"], "--preset 'huge': choose one of paper, moore, moore-fixed, musepose, novita, tiny"),
         (["--data.batch", "0"], "--data.batch 0: must be"),
         (["--data.frames", "30"], "--data.frames 30: must be at least 1 and fit into --data.span 24"),
         (["--data.split", "dev"], "mocap_people: there is no split 'dev'; choose one of"),
@@ -227,10 +226,10 @@ def test_options_and_batches_reach_the_loop(name, micro, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr("animate_jax.training.loop.run", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr("animate_jax.evaluation.lpips.load", lambda path: {})
-    monkeypatch.setattr(train, "presets", lambda: presets() | {"tiny": micro})
+    monkeypatch.setattr(train, "preset_of", lambda config: micro)
     options = ["--steps", "7", "--optim.learning-rate", "0.5", "--data.workers", "0", "--data.frames", "2"]
     assert train.main([str(ROOT / "configs" / f"{name}.py"), *options]) == 0
-    ((config, preset, _, data),) = seen
+    ((config, preset, _, data, *_),) = seen
     assert (config.steps, config.optim.learning_rate, preset) == (7, 0.5, micro)
     batch = next(data)
     assert batch["frames"].shape == (config.data.batch, 2, 64, 48, 3)

@@ -30,10 +30,10 @@ def joined() -> Iterator[None]:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the training loop
     try:
         jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT)
-    except ValueError:
+    except (ValueError, RuntimeError):
         if address is not None:
             raise
-        # No cluster recognised: alone.
+        # No cluster recognised, or JAX is in use already, as in a notebook: alone.
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -27,7 +27,7 @@ from animate_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from animate_jax.diffusion import sampling
+from animate_jax.diffusion import samplers, sampling
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.diffusion.windows import windows
 from animate_jax.models import params as P
@@ -180,7 +180,7 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     version = CONFIG["inference"][meta["version"]]
     whole = model(meta["version"])
     options = SamplingConfig(meta["width"], meta["height"], meta["steps"], meta["guidance"],
-                             meta["context_frames"], meta["context_overlap"], closed_loop=True, blend="flat")  # fmt: skip
+                             meta["context_frames"], meta["context_overlap"], True, blend="flat")  # fmt: skip
     ours = {}
 
     # Once per video
@@ -227,8 +227,8 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         steps.append(t)
         return x
 
-    ddim = sampling.ddim_step
-    with mock.patch.object(sampling, "ddim_step", ddim_step):
+    ddim = samplers.ddim_step
+    with mock.patch.object(samplers, "ddim_step", ddim_step):
         x = sampling.sample(denoise_window, jnp.moveaxis(golden["latents_init"], 1, -1), schedule, options)
     ours["scheduler/timesteps"], ours["scheduler/alphas_cumprod"] = steps, schedule.alphas_cumprod
     ours["latents_final"] = channels_first(x)

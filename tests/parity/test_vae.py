@@ -65,7 +65,8 @@ def compare(config: VAEConfig, height: int, width: int, tolerance: float) -> Non
 
 @pytest.mark.parametrize("size", [(64, 48), (40, 24)], ids=["even", "odd"])
 def test_tiny(size):
-    compare(dataclasses.replace(ModelConfig.tiny().vae, patch_shortcut=False, patch_encoder=False), *size, tolerance=1e-5)
+    config = dataclasses.replace(ModelConfig.tiny().vae, patch_shortcut=False, patch_encoder=False)
+    compare(config, *size, tolerance=1e-5)
 
 
 def test_patch_shortcut_starts_as_an_orthonormal_projection():
