@@ -22,7 +22,7 @@ import jax
 import tyro
 
 from animate_jax.config import presets
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, exit_status
 from animate_jax.pipeline import EXAMPLE, Pipeline
 from animate_jax.pose.dwpose import DWPose
 from animate_jax.pose.retarget import Alignment
@@ -53,15 +53,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     args = tyro.cli(Arguments, description=__doc__, args=arguments, prog="sample.py")
-    try:
-        animate(args)
-    except UserError as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sample.py: interrupted; nothing written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status("sample.py", lambda: animate(args), "nothing written")
 
 
 def animate(args: Arguments) -> None:

@@ -15,7 +15,7 @@ import jax
 import tyro
 
 from animate_jax.config import Preset, TrainConfig, preset_of, presets
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel import processes
 
 
@@ -23,31 +23,27 @@ def main(arguments: list[str]) -> int:
     if not arguments or not arguments[0].endswith(".py"):
         print("usage: python train.py CONFIG.py [options]   (configurations: configs/)", file=sys.stderr)
         return 2
-    try:
-        if not os.path.isfile(arguments[0]):
-            raise UserError(f"{arguments[0]}: no such configuration; see configs/")
-        names = runpy.run_path(arguments[0])
-        if "get_config" not in names:
-            raise UserError(f"{arguments[0]}: has no get_config(); see configs/")
-        default = names["get_config"]()
-        config = tyro.cli(TrainConfig, default=default, args=arguments[1:], prog=f"train.py {arguments[0]}")
-        if config.preset not in presets():
-            raise UserError(f"--preset {config.preset!r}: choose one of {', '.join(presets())}")
-        preset = preset_of(config)
-        if config.plan is not None:
-            from animate_jax.training.plan import plan
+    status = exit_status("train.py", lambda: plan_or_train(*arguments), "the last checkpoint is intact")
+    return processes.leave(status) if status else 0
 
-            print(plan(config, preset, config.plan))
-        else:
-            with processes.joined():
-                train(config, preset)
-    except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return processes.leave(2)
-    except KeyboardInterrupt:
-        print("train.py: interrupted; the last checkpoint is intact", file=sys.stderr)
-        return processes.leave(130)
-    return 0
+
+def plan_or_train(path: str, *options: str) -> None:
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such configuration; see configs/")
+    names = runpy.run_path(path)
+    if "get_config" not in names:
+        raise UserError(f"{path}: has no get_config(); see configs/")
+    config = tyro.cli(TrainConfig, default=names["get_config"](), args=options, prog=f"train.py {path}")
+    if config.preset not in presets():
+        raise UserError(f"--preset {config.preset!r}: choose one of {', '.join(presets())}")
+    preset = preset_of(config)
+    if config.plan is None:
+        with processes.joined():
+            train(config, preset)
+    else:
+        from animate_jax.training.plan import plan
+
+        print(plan(config, preset, config.plan))
 
 
 def train(config: TrainConfig, preset: Preset) -> None:

@@ -17,7 +17,7 @@ import tyro
 from animate_jax.data.benchmarks import BENCHMARKS
 from animate_jax.data.clips import ClipOptions
 from animate_jax.data.video_folder import Engine, build, videos_in
-from animate_jax.errors import UserError
+from animate_jax.errors import exit_status
 
 DATASETS = ("video_folder", *BENCHMARKS)
 USAGE = f"usage: python -m animate_jax.data build {{{','.join(DATASETS)}}} --videos DIR --output DIR [options]"
@@ -44,22 +44,17 @@ def main(arguments: list[str]) -> int:
     if len(arguments) < 2 or arguments[0] != "build" or arguments[1] not in DATASETS:
         print(__doc__ if "--help" in arguments else USAGE, file=sys.stderr)
         return 0 if "--help" in arguments else 2
-    name, kind = arguments[1], VideoFolder if arguments[1] == "video_folder" else Benchmark
-    try:
-        args = tyro.cli(kind, args=arguments[2:], prog=f"animate_jax.data build {name}")
-        if name == "video_folder":
-            videos = videos_in(args.videos)
-        else:
-            videos = BENCHMARKS[name].videos(args.videos, args.incomplete)
-        report = build(name, videos, args.output, args.clips, args.engine)
-    except UserError as error:
-        print(f"animate_jax.data: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("animate_jax.data: interrupted; give the same command again to go on", file=sys.stderr)
-        return 130
-    _tell(report, args.output)
-    return 0
+    return exit_status("animate_jax.data", lambda: _build(*arguments[1:]), "give the same command again to go on")
+
+
+def _build(name: str, *options: str) -> None:
+    kind = VideoFolder if name == "video_folder" else Benchmark
+    args = tyro.cli(kind, args=options, prog=f"animate_jax.data build {name}")
+    if name == "video_folder":
+        videos = videos_in(args.videos)
+    else:
+        videos = BENCHMARKS[name].videos(args.videos, args.incomplete)
+    _tell(build(name, videos, args.output, args.clips, args.engine), args.output)
 
 
 def _tell(report: dict, output: pathlib.Path) -> None:

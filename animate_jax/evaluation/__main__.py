@@ -21,7 +21,7 @@ import tyro
 from tqdm import tqdm
 
 from animate_jax.config import SamplingConfig
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, exit_status
 from animate_jax.evaluation.cases import VIDEOS, Case, filmed, recorded, rendered, video_files
 from animate_jax.evaluation.features import person_features
 from animate_jax.evaluation.image_quality import person_box
@@ -57,15 +57,8 @@ RENDERED = Protocol("", 24, 0, 0, "", {}, frames=16, gap=8)  # rendered motion i
 
 
 def main(arguments: list[str]) -> int:
-    try:
-        evaluate(tyro.cli(Arguments, description=__doc__, args=arguments, prog="animate_jax.evaluation"))
-    except UserError as error:
-        print(f"animate_jax.evaluation: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("animate_jax.evaluation: interrupted, no report was written", file=sys.stderr)
-        return 130
-    return 0
+    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog="animate_jax.evaluation")
+    return exit_status("animate_jax.evaluation", lambda: evaluate(args), "no report was written")
 
 
 def evaluate(args: Arguments) -> None:

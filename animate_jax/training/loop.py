@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,15 +15,15 @@ from tqdm import tqdm
 from animate_jax.config import Preset, TrainConfig, to_dict
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
-from animate_jax.parallel.mesh import check_batch, make_mesh, to_devices
+from animate_jax.parallel.mesh import make_mesh, to_devices
 from animate_jax.parallel.rules import shardings
 from animate_jax.training.checkpoint import Checkpoints
 from animate_jax.training.metrics import Clock, MetricWriter, Profile, describe
-from animate_jax.training.state import State, make_state, optimizer, sampling_params
-from animate_jax.training.step import Loss, make_step
+from animate_jax.training.program import LossFunction, make_program
+from animate_jax.training.state import State, sampling_params
+from animate_jax.training.step import Loss
 from animate_jax.weights import checkpoint
 
-LossFunction = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]  # (model, batch, key) -> value, metrics
 Evaluate = Callable[[P.Params, int], dict[str, float]]  # (weights to sample from, step) -> metrics
 
 
@@ -57,16 +56,8 @@ def run(
         if getattr(config, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(config, option)}: must be at least 1")
     mesh = mesh or make_mesh(config.mesh)
-    check_batch(mesh, config.data.batch // config.accumulate)
-
-    graphdef, shapes = P.abstract(preset.model)
-    tx = optimizer(config.optim, config.steps)
-    make = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0,
-                             freeze=config.freeze, half=config.half)  # fmt: skip
-    abstract = jax.eval_shape(make, shapes)
-    layout = shardings(abstract, mesh)
-    step_fn = make_step(graphdef, loss, tx, config.optim.ema, config.accumulate, config.compute_dtype)
-    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(layout, None))
+    step, initial, shapes, abstract, layout = make_program(config, preset, loss, mesh)
+    step_fn = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
     key = jax.random.key(config.seed)
     lead = jax.process_index() == 0
 
@@ -74,7 +65,7 @@ def run(
         state = checkpoints.restore(abstract, layout, data)
         if state is None:
             params = starting_params(config, preset, shardings(shapes, mesh))
-            state = jax.jit(make, out_shardings=layout)(params)
+            state = jax.jit(initial, out_shardings=layout)(params)
             del params
         first = int(state["step"])
         clock = Clock(config.data.batch * config.data.frames, mesh.devices.flat[0].device_kind)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from animate_jax.config import Preset, TrainConfig
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
-from animate_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
+from animate_jax.parallel.mesh import batch_sharding, make_mesh
 from animate_jax.parallel.plan import Plan, compile_plan, topology_devices
-from animate_jax.parallel.rules import shardings
-from animate_jax.training.state import make_state, optimizer
-from animate_jax.training.step import diffusion_loss, make_step
+from animate_jax.training.program import make_program
+from animate_jax.training.step import diffusion_loss
 
 
 def plan(config: TrainConfig, preset: Preset, topology: str) -> Plan:
@@ -28,25 +24,16 @@ def plan(config: TrainConfig, preset: Preset, topology: str) -> Plan:
         raise UserError("--plan: plans stage 1 and stage 2; the autoencoder trains on any chip")
     jax.config.update("jax_platforms", "cpu")  # nothing runs; libtpu must not look for a TPU
     mesh = make_mesh(config.mesh, topology_devices(topology))
-    check_batch(mesh, config.data.batch // config.accumulate)
-    graphdef, shapes = P.abstract(preset.model)
-    tx = optimizer(config.optim, config.steps)
-    make = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0,
-                             freeze=config.freeze, half=config.half)  # fmt: skip
-    abstract = jax.eval_shape(make, shapes)
-    layout = shardings(abstract, mesh)
-    state = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), abstract, layout)
+    program = make_program(config, preset, diffusion_loss(config, preset), mesh)
+    state = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), program.abstract, program.layout)
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=NamedSharding(mesh, PartitionSpec()))
     batch = abstract_batch(config, preset, batch_sharding(mesh))
-    step = make_step(
-        graphdef, diffusion_loss(config, preset), tx, config.optim.ema, config.accumulate, config.compute_dtype
-    )
     kinds = {
         "weights": [state["trainable"], state["frozen"], state["ema"]],
         "optimizer": state["opt"],
         "batch": batch,
     }
-    return compile_plan(step, (state, batch, key), kinds, mesh, (layout, None), config.accumulate)
+    return compile_plan(program.step, (state, batch, key), kinds, mesh, (program.layout, None), config.accumulate)
 
 
 def abstract_batch(config: TrainConfig, preset: Preset, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import tyro
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, exit_status
 from animate_jax.weights import checkpoint, export, families
 from animate_jax.weights.inspect import inspect
 
@@ -81,14 +81,7 @@ Command = (
 
 def main(arguments: list[str]) -> int:
     command = tyro.cli(Command, description=__doc__, args=arguments, prog="animate_jax.weights")
-    try:
-        return _run(command)
-    except UserError as error:
-        print(f"animate_jax.weights: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("animate_jax.weights: interrupted; nothing written", file=sys.stderr)
-        return 130
+    return exit_status("animate_jax.weights", lambda: _run(command), "nothing written")
 
 
 def _run(command: Import | Export | Inspect | Verify) -> int:

@@ -1,0 +1,44 @@
+"""From a configuration to the step and state that it means, before any array exists."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from animate_jax.config import Preset, TrainConfig
+from animate_jax.models import params as P
+from animate_jax.parallel.mesh import check_batch
+from animate_jax.parallel.rules import shardings
+from animate_jax.training.state import State, make_state, optimizer
+from animate_jax.training.step import Batch, Loss, make_step
+
+LossFunction = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]  # (model, batch, key) -> value, metrics
+
+
+class Program(NamedTuple):
+    step: Callable[[State, Batch, Key[Array, ""]], tuple[State, dict[str, Array]]]
+    initial: Callable[[P.Params], State]  # pure, to be jitted with `layout` as the shardings of what it returns
+    shapes: P.Params  # of the model's parameters
+    abstract: State
+    layout: State  # shardings
+
+
+def make_program(config: TrainConfig, preset: Preset, loss: Loss | LossFunction, mesh: Mesh) -> Program:
+    """What training runs and planning compiles.
+
+    Raises:
+        UserError: a batch that the mesh does not divide, or nothing to train.
+    """
+    check_batch(mesh, config.data.batch // config.accumulate)
+    graphdef, shapes = P.abstract(preset.model)
+    tx = optimizer(config.optim, config.steps)
+    initial = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0,
+                                freeze=config.freeze, half=config.half)  # fmt: skip
+    abstract = jax.eval_shape(initial, shapes)
+    step = make_step(graphdef, loss, tx, config.optim.ema, config.accumulate, config.compute_dtype)
+    return Program(step, initial, shapes, abstract, shardings(abstract, mesh))
