@@ -61,6 +61,18 @@ def patch_basis(patch: int, count: int) -> tuple[Float[np.ndarray, "values count
     return np.stack(columns, -1).astype(np.float32), np.array(scales, np.float32)
 
 
+def _patch_moments(config: VAEConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    """A patch's values -> mean and log variance of its latents."""
+    waves, scales = patch_basis(config.downscale, config.latent_channels)
+    kernel = np.concatenate([waves * scales, np.zeros_like(waves)], -1)
+    bias = np.repeat(np.float32([0, -6]), config.latent_channels)
+    return nnx.Linear(*kernel.shape, kernel_init=_constant(kernel), bias_init=_constant(bias), rngs=rngs)
+
+
+def _patches(images: Features, patch: int) -> Features:
+    return rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=patch, q=patch)
+
+
 class ResnetBlock(nnx.Module):
     def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, *, rngs: nnx.Rngs):
         self.norm1 = _group_norm(in_channels, config, rngs)
@@ -159,14 +171,7 @@ class Encoder(nnx.Module):
         conv_out = _silent if config.patch_shortcut else _conv
         self.conv_out = conv_out(widths[-1], 2 * config.latent_channels, rngs)
         self.patch = config.downscale
-        self.shortcut = nnx.data(None)
-        if config.patch_shortcut:
-            waves, scales = patch_basis(self.patch, config.latent_channels)
-            kernel = np.concatenate([waves * scales, np.zeros_like(waves)], -1)  # mean | log variance
-            bias = np.repeat(np.float32([0, -6]), config.latent_channels)
-            self.shortcut = nnx.Linear(
-                *kernel.shape, kernel_init=_constant(kernel), bias_init=_constant(bias), rngs=rngs
-            )
+        self.shortcut = _patch_moments(config, rngs) if config.patch_shortcut else nnx.data(None)
 
     def __call__(self, x: Features) -> Features:
         images, x = x, self.conv_in(x)
@@ -174,25 +179,18 @@ class Encoder(nnx.Module):
             x = block(x)
         x = self.mid_block(x)
         x = self.conv_out(nnx.silu(self.conv_norm_out(x)))
-        if self.shortcut is None:
-            return x
-        p = self.patch
-        return x + self.shortcut(rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p))
+        return x if self.shortcut is None else x + self.shortcut(_patches(images, self.patch))
 
 
 class PatchEncoder(nnx.Module):
     """The linear patch encoder alone. It needs no training."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
-        waves, scales = patch_basis(config.downscale, config.latent_channels)
-        kernel = np.concatenate([waves * scales, np.zeros_like(waves)], -1)  # mean | log variance
-        bias = np.repeat(np.float32([0, -6]), config.latent_channels)
         self.patch = config.downscale
-        self.shortcut = nnx.Linear(*kernel.shape, kernel_init=_constant(kernel), bias_init=_constant(bias), rngs=rngs)
+        self.shortcut = _patch_moments(config, rngs)
 
     def __call__(self, x: Features) -> Features:
-        p = self.patch
-        return self.shortcut(rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p))
+        return self.shortcut(_patches(x, self.patch))
 
 
 class Decoder(nnx.Module):

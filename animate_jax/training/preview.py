@@ -92,14 +92,15 @@ class Preview:
 def scores(result: UInt8[np.ndarray, "frames h w 3"], clip: Any, lpips_params: lpips.Params | None
            ) -> dict[str, np.ndarray]:  # fmt: skip
     """Every frame's metrics; `box_psnr` is that of the person's box."""
-
-    @jax.jit
-    def of_frame(image, truth, box, lpips_params):
-        found = {"psnr": psnr(image, truth), "ssim": ssim(image, truth), "box_psnr": psnr(image, truth, box)}
-        if lpips_params is not None:
-            found["lpips"] = lpips.lpips(lpips_params, image[None] * 2 - 1, truth[None] * 2 - 1)[0]
-        return found
-
     pairs = zip(result / np.float32(255), clip.frames[1:] / np.float32(255), person_box(clip.mask[1:]), strict=True)
     frames = [of_frame(*pair, lpips_params) for pair in pairs]
     return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+
+
+@jax.jit
+def of_frame(image: jax.Array, truth: jax.Array, box: jax.Array, lpips_params: lpips.Params | None
+             ) -> dict[str, jax.Array]:  # fmt: skip
+    found = {"psnr": psnr(image, truth), "ssim": ssim(image, truth), "box_psnr": psnr(image, truth, box)}
+    if lpips_params is not None:
+        found["lpips"] = lpips.lpips(lpips_params, image[None] * 2 - 1, truth[None] * 2 - 1)[0]
+    return found
