@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from animate_jax.pipeline import EXAMPLE, Pipeline
 from animate_jax.weights import checkpoint, families
 from animate_jax.weights.__main__ import main
 from animate_jax.weights.families import import_, locate
@@ -33,6 +34,14 @@ def test_import_export_inspect(moore_directory, small_presets, tmp_path, capsys)
     out = capsys.readouterr().out
     assert "an AnimateDiff motion module (v2, 32 frames)" in out and "float32" in out and "fills: motion_module" in out
     checkpoint.load(ckpt)
+
+
+def test_what_was_imported_makes_a_video(moore_directory, small_presets, tmp_path):
+    assert main(["import", "moore", "--directory", str(moore_directory), "--output", str(tmp_path / "ckpt")]) == 0
+    animation = Pipeline.load(tmp_path / "ckpt")(
+        EXAMPLE / "reference.png", EXAMPLE / "driving.mp4", frames=2, progress=False
+    )
+    assert animation.frames.shape == (2, 64, 64, 3) and animation.frames.std() > 1
 
 
 @pytest.mark.parametrize(
