@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 Prediction = Literal["epsilon", "v", "x0"]
 Remat = Literal["none", "blocks", "dots"]
-PoseStyle = Literal["paper", "moore", "musepose", "tiny"]
+PoseStyle = Literal["none", "paper", "moore", "musepose", "tiny"]  # none draws nothing: the ablation
+ReferenceUse = Literal["attention", "addition", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ class UNetConfig:
     num_attention_heads: int = 8  # diffusers calls this attention_head_dim
     cross_attention_dim: int = 768
     norm_num_groups: int = 32
+    # The paper's attention to ReferenceNet's features, or its ablations: added in place as ControlNet does, CLIP only.
+    reference: ReferenceUse = "attention"
     position_embedding: bool = False  # fixed 2-D sinusoid at the entry of every spatial transformer
     # temporal layers
     motion_max_length: int = 32  # longest window in frames
@@ -161,7 +164,8 @@ def presets() -> dict[str, Preset]:
     Moore-AnimateAnyone bit for bit (its sampling betas differ from its training's), `moore-fixed` mends that and its
     closed loop, `musepose` and `novita` are MusePose (every second frame of a 30 fps video, windows of 48) and
     novitalabs/AnimateAnyone (Moore's numerics, a smaller Pose Guider, no face), `tiny` is the model trained on
-    rendered people that ships with the package."""
+    rendered people that ships with the package, and `tiny-clip-only`, `tiny-controlnet`, `tiny-no-pose` the paper's
+    ablations of it."""
     sd15 = ModelConfig.sd15()
     linear = ScheduleConfig(beta_schedule="linear")
     moore = SamplingConfig(512, 784, steps=30, closed_loop=True, blend="flat", pose_style="moore")
@@ -169,6 +173,15 @@ def presets() -> dict[str, Preset]:
     long = dataclasses.replace(sd15, unet=UNetConfig(motion_max_length=128))
     small_guider = dataclasses.replace(sd15, pose_guider=PoseGuiderConfig(block_out_channels=(16, 32, 64, 128)))
     novita = dataclasses.replace(moore, pose_style="paper", clip_resize="pad")
+    tiny = Preset("tiny", ModelConfig.tiny(), ScheduleConfig(prediction="x0"),
+                  SamplingConfig(96, 128, steps=8, guidance=2.0, window=16, overlap=4, shared_noise=True,
+                                 pose_style="tiny", fps=10.0))  # fmt: skip
+
+    def ablated(name: str, reference: ReferenceUse = "attention", pose_style: PoseStyle = "tiny") -> Preset:
+        unet = dataclasses.replace(tiny.model.unet, reference=reference)
+        return Preset(name, dataclasses.replace(tiny.model, unet=unet), tiny.schedule,
+                      dataclasses.replace(tiny.sampling, pose_style=pose_style))  # fmt: skip
+
     families = [
         Preset("paper", sd15, ScheduleConfig(zero_terminal_snr=False, prediction="epsilon",
                                              timestep_spacing="leading"), SamplingConfig()),
@@ -176,9 +189,10 @@ def presets() -> dict[str, Preset]:
         Preset("moore-fixed", sd15, ScheduleConfig(), dataclasses.replace(moore, closed_loop=False)),
         Preset("musepose", long, ScheduleConfig(), musepose),
         Preset("novita", small_guider, linear, novita),
-        Preset("tiny", ModelConfig.tiny(), ScheduleConfig(prediction="x0"),
-               SamplingConfig(96, 128, steps=8, guidance=2.0, window=16, overlap=4, shared_noise=True,
-                              pose_style="tiny", fps=10.0)),
+        tiny,
+        ablated("tiny-clip-only", reference="none"),
+        ablated("tiny-controlnet", reference="addition"),
+        ablated("tiny-no-pose", pose_style="none"),
     ]  # fmt: skip
     return {family.name: family for family in families}
 

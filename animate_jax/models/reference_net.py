@@ -1,5 +1,7 @@
 """ReferenceNet: the denoising UNet's twin that reads the reference picture (paper, section 3.2)."""
 
+import dataclasses
+
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -13,7 +15,8 @@ class ReferenceNet(UNet):
     """No temporal layers and no head; its features are a value, not a side effect."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
-        super().__init__(config, motion=False, head=False, rngs=rngs)
+        lender = dataclasses.replace(config, reference="attention")
+        super().__init__(lender, motion=False, head=False, rngs=rngs)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from animate_jax.config import ReferenceUse
 from animate_jax.models.attention import Attention, FeedForward, attend, attend_with_reference
 from animate_jax.models.embeddings import picture_positions
 from animate_jax.models.resnet import Conv1x1, GroupNorm
@@ -22,11 +23,14 @@ class BlockConditioning:
     cross: Float[Array, "b c"]  # attention to the CLIP token
     reference_key: Float[Array, "b m c"] | None = None
     reference_value: Float[Array, "b m c"] | None = None
+    added: Float[Array, "b m c"] | None = None  # instead of keys and values: added in place
     mask: Bool[Array, " b"] | None = None  # training: rows whose condition is kept; None keeps all
 
 
 class BasicTransformerBlock(nnx.Module):
-    def __init__(self, channels: int, heads: int, cross_channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, heads: int, cross_channels: int, *, reference: ReferenceUse = "attention",
+                 rngs: nnx.Rngs):  # fmt: skip
+        self.reference = reference
         self.norm1 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
         self.attn1 = Attention(channels, channels, heads, rngs=rngs)
         # Attention to a single token needs neither norm2 nor queries and keys; they stay so that checkpoints
@@ -35,13 +39,18 @@ class BasicTransformerBlock(nnx.Module):
         self.attn2 = Attention(channels, cross_channels, heads, rngs=rngs)
         self.norm3 = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
         self.ff = FeedForward(channels, rngs=rngs)
+        if reference == "addition":  # a fresh one changes nothing, as ControlNet's
+            self.reference_proj = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def condition(self, token: Float[Array, "b d"], reference: Float[Array, "b m c"] | None,
                   mask: Bool[Array, " b"] | None) -> BlockConditioning:  # fmt: skip
         cross = self.attn2.of_one_token(token if mask is None else jnp.where(mask[:, None], token, 0))
         if reference is None:
             return BlockConditioning(cross)
-        return BlockConditioning(cross, self.attn1.to_k(reference), self.attn1.to_v(reference), mask)
+        if self.reference == "addition":
+            added = self.reference_proj(reference)
+            return BlockConditioning(cross, added=added if mask is None else jnp.where(mask[:, None, None], added, 0))
+        return BlockConditioning(cross, self.attn1.to_k(reference), self.attn1.to_v(reference), mask=mask)
 
     def __call__(self, x: Float[Array, "r f n c"], condition: BlockConditioning
                  ) -> tuple[Float[Array, "r f n c"], Float[Array, "r f n c"]]:  # fmt: skip
@@ -52,6 +61,8 @@ class BasicTransformerBlock(nnx.Module):
         """
         normed = self.norm1(x)
         x = x + self.attend_to_reference(normed, condition)
+        if condition.added is not None:
+            x = x.at[x.shape[0] - len(condition.added) :].add(condition.added[:, None])
         cross = condition.cross
         if x.shape[0] == 2 * cross.shape[0]:
             unconditional = jnp.broadcast_to(self.attn2.to_out[0].bias[...].astype(cross.dtype), cross.shape)
@@ -75,10 +86,11 @@ class BasicTransformerBlock(nnx.Module):
 
 class Transformer2DModel(nnx.Module):
     def __init__(self, channels: int, heads: int, cross_channels: int, groups: int, *,
-                 position_embedding: bool = False, rngs: nnx.Rngs):  # fmt: skip
+                 position_embedding: bool = False, reference: ReferenceUse = "attention", rngs: nnx.Rngs):  # fmt: skip
         self.norm = GroupNorm(channels, groups, epsilon=1e-6)
         self.proj_in = Conv1x1(channels, channels, rngs=rngs)
-        self.transformer_blocks = nnx.List([BasicTransformerBlock(channels, heads, cross_channels, rngs=rngs)])
+        block = BasicTransformerBlock(channels, heads, cross_channels, reference=reference, rngs=rngs)
+        self.transformer_blocks = nnx.List([block])
         self.proj_out = Conv1x1(channels, channels, rngs=rngs)
         self.position_embedding = position_embedding
 

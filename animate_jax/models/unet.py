@@ -43,7 +43,7 @@ class Block(nnx.Module):
         ])  # fmt: skip
         self.attentions = nnx.List([
             Transformer2DModel(channels, config.num_attention_heads, config.cross_attention_dim, groups,
-                               position_embedding=config.position_embedding, rngs=rngs)
+                               position_embedding=config.position_embedding, reference=config.reference, rngs=rngs)
             for _ in range(count if attention else 0)
         ])  # fmt: skip
         self.motion_modules = nnx.List([
@@ -107,6 +107,8 @@ class UNet(nnx.Module):
 
         `mask` (training) drops both for the rows where it is False.
         """
+        if self.config.reference == "none":
+            reference = None
         return {
             path: transformer.transformer_blocks[0].condition(token, reference and reference[path], mask)
             for path, transformer in self.spatial_transformers().items()

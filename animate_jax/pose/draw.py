@@ -64,10 +64,15 @@ PENS: dict[PoseStyle, _Pen] = {
 def draw(
     keypoints: Keypoints, height: int, width: int, style: PoseStyle
 ) -> UInt8[np.ndarray, "*frames height width 3"]:
-    """Draws every frame as an RGB picture on black; missing points and their limbs are left out."""
+    """Draws every frame as an RGB picture on black; missing points and their limbs are left out.
+
+    "none" draws nothing.
+    """
     frames = keypoints.body.shape[:-2]
     pictures = np.zeros((*frames, height, width, 3), np.uint8)
     for index in np.ndindex(frames):
+        if style == "none":
+            continue
         if style == "tiny":
             _draw_tiny(pictures[index], keypoints[index])
         else:
