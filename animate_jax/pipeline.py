@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +18,22 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from animate_jax.animation import Animation, Motion, Picture, Pictures, Stream
 from animate_jax.config import Preset, SamplingConfig
-from animate_jax.diffusion.sampling import evaluations, initial_noise, sample
+from animate_jax.diffusion.noise import initial_noise
+from animate_jax.diffusion.sampling import Latents, evaluations, sample
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.models.unet import Conditioning
 from animate_jax.pose.align import portrait
 from animate_jax.pose.detect import Detector, detect, require_person
-from animate_jax.pose.draw import draw
+from animate_jax.pose.draw import Drawn, draw
 from animate_jax.pose.files import read_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.retarget import Alignment, bring
 from animate_jax.pose.smooth import smooth
-from animate_jax.video.contact_sheet import contact_sheet
-from animate_jax.video.files import frame_rate, read_image, read_video, write_image, write_video
+from animate_jax.video.files import frame_count, frame_rate, iter_frames, read_image
 from animate_jax.video.preprocess import clip_pixels
 from animate_jax.weights import checkpoint
 
@@ -37,50 +41,13 @@ BUNDLED = pathlib.Path(__file__).parent / "assets" / "tiny"
 EXAMPLE = pathlib.Path(__file__).parent / "assets" / "example"  # reference.png and driving.mp4
 KEYPOINT_FILES = (".json", ".npz", ".npy")
 DECODE_CHUNK = 8  # frames decoded at once
+KEPT_WINDOWS = 4  # pose features of so many windows stay on the device; those of longer videos are made when needed
+LOOK = 8  # frames with something in them that tell drawn poses from a film
+DARK = 64  # of 255
+ADDED = 1  # tells a video's key of the noise added on the way from that of the noise it starts from
 
-Picture = UInt8[np.ndarray, "_ _ 3"]  # a reference and its cut differ in size
-Pictures = UInt8[np.ndarray, "frames height width 3"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Motion:
-    """A driving motion: keypoints of somebody else's picture, or ready-made pose pictures."""
-
-    fps: float
-    keypoints: Keypoints | None = None
-    canvas: tuple[int, int] = (1, 1)  # height, width of the pictures the keypoints come from
-    pictures: Pictures | None = None
-
-    def __len__(self) -> int:
-        return len(self.pictures if self.keypoints is None else self.keypoints)
-
-
-@dataclasses.dataclass(frozen=True)
-class Animation:
-    """The result, with what it was made from at the same size."""
-
-    frames: Pictures
-    fps: float
-    reference: Picture
-    poses: Pictures
-
-    def save(self, path: str | pathlib.Path) -> None:
-        """Writes an .mp4 or a .gif."""
-        write_video(path, self.frames, self.fps)
-
-    def contact_sheet(self, columns: int = 8, zoom: int = 1) -> Picture:
-        """Reference, driving poses and results of evenly spaced frames, enlarged `zoom` times."""
-        enlarge = lambda picture: picture.repeat(zoom, 0).repeat(zoom, 1)  # noqa: E731
-        chosen = np.unique(np.linspace(0, len(self.frames) - 1, columns).round().astype(int))
-        empty = np.full_like(self.reference, 255)
-        top = [self.reference, *(self.poses[i] for i in chosen)]
-        bottom = [empty, *(self.frames[i] for i in chosen)]
-        labels = ["reference", *(f"{i / self.fps:.1f} s" for i in chosen)]
-        return contact_sheet([[enlarge(p) for p in row] for row in (top, bottom)], labels)
-
-    def save_contact_sheet(self, path: str | pathlib.Path, columns: int = 8) -> None:
-        zoom = max(1, 192 // self.reference.shape[0])
-        write_image(path, self.contact_sheet(columns, zoom))
+One, Many = TypeVar("One"), list | tuple
+Poses = Pictures | Drawn
 
 
 class Pipeline:
@@ -101,7 +68,7 @@ class Pipeline:
             return jax.jit(lambda params, *inputs: function(P.merge(graphdef, params), *inputs))
 
         self._encode = compiled(lambda model, pictures: model.vae.to_latents(pictures))
-        self._decode = compiled(lambda model, latents: jnp.clip(model.vae.to_images(latents) / 2 + 0.5, 0, 1))
+        self._decode = compiled(lambda model, latents: bytes_of(model.vae.to_images(latents)))
         self._condition = compiled(lambda model, *inputs: model.condition(*inputs))
         self._guide_pose = compiled(lambda model, poses: model.pose_guider(poses))
         self._denoise = compiled(lambda model, *inputs: model.denoise(*inputs))
@@ -115,10 +82,15 @@ class Pipeline:
         """
         return cls(*checkpoint.load(BUNDLED if path == "tiny" else path, preset))
 
-    def __call__(
+    def __call__(self, reference, driving, **options: Any) -> Animation | list[Animation]:
+        """Animates the person of `reference` with the motion of `driving`; arguments and errors as `stream`."""
+        found = self.stream(reference, driving, **options)
+        return [one.animation() for one in found] if isinstance(found, list) else found.animation()
+
+    def stream(
         self,
-        reference: str | pathlib.Path | Picture,
-        driving: str | pathlib.Path | Motion,
+        reference: str | pathlib.Path | Picture | Many,
+        driving: str | pathlib.Path | Motion | Many,
         *,
         frames: int | None = None,
         fps: Real | None = None,
@@ -129,15 +101,18 @@ class Pipeline:
         detector: Detector | None = None,
         canvas: tuple[int, int] | None = None,
         **overrides: Any,
-    ) -> Animation:
-        """Animates the person of `reference` with the motion of `driving`.
+    ) -> Stream | list[Stream]:
+        """Animates the person of `reference` with the motion of `driving`; the frames are decoded as they are taken.
+
+        Lists of references, of motions, or of both give a list with every pair, reference by reference. Motions of
+        equal length are denoised as one batch, which takes that many times the memory.
 
         Args:
             reference: a picture file or uint8 RGB [H, W, 3], showing one person; cut to the result's proportions.
             driving: a video of a person, a keypoints file, a video of drawn poses, or a `Motion`.
             frames: at most that many frames.
             fps: of the result; default: the rate the weights were trained for, else the driving video's.
-            seed: the same seed gives the same video.
+            seed: the same seed gives the same video, alone or in a list.
             align: how the driving keypoints are fitted to the reference's body, see `pose.retarget.bring`.
             person: of several in the driving video: "largest", "center", or a number from the left, from 1.
             detector: finds keypoints: `pose.dwpose.DWPose(folder)`, or by default `pose.detect.detect`.
@@ -148,14 +123,27 @@ class Pipeline:
             UserError: anything wrong with the input, in one line.
         """
         options = self.options(**overrides)
-        picture, keypoints = self.frame_reference(reference, options, detector)
-        motion = driving
-        if not isinstance(driving, Motion):
-            motion = self.read_motion(driving, frames, fps, progress, person, detector, canvas)
-        poses = self.draw_motion(motion, keypoints, options, align)[:frames]
-        own_pose = draw(keypoints, options.height, options.width, options.pose_style)
-        latents = self.sample(self.condition(picture, own_pose, options), poses, options, seed, progress)
-        return Animation(self.decode(latents), motion.fps, picture, poses)
+        cuts = [self.frame_reference(one, options, detector) for one in several(reference)]
+        size = options.height, options.width
+        motions = [
+            one if isinstance(one, Motion)
+            else self.read_motion(one, frames, fps, progress, person, detector, canvas, size)
+            for one in several(driving)
+        ]  # fmt: skip
+        conditions = [self.condition(cut, draw(own, *size, options.pose_style), options) for cut, own in cuts]
+        pairs = list(itertools.product(zip(cuts, conditions, strict=True), motions))
+        poses = [self.draw_motion(motion, own, options, align)[:frames] for ((_, own), _), motion in pairs]
+        latents: dict[int, Latents] = {}
+        for length in sorted({len(one) for one in poses}):
+            rows = [row for row, one in enumerate(poses) if len(one) == length]
+            conditioning = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(pairs[row][0][1] for row in rows))
+            batch = self.sample(conditioning, [poses[row] for row in rows], options, seed, progress)
+            latents |= dict(zip(rows, batch, strict=True))
+        streams = [
+            Stream(self.decode_chunks(latents[row]), motion.fps, cut, own, motion, poses[row])
+            for row, (((cut, own), _), motion) in enumerate(pairs)
+        ]
+        return streams if isinstance(reference, Many) or isinstance(driving, Many) else streams[0]
 
     def options(self, **overrides: Any) -> SamplingConfig:
         """The preset's sampling defaults with some replaced (None keeps a default).
@@ -178,8 +166,11 @@ class Pipeline:
 
     def read_motion(self, path: str | pathlib.Path, frames: int | None = None, fps: Real | None = None,
                     progress: bool = True, person: str = "largest", detector: Detector | None = None,
-                    canvas: tuple[int, int] | None = None) -> Motion:  # fmt: skip
+                    canvas: tuple[int, int] | None = None, size: tuple[int, int] | None = None) -> Motion:  # fmt: skip
         """Reads a keypoints file (.json, .npz, .npy, a folder of them), a video of a person or of drawn poses.
+
+        A video is read once, frame by frame. `size` (height, width) is what drawn poses are resized to; None keeps
+        theirs.
 
         Raises:
             UserError: missing or damaged, or nobody is in the video.
@@ -189,13 +180,19 @@ class Pipeline:
         if path.is_dir() or path.suffix.lower() in KEYPOINT_FILES:
             keypoints, canvas = read_poses(path, canvas)
             return Motion(float(fps or 30.0), keypoints[:frames], canvas)
-        pictures, rate = read_video(path, frames=frames, fps=None if fps is None else min(fps, frame_rate(path)))
-        if is_drawn(pictures):
-            return Motion(rate, pictures=pictures)
-        with tqdm(total=len(pictures), desc="poses", unit="frame", dynamic_ncols=True, disable=not progress) as bar:
+        rate = min(fps or math.inf, frame_rate(path))
+        pictures = iter_frames(path, frames=frames, fps=rate)
+        shown = []
+        while sum(picture.max() > DARK for picture in shown) < LOOK and (picture := next(pictures, None)) is not None:
+            shown.append(picture)
+        pictures = itertools.chain(shown, pictures)
+        if is_drawn(np.stack(shown)):
+            return Motion(rate, pictures=np.stack([resized(picture, size) for picture in pictures]))
+        total = min(frames or math.inf, frame_count(path, rate))
+        with tqdm(total=total, desc="poses", unit="frame", dynamic_ncols=True, disable=not progress) as bar:
             keypoints = (detector or detect)(pictures, lambda done: bar.update(), person)
         require_person(keypoints, path)
-        return Motion(rate, smooth(keypoints, pictures.shape[1:3], rate), pictures.shape[1:3])
+        return Motion(rate, smooth(keypoints, shown[0].shape[:2], rate), shown[0].shape[:2])
 
     def frame_reference(self, reference: str | pathlib.Path | Picture, options: SamplingConfig,
                         detector: Detector | None = None) -> tuple[Picture, Keypoints]:  # fmt: skip
@@ -221,14 +218,13 @@ class Pipeline:
         return np.asarray(cut), keypoints
 
     def draw_motion(self, motion: Motion, reference: Keypoints, options: SamplingConfig, align: Alignment = "bones"
-                    ) -> Pictures:  # fmt: skip
-        """The pose pictures that drive the result: keypoints are fitted to the reference's body and drawn."""
+                    ) -> Pictures | Drawn:  # fmt: skip
+        """The pose pictures that drive the result: keypoints are fitted to the reference's body, and drawn when they
+        are needed."""
         size = (options.height, options.width)
         if motion.keypoints is None:
-            pictures = [Image.fromarray(p).resize(size[::-1], Image.Resampling.LANCZOS) for p in motion.pictures]
-            return np.stack([np.asarray(p) for p in pictures])
-        keypoints = bring(motion.keypoints, motion.canvas, reference, size, align)
-        return draw(keypoints, *size, options.pose_style)
+            return np.stack([resized(picture, size) for picture in motion.pictures])
+        return Drawn(bring(motion.keypoints, motion.canvas, reference, size, align), *size, options.pose_style)
 
     def condition(self, picture: Picture, own_pose: Picture, options: SamplingConfig) -> Conditioning:
         """What the model keeps of the character, once per video."""
@@ -236,43 +232,61 @@ class Pipeline:
         latents = self.encode(picture[None])[:, 0]
         return self._condition(self.params, latents, jnp.asarray(clip)[None], unit(own_pose[None]))
 
-    def sample(self, conditioning: Conditioning, poses: Pictures, options: SamplingConfig, seed: int = 0,
-               progress: bool = True) -> Float[Array, "1 f h w c"]:  # fmt: skip
-        """Denoises the latents of the whole video, window by window."""
-        scale = self.preset.model.vae.downscale
-        shape = (
-            1,
-            len(poses),
-            options.height // scale,
-            options.width // scale,
-            self.preset.model.unet.in_channels,
-        )
+    def sample(self, conditioning: Conditioning, poses: Poses | list[Poses], options: SamplingConfig, seed: int = 0,
+               progress: bool = True) -> Latents:  # fmt: skip
+        """Denoises the latents of whole videos, window by window; they lie in host memory.
+
+        `poses` are those of each row of `conditioning`, all of one length.
+        """
+        videos = poses if isinstance(poses, list) else [poses]
+        scale, frames = self.preset.model.vae.downscale, len(videos[0])
+        shape = options.height // scale, options.width // scale, self.preset.model.unet.in_channels
         key = jax.random.key(seed)
-        noise = initial_noise(key, shape, options.shared_noise)
-        features = jnp.concatenate([self._guide_pose(self.params, unit(pose[None, None])) for pose in poses], 1)
-        total = evaluations(len(poses), self.schedule, options)
+        keys = jnp.repeat(key[None], len(videos))  # a video is the same in every company
+        noise = initial_noise(keys, (len(videos), frames, *shape), options.shared_noise)
+
+        @functools.lru_cache(KEPT_WINDOWS)
+        def features(window: tuple[int, ...]) -> Array:
+            pictures = [unit(video[np.array(window)]) for video in videos]
+            guided = [self._guide_pose(self.params, jnp.stack(frame)[:, None]) for frame in zip(*pictures, strict=True)]
+            return jnp.concatenate(guided, 1)
+
+        def denoise(x: Latents, t: np.ndarray, window: np.ndarray) -> Array:
+            pose = features(tuple(window.tolist()))
+            if len(x) > len(pose) > 1:  # a single video's poses serve both halves of guidance as they are
+                pose = jnp.concatenate([pose, pose])
+            return self._denoise(self.params, x, t, conditioning, pose)
+
+        total = evaluations(frames, self.schedule, options)
         with tqdm(total=total, desc="denoising", unit="step", dynamic_ncols=True, disable=not progress) as bar:
-
-            def denoise(x: Array, t: Array, frames: Array) -> Array:
-                result = self._denoise(self.params, x, t, conditioning, features[:, frames])
-                if progress:
-                    result.block_until_ready()
-                return result
-
-            return sample(denoise, noise, self.schedule, options, bar.update, jax.random.fold_in(key, 1))
+            added = jax.vmap(jax.random.fold_in, (0, None))(keys, ADDED)
+            return sample(denoise, noise, self.schedule, options, bar.update, added)
 
     def encode(self, pictures: Pictures) -> Float[Array, "1 f h w c"]:
         """uint8 frames -> the autoencoder's scaled latents."""
         return self._encode(self.params, signed(pictures))[None]
 
-    def decode(self, latents: Float[Array, "1 f h w c"]) -> Pictures:
+    def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"]) -> Pictures:
+        """Latents -> uint8 frames."""
+        return np.concatenate(list(self.decode_chunks(np.asarray(latents[0]))))
+
+    def decode_chunks(self, latents: Float[np.ndarray, "f h w c"]) -> Iterator[Pictures]:
         """Latents -> uint8 frames, a few at a time."""
-        frames = latents.shape[1]
-        padding = -frames % DECODE_CHUNK
-        padded = jnp.concatenate([latents[0], jnp.repeat(latents[0, -1:], padding, 0)])
-        chunks = padded.reshape(-1, DECODE_CHUNK, *latents.shape[2:])
-        images = np.concatenate([np.asarray(self._decode(self.params, chunk)) for chunk in chunks])
-        return (images[:frames] * 255 + 0.5).astype(np.uint8)
+        for start in range(0, len(latents), DECODE_CHUNK):
+            chunk = latents[start : start + DECODE_CHUNK]
+            padded = np.concatenate([chunk, np.repeat(chunk[-1:], DECODE_CHUNK - len(chunk), 0)])
+            yield np.asarray(self._decode(self.params, padded))[: len(chunk)]
+
+
+def several(inputs: One | list[One] | tuple[One, ...]) -> list[One]:
+    return list(inputs) if isinstance(inputs, Many) else [inputs]
+
+
+def resized(picture: Picture, size: tuple[int, int] | None) -> Picture:
+    """To height, width with Lanczos' filter."""
+    if size is None or picture.shape[:2] == size:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
 
 
 def signed(pictures: Pictures) -> Float[Array, "frames height width 3"]:
@@ -285,10 +299,14 @@ def unit(pictures: UInt8[np.ndarray, "*frames height width 3"]) -> Float[Array, 
     return jnp.asarray(pictures, jnp.float32) / 255
 
 
-def is_drawn(pictures: Pictures) -> bool:
-    """Whether a video shows drawn poses: thin saturated lines on black. Filmed black is never this even."""
-    shown = pictures[:: max(len(pictures) // 8, 1)]
+def bytes_of(images: Float[Array, "frames height width 3"]) -> UInt8[Array, "frames height width 3"]:
+    """[-1, 1] -> uint8."""
+    return (jnp.clip(images / 2 + 0.5, 0, 1) * 255 + 0.5).astype(jnp.uint8)
+
+
+def is_drawn(shown: Pictures) -> bool:
+    """Whether frames show drawn poses: thin saturated lines on black. Filmed black is never this even."""
     brightest = shown.max(-1)
     black = brightest < 24
-    colours = shown[brightest > 64].astype(int)
+    colours = shown[brightest > DARK].astype(int)
     return bool(black.mean() > 0.75 and len(colours) and np.median(colours.max(-1) - colours.min(-1)) > 60)

@@ -24,7 +24,8 @@ ALLOWED = {
     "data": {"pose", "video"},
     "evaluation": {"pose", "video", "data", "pipeline"},
     "training": {"models", "diffusion", "pose", "video", "weights", "parallel", "data", "evaluation", "pipeline"},
-    "pipeline": {"models", "diffusion", "pose", "video", "weights"},
+    "animation": {"pose", "video"},
+    "pipeline": {"animation", "models", "diffusion", "pose", "video", "weights"},
 }
 FOREIGN = {"torch", "tensorflow", "diffusers", "transformers"}
 # Tools and readers that need torch themselves, and import it inside the function that does.

@@ -1,6 +1,7 @@
 """The notebook API on a micro model: what goes in, what comes out, and that everything has its effect."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 from animate_jax import pipeline as module
 from animate_jax.diffusion.sampling import evaluations
 from animate_jax.errors import UserError
-from animate_jax.pipeline import Animation, Motion, Pipeline, is_drawn
+from animate_jax.pipeline import Motion, Pipeline, is_drawn
 from animate_jax.pose.draw import draw
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import frame_rate, read_image, read_video, write_video
+from animate_jax.video.files import read_image, read_video, write_video
 
 ASTRONAUT = Path(__file__).parent / "data" / "astronaut.jpg"
 
@@ -41,7 +42,7 @@ def pipeline(micro_checkpoint, compile_fast):
 @pytest.fixture
 def anybody(monkeypatch):
     """Every picture shows a person standing in its middle."""
-    monkeypatch.setattr(module, "detect", lambda frames, progress=None, person="largest": waving(len(frames)))
+    monkeypatch.setattr(module, "detect", lambda frames, progress=None, person="largest": waving(len(list(frames))))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,74 @@ def test_every_window_gets_its_own_poses(pipeline, anybody, picture):
     assert np.abs(other[8] - usual[8]).max() > 2
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
+def test_lists_give_every_pair_and_each_is_what_it_is_alone(sampler, pipeline, anybody, picture):
+    """Two characters, two motions of one length and a longer one. A batch may sum in another order."""
+    other = Motion(10.0, waving(3).moved((0.5, 1), (0.2, 0)), (320, 240))
+    options = {"seed": 3, "progress": False, "sampler": sampler}
+    pictures, motions = [picture, picture[::-1].copy()], [walk(3), other, walk(6)]
+    found = pipeline(pictures, motions, **options)
+    assert len(found) == 6
+    for one, (reference, motion) in zip(found, itertools.product(pictures, motions), strict=True):
+        alone = pipeline(reference, motion, **options)
+        np.testing.assert_array_equal(one.reference, alone.reference)
+        np.testing.assert_array_equal(one.poses, alone.poses)
+        assert np.abs(one.frames.astype(int) - alone.frames).max() <= 1
+    assert np.abs(found[0].frames.astype(int) - found[3].frames).max() > 2
+    assert isinstance(pipeline([picture], walk(1), progress=False), list)
+
+
+def test_a_list_reads_and_compiles_everything_once(pipeline, picture, monkeypatch):
+    """Of one length: three videos are one batch, and again with other pictures."""
+    looked = []
+
+    def look(frames, progress=None, person="largest"):
+        looked.append(1)
+        return waving(len(list(frames)))
+
+    monkeypatch.setattr(module, "detect", look)
+    fresh = Pipeline(pipeline.params, pipeline.preset)
+    for pictures in ([picture] * 3, [picture[::-1].copy()] * 3):
+        fresh(pictures, walk(9), guidance=2.0, progress=False)
+    assert len(looked) == 6
+    assert [fresh._denoise._cache_size(), fresh._condition._cache_size(), fresh._decode._cache_size()] == [1, 1, 1]
+
+
+def test_a_stream_decodes_when_asked_and_is_the_animation(pipeline, anybody, picture, monkeypatch):
+    decoded, decode = [], pipeline._decode
+    monkeypatch.setattr(pipeline, "_decode", lambda params, x: decoded.append(len(x)) or decode(params, x))
+    stream = pipeline.stream(picture, walk(19), progress=False)
+    assert len(stream) == 19 and decoded == []
+    frames = iter(stream)
+    first = next(frames)
+    assert decoded == [8]
+    expected = pipeline(picture, walk(19), progress=False)
+    np.testing.assert_array_equal([first, *frames], expected.frames)
+    np.testing.assert_array_equal(stream.poses[:], expected.poses)
+
+
+def test_the_device_never_holds_the_video(pipeline, anybody, picture, monkeypatch):
+    """Neither latents nor poses nor frames: what lives on the device is as large for 60 frames as for 20."""
+    held, denoise, decode = [], pipeline._denoise, pipeline._decode
+
+    def measured(function):
+        def call(*inputs):
+            held.append(sum(array.nbytes for array in jax.live_arrays()))
+            return function(*inputs)
+
+        return call
+
+    monkeypatch.setattr(pipeline, "_denoise", measured(denoise))
+    monkeypatch.setattr(pipeline, "_decode", measured(decode))
+    most = []
+    for frames in (20, 20, 60):
+        for _ in pipeline.stream(picture, walk(frames), progress=False):
+            pass
+        most.append(max(held))
+        held.clear()
+    assert most[2] <= most[1] * 1.001
+
+
 def test_progress_is_shown_if_wanted(pipeline, anybody, picture, capsys):
     pipeline(picture, walk())
     assert "denoising" in capsys.readouterr().err
@@ -150,7 +219,7 @@ def test_a_video_of_a_person(pipeline, tmp_path):
     astronaut = read_image(ASTRONAUT)
     wide = np.pad(astronaut, ((0, 0), (0, 96), (0, 0)), mode="edge")
     path = tmp_path / "drift.mp4"
-    write_video(path, np.stack([np.roll(wide, shift, axis=1) for shift in (0, 8, 16, 24, 32, 40)]), 20)
+    write_video(path, np.stack([np.roll(wide, shift, axis=1) for shift in (0, 12, 24, 36, 48, 60)]), 20)
     animation = pipeline(ASTRONAUT, path, progress=False)
     assert animation.fps == 10 and len(animation.frames) == 3  # of 20 frames/s every second one
     centers = [np.average(np.arange(48), weights=pose.sum((0, 2)) + 1e-6) for pose in animation.poses]
@@ -174,6 +243,15 @@ def test_a_video_of_drawn_poses_is_taken_as_it_is(pipeline, anybody, picture, tm
     assert len(animation.frames) == 3
     expected = drawn[:3].reshape(3, 64, 2, 48, 2, 3).mean((2, 4))
     assert np.abs(animation.poses - expected).mean() < 6  # compressed, another filter
+
+
+def test_drawn_poses_that_begin_with_nobody(pipeline, tmp_path):
+    """Black frames tell nothing; what comes after them does. At the wanted size from the start."""
+    drawn = np.concatenate([np.zeros((12, 128, 96, 3), np.uint8), draw(waving(3), 128, 96, "tiny")])
+    write_video(tmp_path / "poses.mp4", drawn, 10)
+    motion = pipeline.read_motion(tmp_path / "poses.mp4", size=(64, 48))
+    assert motion.keypoints is None and motion.pictures.shape == (15, 64, 48, 3)
+    assert motion.pictures[:12].max() < 24 and motion.pictures[12:].max() > 150
 
 
 @pytest.mark.parametrize(
@@ -233,34 +311,6 @@ def test_files_and_arrays_are_the_same_reference(pipeline):
 # Results
 
 
-@pytest.fixture(scope="module")
-def animation():
-    random = np.random.default_rng(0)
-    frames, poses = random.integers(0, 256, (2, 5, 64, 48, 3), np.uint8)
-    return Animation(frames, 10.0, frames[0, ::-1], poses)
-
-
-@pytest.mark.parametrize("name", ["new folder/out.mp4", "out.gif"])
-def test_saving(name, animation, tmp_path):
-    animation.save(tmp_path / name)
-    frames, fps = read_video(tmp_path / name)
-    assert frames.shape == (5, 64, 48, 3) and fps == pytest.approx(10)
-    assert frame_rate(tmp_path / name) == pytest.approx(10)
-
-
-def test_contact_sheets(animation, tmp_path):
-    sheet = animation.contact_sheet(columns=3, zoom=2)
-    assert sheet.shape[1] == 4 * 2 * 48 + 5 * 8  # the reference and three frames, with margins
-    for cell in (animation.reference, animation.poses[2], animation.frames[4]):
-        large = cell.repeat(2, 0).repeat(2, 1)
-        windows = np.lib.stride_tricks.sliding_window_view(sheet, large.shape)[:, ::8]
-        assert (windows == large).all((-3, -2, -1)).any()
-    animation.save_contact_sheet(tmp_path / "sheet.png")
-    assert read_image(tmp_path / "sheet.png").shape[0] > 2 * 192
-    short = dataclasses.replace(animation, frames=animation.frames[:1], poses=animation.poses[:1])
-    assert short.contact_sheet(columns=8).shape[1] == 2 * 48 + 3 * 8
-
-
 def test_decoding_in_pieces_is_decoding(pipeline):
     latents = np.random.default_rng(0).normal(size=(1, 9, 16, 12, 4)).astype(np.float32)
     whole = pipeline.decode(jax.numpy.asarray(latents))
@@ -317,7 +367,7 @@ def test_a_missing_reference_is_noticed_before_a_long_video_is_searched(pipeline
     def never(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(module, "read_video", never)
+    monkeypatch.setattr(module, "iter_frames", never)
     with pytest.raises(UserError, match=r"nobody\.png: no such file"):
         pipeline(tmp_path / "nobody.png", tmp_path / "long.mp4")
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
 def guide(
-    unconditional: Float[Array, "batch *rest"],
-    conditional: Float[Array, "batch *rest"],
+    unconditional: Float[Array | np.ndarray, "batch *rest"],
+    conditional: Float[Array | np.ndarray, "batch *rest"],
     scale: Float[Array, ""] | float,
     rescale: float = 0.0,
-) -> Float[Array, "batch *rest"]:
+) -> Float[Array | np.ndarray, "batch *rest"]:
     """Pushes the prediction away from the unconditional one; scale 1 returns the conditional one.
 
     `rescale` in [0, 1] is the share of the added contrast (standard deviation over each sample) that is taken back:
@@ -22,5 +22,5 @@ def guide(
         return guided
     axes = tuple(range(1, guided.ndim))
     # With Bessel's correction, as torch and therefore diffusers do.
-    ratio = jnp.std(conditional, axes, ddof=1, keepdims=True) / jnp.std(guided, axes, ddof=1, keepdims=True)
+    ratio = conditional.std(axes, ddof=1, keepdims=True) / guided.std(axes, ddof=1, keepdims=True)
     return guided * (rescale * ratio + 1 - rescale)

@@ -1,7 +1,8 @@
 """Samplers: from noise to a clean sample, one function each. The letters are those of the cited papers.
 
-A sampler is called as `sampler(denoise, x, schedule, steps, key)`, where `denoise(x, t)` returns what the UNet predicts
-at timestep t. All are deterministic but `euler_ancestral`, the only one to use `key`. Numerics are those of diffusers'
+A sampler is called as `sampler(denoise, x, schedule, steps, keys)`, where `denoise(x, t)` returns what the UNet
+predicts at timestep t. x lies in host memory: NumPy in, NumPy out. All are deterministic but `euler_ancestral`, the
+only one to use `keys`, one per video. Numerics are those of diffusers'
 schedulers of the same names, which the tests compare.
 """
 
@@ -10,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from animate_jax.diffusion.noise import normal
 from animate_jax.diffusion.schedule import Sample, Schedule
 from animate_jax.errors import UserError
 
 Denoise = Callable[[Sample, np.integer], Sample]
-Sampler = Callable[[Denoise, Sample, Schedule, int, Key[Array, ""]], Sample]
+Sampler = Callable[[Denoise, Sample, Schedule, int, Key[Array, " b"]], Sample]
 
 
 def timesteps(steps: int, schedule: Schedule, beyond: int = 0) -> Int[np.ndarray, " steps"]:
@@ -58,10 +59,8 @@ def log_snr(alpha: Float[np.ndarray, " n"], sigma: Float[np.ndarray, " n"]) -> F
         return np.log(alpha) - np.log(sigma)
 
 
-def ddim_step(
-    schedule: Schedule, prediction: Sample, x_t: Sample, t: Int[Array, ""] | int | np.integer, steps: int
-) -> Sample:
-    """x at the previous timestep; `t` may be traced, so that the loop can be jax.lax.fori_loop or scan.
+def ddim_step(schedule: Schedule, prediction: Sample, x_t: Sample, t: int | np.integer, steps: int) -> Sample:
+    """x at the previous timestep.
 
     The step is always train_steps // steps long, as in diffusers, although `timesteps` with trailing spacing
     need not be integers that far apart: weights are compared with their peers under that rule. A step that
@@ -69,19 +68,18 @@ def ddim_step(
     """
     x0, epsilon = schedule.to_x0_epsilon(prediction, x_t, t)
     previous = t - schedule.config.train_steps // steps
-    alphas_cumprod = jnp.asarray(schedule.alphas_cumprod)
-    alpha_bar: Float[Array, ""] = jnp.where(previous < 0, 1.0, alphas_cumprod[jnp.maximum(previous, 0)])
-    return jnp.sqrt(alpha_bar) * x0 + jnp.sqrt(1 - alpha_bar) * epsilon
+    alpha_bar = 1.0 if previous < 0 else float(schedule.alphas_cumprod[previous])
+    return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * epsilon
 
 
-def ddim(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[Array, ""] | None = None) -> Sample:
+def ddim(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
     """Song et al. 2020, without added noise (eta = 0)."""
     for t in timesteps(steps, schedule):
         x = ddim_step(schedule, denoise(x, t), x, t, steps)
     return x
 
 
-def euler(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[Array, ""] | None = None) -> Sample:
+def euler(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
     """Karras et al. 2022, algorithm 2 without churn. In this scaling of x it is DDIM between the actual timesteps."""
     t = timesteps(steps, schedule)
     alpha, sigma = levels(t, schedule)
@@ -92,7 +90,7 @@ def euler(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[
     return x
 
 
-def euler_ancestral(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[Array, ""]) -> Sample:
+def euler_ancestral(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"]) -> Sample:
     """k-diffusion's ancestral Euler: a step down to sigma_down, and fresh noise sigma_up. Here sigma is noise over
     signal, and x is scaled to unit variance before and after."""
     t = timesteps(steps, schedule)
@@ -104,12 +102,12 @@ def euler_ancestral(denoise: Denoise, x: Sample, schedule: Schedule, steps: int,
         down = (sigma[i + 1] ** 2 - up**2) ** 0.5
         ratio = down / sigma[i]
         x = float(alpha[i + 1] * ratio / alpha[i]) * x + float(alpha[i + 1] * (1 - ratio)) * x0
-        x = x + float(alpha[i + 1] * up) * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+        x = x + float(alpha[i + 1] * up) * normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape)
     return x
 
 
 def dpm_solver(
-    denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[Array, ""] | None = None
+    denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None
 ) -> Sample:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, midpoint; first and last step are of first order."""
     t = timesteps(steps, schedule, beyond=1)
@@ -128,7 +126,7 @@ def dpm_solver(
     return x
 
 
-def unipc(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, key: Key[Array, ""] | None = None) -> Sample:
+def unipc(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
     """UniPC of second order (Zhao et al. 2023, B2(h), data prediction): each step is predicted, and corrected with the
     prediction made at its end. First and last step are of first order."""
     t = timesteps(steps, schedule, beyond=1)

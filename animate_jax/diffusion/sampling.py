@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -15,32 +14,29 @@ from animate_jax.diffusion.samplers import MULTISTEP, SAMPLERS, timesteps
 from animate_jax.diffusion.schedule import Schedule
 from animate_jax.diffusion.windows import blend, windows
 
-Latents = Float[Array, "b f h w c"]
+Latents = Float[np.ndarray, "b f h w c"]
 # denoise(x, t, frames) -> prediction: `x` [rows, window, h, w, c] with rows [unconditional, conditional] when
 # guided, `frames` the indices of the window's frames in the video.
-Denoise = Callable[[Float[Array, "r n h w c"], Float[Array, "r 1"], Int[Array, " n"]], Float[Array, "r n h w c"]]
-
-
-def initial_noise(key: Key[Array, ""], shape: tuple[int, int, int, int, int], shared: bool) -> Latents:
-    """Standard normal [B, F, h, w, C]; `shared` gives every frame of a clip the same noise."""
-    if shared:
-        return jnp.broadcast_to(jax.random.normal(key, (shape[0], 1, *shape[2:])), shape)
-    return jax.random.normal(key, shape)
+Denoise = Callable[
+    [Float[np.ndarray, "r n h w c"], Float[np.ndarray, "r 1"], Int[np.ndarray, " n"]],
+    Float[Array | np.ndarray, "r n h w c"],
+]
 
 
 def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: SamplingConfig,
-           progress: Callable[[], None] | None = None, key: Key[Array, ""] | None = None) -> Latents:  # fmt: skip
+           progress: Callable[[], None] | None = None, keys: Key[Array, " b"] | None = None) -> Latents:  # fmt: skip
     """The sampler of `options` with classifier-free guidance over overlapping windows.
 
-    The predictions of overlapping windows are averaged before guidance, as in the peers (unlike them also when
-    guidance is off).
+    The video's latents stay in host memory and `denoise` gets a window at a time, so that a device needs the same
+    memory for a video of any length. The predictions of overlapping windows are averaged before guidance, as in the
+    peers (unlike them also when guidance is off).
 
     Args:
         denoise: see `Denoise`.
         noise: x_T, [B, F, h, w, C].
         options: sampler, steps, guidance, window, overlap and their variants are used.
         progress: called after every evaluation of `denoise`.
-        key: of the noise that "euler_ancestral" adds.
+        keys: of the noise that "euler_ancestral" adds, one per video.
 
     Raises:
         UserError: impossible steps or windows.
@@ -50,21 +46,22 @@ def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: Sampli
 
     def predict(x: Latents, t: np.integer) -> Latents:
         chunks, guided = next(plan)
-        predictions = []
-        for chunk in chunks:
-            part = x[:, jnp.asarray(chunk)]
-            part = jnp.concatenate([part, part]) if guided else part
-            time = jnp.full((part.shape[0], 1), t, jnp.float32)
-            predictions.append(denoise(part, time, jnp.asarray(chunk)))
+
+        def window(chunk: list[int]) -> Float[np.ndarray, "r n h w c"]:
+            part = x[:, chunk]
+            part = np.concatenate([part, part]) if guided else part
+            prediction = np.asarray(denoise(part, np.full((len(part), 1), t, np.float32), np.array(chunk)))
             if progress:
                 progress()
-        prediction = blend(jnp.stack(predictions), chunks, frames, options.blend == "flat")
+            return prediction
+
+        prediction = blend(map(window, chunks), chunks, frames, options.blend == "flat")
         if guided:
-            prediction = guide(*jnp.split(prediction, 2), options.guidance, options.guidance_rescale)
+            prediction = guide(*np.split(prediction, 2), options.guidance, options.guidance_rescale)
         return prediction
 
-    key = jax.random.key(0) if key is None else key
-    return SAMPLERS[options.sampler](predict, noise, schedule, options.steps, key)
+    keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys
+    return SAMPLERS[options.sampler](predict, noise, schedule, options.steps, keys)
 
 
 def plans(frames: int, schedule: Schedule, options: SamplingConfig) -> list[tuple[list[list[int]], bool]]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from animate_jax.config import ScheduleConfig
 from animate_jax.errors import UserError
 
-Sample = Float[Array, "*shape"]
+Sample = Float[Array | np.ndarray, "*shape"]
 # one for all samples, or one per sample
 Timestep = Int[Array | np.ndarray, "*batch"] | int | np.integer
 
@@ -26,17 +26,19 @@ Timestep = Int[Array | np.ndarray, "*batch"] | int | np.integer
 class Schedule:
     """Made by `make_schedule`; a pytree, so it may be an argument or a constant of a jitted function.
 
-    Timesteps are in 0..train_steps-1, one number or one per sample (leading axes); results are float32.
+    Timesteps are in 0..train_steps-1, one number or one per sample (leading axes); results are float32. NumPy arrays
+    at a number's timestep stay NumPy arrays: sampling keeps a whole video in host memory.
     """
 
     config: ScheduleConfig
     alphas_cumprod: Float[Array | np.ndarray, " train_steps"]  # alpha_bar, falling from almost 1
 
-    def _signal_and_noise(self, x: Sample, t: Timestep) -> tuple[Array, Array]:
+    def _signal_and_noise(self, x: Sample, t: Timestep) -> tuple[Array | np.ndarray, Array | np.ndarray]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply x."""
-        alpha_bar = jnp.asarray(self.alphas_cumprod)[t]
+        numbers = np if isinstance(t, int | np.integer) and isinstance(self.alphas_cumprod, np.ndarray) else jnp
+        alpha_bar = numbers.asarray(self.alphas_cumprod)[t]
         alpha_bar = alpha_bar.reshape(alpha_bar.shape + (1,) * (x.ndim - alpha_bar.ndim))
-        return jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+        return numbers.sqrt(alpha_bar), numbers.sqrt(1 - alpha_bar)
 
     def add_noise(self, x0: Sample, noise: Sample, t: Timestep) -> Sample:
         """x_t, the noisy version of x0."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+from collections.abc import Iterable
+
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -37,19 +38,30 @@ def windows(frames: int, size: int, overlap: int, closed_loop: bool = False, shi
 
 
 def blend(
-    predictions: Float[Array, "windows batch size *rest"], indices: list[list[int]], frames: int, flat: bool = True
-) -> Float[Array, "batch frames *rest"]:
-    """The mean over windows of each frame's predictions; `indices` are the frames of every window.
+    predictions: Iterable[Float[Array | np.ndarray, "batch size *rest"]],
+    indices: list[list[int]],
+    frames: int,
+    flat: bool = True,
+) -> Float[np.ndarray, "batch frames *rest"]:
+    """The mean over windows of each frame's predictions, in host memory.
 
     Every window counts the same if `flat`; otherwise a frame counts by its distance from the window's ends, so that
     one window hands over to the next gradually. Raises ValueError if a frame is in no window.
+
+    Args:
+        predictions: one per window, taken one at a time.
+        indices: the frames of every window.
     """
-    n, batch, size, *rest = predictions.shape
-    chosen = np.asarray(indices).ravel()
+    size = len(indices[0])
     shares = np.ones(size) if flat else np.minimum(np.arange(size), np.arange(size)[::-1]) + 1.0
-    total = np.bincount(chosen, np.tile(shares, n), minlength=frames)  # [frames]
+    total = np.bincount(np.ravel(indices), np.tile(shares, len(indices)), minlength=frames)  # [frames]
     if len(total) != frames or not total.all():
         raise ValueError(f"windows must cover exactly the frames 0..{frames - 1}; they weigh {total}")
-    weights = jnp.asarray(np.tile(shares, n) / total[chosen], predictions.dtype).reshape(-1, *[1] * len(rest))
-    side_by_side = jnp.moveaxis(predictions, 0, 1).reshape(batch, n * size, *rest)
-    return jnp.zeros((batch, frames, *rest), predictions.dtype).at[:, chosen].add(side_by_side * weights)
+    result = None
+    for prediction, window in zip(predictions, indices, strict=True):
+        prediction = np.asarray(prediction)
+        if result is None:
+            result = np.zeros((len(prediction), frames, *prediction.shape[2:]), prediction.dtype)
+        weights = (shares / total[window]).astype(prediction.dtype)
+        result[:, window] += prediction * weights.reshape(-1, *[1] * (prediction.ndim - 2))
+    return result

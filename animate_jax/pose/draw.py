@@ -61,6 +61,22 @@ PENS: dict[PoseStyle, _Pen] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """The pictures of a clip, drawn when they are asked for: `drawn[frames]` with a number, a slice or an array."""
+
+    keypoints: Keypoints
+    height: int
+    width: int
+    style: PoseStyle
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    def __getitem__(self, frames) -> UInt8[np.ndarray, "*frames height width 3"]:
+        return draw(self.keypoints[frames], self.height, self.width, self.style)
+
+
 def draw(
     keypoints: Keypoints, height: int, width: int, style: PoseStyle
 ) -> UInt8[np.ndarray, "*frames height width 3"]:

@@ -7,11 +7,12 @@ temporary name in the same folder and renamed when they are complete, so a file 
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from numbers import Real
 from pathlib import Path
@@ -39,6 +40,12 @@ def read_video(
 ) -> tuple[UInt8[np.ndarray, "frames height width 3"], float]:
     """The frames of a video and their rate in frames/s; arguments and errors as in `iter_frames`."""
     return np.stack(list(iter_frames(path, start, frames, fps))), float(fps or frame_rate(path))
+
+
+def frame_count(path: str | os.PathLike, fps: Real) -> int:
+    """About how many frames `iter_frames` will give at `fps` frames/s, from what the file promises."""
+    with _open_video(Path(path)) as (container, stream):
+        return max(round(_promised(container, stream) * fps), 1)
 
 
 def frame_rate(path: str | os.PathLike) -> float:
@@ -112,9 +119,14 @@ def _decode(path, container, stream, rate: float) -> Iterator[tuple[float, float
         raise UserError(
             f"{path}: damaged after {max(time, 0):.2f} s ({error.strerror}): re-encode it or copy it again"
         ) from error
-    promised = float(stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6)
+    promised = _promised(container, stream)
     if size and end < COMPLETE * promised:  # mkv and webm just end where they were cut off
         raise UserError(f"{path}: ends after {end:.2f} of {promised:.2f} s: take a whole copy")
+
+
+def _promised(container, stream) -> float:
+    """The video's length in seconds by what the file says; 0 when it does not."""
+    return float(stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6)
 
 
 def _rgb(frame: av.VideoFrame, size: dict[str, int]) -> Frame:
@@ -174,68 +186,88 @@ def _mean_rate(container, stream) -> Fraction:
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[Frame], fps: Real) -> None:
-    """Writes an H.264 (yuv420p, BT.709) mp4 or, by the name's ending, a gif.
+    """Writes an array [F, H, W, 3], or any iterable of equally large pictures as they come; see `video_writer`."""
+    with video_writer(path, fps) as write:
+        for frame in frames:
+            write(frame)
 
-    H.264 needs even sizes: an odd width or height gains one pixel, a copy of the last column or row. A gif
-    counts time in 1/100 s and at most 50 frames/s: of faster videos it leaves out frames, so that the speed
-    is kept.
+
+@contextlib.contextmanager
+def video_writer(path: str | os.PathLike, fps: Real) -> Iterator[Callable[[Frame], None]]:
+    """Writes frame by frame an H.264 (yuv420p, BT.709) mp4 or, by the name's ending, a gif.
+
+    The file appears when the block ends: not at all when it fails, is interrupted or killed. H.264 needs even sizes:
+    an odd width or height gains one pixel, a copy of the last column or row. A gif counts time in 1/100 s and at most
+    50 frames/s: of faster videos it leaves out frames, so that the speed is kept; it is held in memory.
 
     Args:
         path: ends in .mp4 or .gif; missing folders are made.
-        frames: an array [F, H, W, 3] or any iterable of equally large pictures, consumed as it goes.
         fps: frames/s, kept exactly if it is a fraction whose denominator is at most 1001, such as 30000/1001.
 
     Raises:
         UserError: the place cannot be written or the name's ending is unknown.
+        ValueError: no frame was written.
     """
     if not fps > 0:
         raise UserError(f"{path}: a video needs a positive frame rate, not {fps}")
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise ValueError("a video needs at least one frame")
     with _replacing(Path(path), VIDEO_SUFFIXES) as partial:
-        write = _write_gif if partial.suffix.lower() == ".gif" else _write_mp4
-        write(partial, itertools.chain([first], frames), *first.shape[:2], fps)
+        with (_gif if partial.suffix.lower() == ".gif" else _mp4)(partial, fps) as write:
+            yield write
 
 
 def encode_mp4(frames: Iterable[Frame], fps: Real, keyframes: int) -> bytes:
     """An H.264 mp4 as bytes: like `write_video`'s, but the same on machines of any size, and made for seeking.
 
     Args:
-        frames: RGB pictures of equal, even size, at least one.
+        frames: RGB pictures of equal size, at least one.
         keyframes: every so many frames a picture stands alone; pictures are stored in the order of showing.
     """
-    frames, file = iter(frames), io.BytesIO()
-    first = next(frames)
+    file = io.BytesIO()
     options = {"g": str(keyframes), "bf": "0", "preset": "veryfast"}
     options |= {"threads": "1", "mbtree": "0"}  # with more, or with mbtree, equal frames need not give equal bytes
-    _write_mp4(file, itertools.chain([first], frames), *first.shape[:2], fps, **options)
+    with _mp4(file, fps, **options) as write:
+        for frame in frames:
+            write(frame)
     return file.getvalue()
 
 
-def _write_mp4(file: Path | io.BytesIO, frames: Iterator[Frame], height: int, width: int, fps: Real, **options) -> None:
-    margin = ((0, height % 2), (0, width % 2), (0, 0))
+@contextlib.contextmanager
+def _mp4(file: Path | io.BytesIO, fps: Real, **options: str) -> Iterator[Callable[[Frame], None]]:
     layout = {"movflags": "+faststart"} if isinstance(file, Path) else {}  # FFmpeg reopens the file by its name
     with av.open(file, "w", format="mp4", options=layout) as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", **options})
-        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-        codec = stream.codec_context
+        stream.pix_fmt, codec = "yuv420p", stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
         codec.color_range = 1  # limited
-        for picture in frames:
-            frame = av.VideoFrame.from_ndarray(np.pad(picture, margin, mode="edge"), format="rgb24")
-            frame = frame.reformat(
+        count = 0
+
+        def write(picture: Frame) -> None:
+            nonlocal count
+            height, width, _ = picture.shape
+            if not count:
+                stream.width, stream.height = width + width % 2, height + height % 2
+            frame = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            frame = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
             )
             container.mux(stream.encode(frame))
+            count += 1
+
+        yield write
+        if not count:
+            raise ValueError("a video needs at least one frame")
         container.mux(stream.encode(None))
 
 
-def _write_gif(path: Path, frames: Iterator[Frame], height: int, width: int, fps: Real) -> None:
+@contextlib.contextmanager
+def _gif(path: Path, fps: Real) -> Iterator[Callable[[Frame], None]]:
+    frames: list[Frame] = []
+    yield frames.append
+    if not frames:
+        raise ValueError("a video needs at least one frame")
     step = math.ceil(fps / GIF_RATE)
-    pictures = [PIL.Image.fromarray(frame) for frame in itertools.islice(frames, 0, None, step)]
+    pictures = [PIL.Image.fromarray(frame) for frame in frames[::step]]
     times = [round(100 * step * index / fps) for index in range(len(pictures) + 1)]
     durations = [10 * (after - before) for before, after in itertools.pairwise(times)]  # milliseconds
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
@@ -296,6 +328,9 @@ def check_output(path: str | os.PathLike, suffixes: tuple[str, ...] = VIDEO_SUFF
 def _replacing(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     """A temporary name that becomes `path` when the block succeeds and disappears when it fails."""
     check_output(path, suffixes)
+    for abandoned in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{path.suffix}"):
+        if not _alive(abandoned.name.removesuffix(f".partial{path.suffix}").rpartition(".")[2]):
+            abandoned.unlink(missing_ok=True)  # of a run that was killed
     partial = _partial(path)
     try:
         yield partial
@@ -308,6 +343,16 @@ def _replacing(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
+def _alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):  # not a number, or somebody else's
+        pass
+    return True
 
 
 def _check_input(path: Path) -> None:

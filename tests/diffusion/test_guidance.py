@@ -19,5 +19,5 @@ def test_rescaled_guidance_is_diffusers(rescale):
     unconditional, conditional = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 2)).astype(np.float32)
     guided = torch.from_numpy(unconditional + 3.5 * (conditional - unconditional))
     expected = rescale_noise_cfg(guided, torch.from_numpy(conditional), rescale).numpy()
-    ours = guide(jnp.asarray(unconditional), jnp.asarray(conditional), 3.5, rescale)
+    ours = guide(unconditional, conditional, 3.5, rescale)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)

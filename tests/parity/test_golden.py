@@ -214,7 +214,7 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         if not calls:
             for path, output in layers.items():
                 ours[f"trace/denoising/{path}"] = output[:, 0] if output.ndim == 3 else channels_first(output)
-            ours["trace/denoising/time_proj"] = timestep_embedding(t[:, 0], channels)
+            ours["trace/denoising/time_proj"] = timestep_embedding(jnp.asarray(t[:, 0]), channels)
         step, window = divmod(len(calls), len(chunks))
         calls.append(ours.setdefault(f"step{step}/win{window}/pred", channels_first(prediction)))
         return prediction
@@ -229,7 +229,7 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
     ddim = samplers.ddim_step
     with mock.patch.object(samplers, "ddim_step", ddim_step):
-        x = sampling.sample(denoise_window, jnp.moveaxis(golden["latents_init"], 1, -1), schedule, options)
+        x = sampling.sample(denoise_window, np.moveaxis(golden["latents_init"], 1, -1), schedule, options)
     ours["scheduler/timesteps"], ours["scheduler/alphas_cumprod"] = steps, schedule.alphas_cumprod
     ours["latents_final"] = channels_first(x)
     ours["video"] = channels_first(decode(whole, x[0])[None])

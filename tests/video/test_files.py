@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -10,10 +12,12 @@ from animate_jax.errors import UserError
 from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.files import (
     check_output,
+    frame_count,
     frame_rate,
     iter_frames,
     read_image,
     read_video,
+    video_writer,
     write_image,
     write_video,
 )
@@ -327,3 +331,53 @@ def test_contact_sheet_shows_every_picture_once_at_its_size():
     assert titled.shape[1] == plain.shape[1]
     np.testing.assert_array_equal(titled[-plain.shape[0] + 8 :], plain[8:])
     assert (titled[: titled.shape[0] - plain.shape[0]] < 128).any()  # letters
+
+
+# Writing frame by frame
+
+
+def noise(frames):
+    return np.random.default_rng(0).integers(0, 256, (frames, 64, 48, 3), np.uint8)
+
+
+WRITER = """
+import os, signal, sys
+import numpy as np
+from animate_jax.video.files import video_writer
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with video_writer(sys.argv[1], 10) as write:
+    for index in range(300):
+        write(np.full((64, 48, 3), index % 256, np.uint8))
+        if index == 250:
+            os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM"])
+def test_a_killed_writer_leaves_the_old_file_and_the_next_one_cleans_up(name, tmp_path):
+    """What a killed one could not remove itself is hidden, and goes when the same video is written again."""
+    path = tmp_path / "out [1].mp4"
+    write_video(path, noise(5), 10)
+    before = path.read_bytes()
+    done = subprocess.run([sys.executable, "-c", WRITER, str(path), name], capture_output=True)
+    assert done.returncode != 0
+    assert path.read_bytes() == before
+    left = {p.name for p in tmp_path.iterdir()} - {path.name}
+    assert all(p.startswith(".") for p in left) and (name == "SIGINT") == (not left)
+    write_video(path, noise(3), 10)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and len(read_video(path)[0]) == 3
+
+
+def test_a_writer_leaves_files_of_living_ones_alone(tmp_path):
+    with video_writer(tmp_path / "out.mp4", 10) as write:
+        write(noise(1)[0])
+        other = tmp_path / f".out.{os.getppid()}.partial.mp4"
+        other.touch()
+        write_video(tmp_path / "second.mp4", noise(2), 10)
+    assert {p.name for p in tmp_path.iterdir()} == {"out.mp4", "second.mp4", other.name}
+
+
+def test_how_many_frames_there_will_be(tmp_path):
+    write_video(tmp_path / "a.mp4", noise(40), 20)
+    assert frame_count(tmp_path / "a.mp4", 20) == 40 and frame_count(tmp_path / "a.mp4", 5) == 10

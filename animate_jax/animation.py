@@ -1,0 +1,154 @@
+"""What the pipeline returns: an animation in memory, or one whose frames are decoded as they are written."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from jaxtyping import UInt8
+
+from animate_jax.pose.draw import Drawn
+from animate_jax.pose.files import write_poses
+from animate_jax.pose.keypoints import Keypoints
+from animate_jax.video.contact_sheet import contact_sheet
+from animate_jax.video.files import encode_mp4, video_writer, write_image, write_video
+
+Picture = UInt8[np.ndarray, "_ _ 3"]  # a reference and its cut differ in size
+Pictures = UInt8[np.ndarray, "frames height width 3"]
+SHEET_HEIGHT = 192  # pixels that small pictures of a contact sheet are enlarged to
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """A driving motion: keypoints of somebody else's picture, or ready-made pose pictures."""
+
+    fps: float
+    keypoints: Keypoints | None = None
+    canvas: tuple[int, int] = (1, 1)  # height, width of the pictures the keypoints come from
+    pictures: Pictures | None = None
+
+    def __len__(self) -> int:
+        return len(self.pictures if self.keypoints is None else self.keypoints)
+
+
+@dataclasses.dataclass(frozen=True)
+class Animation:
+    """The result, with what it was made from at the same size."""
+
+    frames: Pictures
+    fps: float
+    reference: Picture
+    poses: Pictures
+
+    def save(self, path: str | os.PathLike, side_by_side: bool = False) -> None:
+        """Writes an .mp4 or a .gif."""
+        write_video(path, self.side_by_side() if side_by_side else self.frames, self.fps)
+
+    def side_by_side(self) -> Pictures:
+        """Frames that show reference, pose and result beside each other."""
+        return np.stack([beside(self.reference, *pair) for pair in zip(self.poses, self.frames, strict=True)])
+
+    def contact_sheet(self, columns: int = 8, zoom: int = 1) -> Picture:
+        """Reference, driving poses and results of evenly spaced frames, enlarged `zoom` times."""
+        chosen = spread(len(self.frames), columns)
+        return sheet(self.reference, chosen, self.poses[chosen], self.frames[chosen], self.fps, zoom)
+
+    def save_contact_sheet(self, path: str | os.PathLike, columns: int = 8) -> None:
+        write_image(path, self.contact_sheet(columns, zoom_of(self.reference)))
+
+    def show(self, zoom: int = 2, side_by_side: bool = False):
+        """Plays in a notebook, over and over."""
+        from IPython.display import HTML
+
+        frames = (self.side_by_side() if side_by_side else self.frames).repeat(zoom, 1).repeat(zoom, 2)
+        even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+        video = base64.b64encode(encode_mp4(even, self.fps, keyframes=len(even))).decode()
+        return HTML(f'<video autoplay loop muted controls src="data:video/mp4;base64,{video}"></video>')
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """An animation whose frames are decoded when they are asked for: once, in order, a few at a time.
+
+    Attributes:
+        chunks: the frames.
+        fps: frames/s.
+        reference, own_keypoints: the cut picture, and its person.
+        motion: what drives, before it was fitted to the reference.
+        poses: its pictures; a `Drawn` holds the keypoints that were fitted.
+    """
+
+    chunks: Iterator[Pictures]
+    fps: float
+    reference: Picture
+    own_keypoints: Keypoints
+    motion: Motion
+    poses: Pictures | Drawn
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def __iter__(self) -> Iterator[Picture]:
+        return (frame for chunk in self.chunks for frame in chunk)
+
+    def animation(self) -> Animation:
+        """All of it in memory."""
+        return Animation(np.concatenate(list(self.chunks)), self.fps, self.reference, self.poses[:])
+
+    def save(self, path: str | os.PathLike, side_by_side: str | os.PathLike | None = None,
+             contact_sheet: str | os.PathLike | None = None, columns: int = 8) -> None:  # fmt: skip
+        """Writes an .mp4 or .gif while frames come, and if wanted a second one that shows reference, pose and result
+        beside each other, and a contact sheet. Every file appears under its name when it is complete."""
+        chosen, shown = spread(len(self), columns), []
+        with contextlib.ExitStack() as files:
+            write = files.enter_context(video_writer(path, self.fps))
+            write_beside = files.enter_context(video_writer(side_by_side, self.fps)) if side_by_side else None
+            for index, frame in enumerate(self):
+                write(frame)
+                if write_beside:
+                    write_beside(beside(self.reference, self.poses[index], frame))
+                if index in chosen:
+                    shown.append(frame)
+        if contact_sheet:
+            zoom = zoom_of(self.reference)
+            picture = sheet(self.reference, chosen, self.poses[chosen], np.stack(shown), self.fps, zoom)
+            write_image(contact_sheet, picture)
+
+    def save_poses(self, folder: str | os.PathLike) -> None:
+        """Writes what drives: keypoints before and after they were fitted to the reference (`driving.npz`,
+        `fitted.npz`), the reference's (`reference.npz`, `.png`), and the pose pictures (`poses/00000.png`, ...)."""
+        folder, size = pathlib.Path(folder), self.reference.shape[:2]
+        write_image(folder / "reference.png", self.reference)
+        write_poses(folder / "reference.npz", Keypoints.stack([self.own_keypoints]), size)
+        if isinstance(self.poses, Drawn):
+            write_poses(folder / "driving.npz", self.motion.keypoints, self.motion.canvas)
+            write_poses(folder / "fitted.npz", self.poses.keypoints, size)
+        for index in range(len(self)):
+            write_image(folder / "poses" / f"{index:05d}.png", self.poses[index])
+
+
+def beside(*pictures: Picture) -> Picture:
+    return np.concatenate(pictures, axis=1)
+
+
+def spread(frames: int, columns: int) -> list[int]:
+    """Numbers of evenly spaced frames, the first and the last among them."""
+    return np.unique(np.linspace(0, frames - 1, columns).round().astype(int)).tolist()
+
+
+def zoom_of(picture: Picture) -> int:
+    return max(1, SHEET_HEIGHT // picture.shape[0])
+
+
+def sheet(reference: Picture, chosen: list[int], poses: Iterable[Picture], frames: Iterable[Picture], fps: float,
+          zoom: int) -> Picture:  # fmt: skip
+    """The reference; driving poses above results, under their times."""
+    enlarge = lambda picture: picture.repeat(zoom, 0).repeat(zoom, 1)  # noqa: E731
+    rows = [reference, *poses], [np.full_like(reference, 255), *frames]
+    labels = ["reference", *(f"{i / fps:.1f} s" for i in chosen)]
+    return contact_sheet([[enlarge(picture) for picture in row] for row in rows], labels)
