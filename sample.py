@@ -2,6 +2,7 @@
 
     python sample.py                                                     # the bundled example on the bundled model
     python sample.py --reference person.png --driving dance.mp4 --output out.mp4
+    python sample.py --reference a.png b.png --driving dance.mp4         # one motion, a video of each character
     python sample.py --checkpoint runs/tiny_stage2 --steps 20 --seed 3
 
 Writes the video and, beside it, a contact sheet (.png) of reference, driving poses and result.
@@ -10,6 +11,7 @@ Writes the video and, beside it, a contact sheet (.png) of reference, driving po
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import sys
@@ -31,9 +33,12 @@ from animate_jax.video.files import check_output
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    reference: pathlib.Path = EXAMPLE / "reference.png"  # picture of one person
-    driving: pathlib.Path = EXAMPLE / "driving.mp4"  # video of a person, keypoints (.json, .npz, .npy), or drawn poses
-    output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif
+    reference: tuple[pathlib.Path, ...] = (EXAMPLE / "reference.png",)  # picture of one person, or several pictures
+    driving: tuple[pathlib.Path, ...] = (EXAMPLE / "driving.mp4",)  # video of a person, keypoints (.json, .npz, .npy),
+    # or drawn poses; of several references and motions every pair is made
+    output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif; of several, theirs are added to the name
+    side_by_side: bool = False  # a second video that shows reference, pose and result beside each other
+    debug_dir: pathlib.Path | None = None  # keeps keypoints before and after retargeting, and the pose pictures
     checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
     steps: int | None = None  # denoising steps
@@ -53,7 +58,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     args = tyro.cli(Arguments, description=__doc__, args=arguments, prog="sample.py")
-    return exit_status("sample.py", lambda: animate(args), "nothing written")
+    return exit_status("sample.py", lambda: animate(args), "no half video is left")
 
 
 def animate(args: Arguments) -> None:
@@ -64,21 +69,44 @@ def animate(args: Arguments) -> None:
             raise UserError(f"--{name} {value}: must be greater than 0")
     if args.preset is not None and args.preset not in presets():
         raise UserError(f"--preset {args.preset!r}: choose one of {', '.join(presets())}")
-    check_output(args.output, (".mp4", ".gif"))
-    sheet = args.output.with_suffix(".png")
-    if {args.output.resolve(), sheet.resolve()} & {args.reference.resolve(), args.driving.resolve()}:
-        raise UserError(f"--output {args.output}: it or its contact sheet {sheet} would replace an input: rename it")
+    outputs = names(args)
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
     pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None)
-    animation = pipeline(
+    streams = pipeline.stream(
         args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
         progress=sys.stderr.isatty(), steps=args.steps, sampler=args.sampler, guidance=args.guidance,
         width=args.width, height=args.height, align=args.align if args.retarget else "none", person=args.person,
         detector=DWPose(args.dwpose) if args.dwpose else None, canvas=args.canvas and args.canvas[::-1],
     )  # fmt: skip
-    animation.save(args.output)
-    animation.save_contact_sheet(sheet)
-    print(f"{len(animation.frames)} frames in {time.monotonic() - started:.0f} s: {args.output}, contact sheet {sheet}")
+    for output, stream in zip(outputs, streams, strict=True):
+        if args.debug_dir:
+            stream.save_poses(args.debug_dir / output.stem if len(outputs) > 1 else args.debug_dir)
+        sheet = output.with_suffix(".png")
+        stream.save(output, beside(output) if args.side_by_side else None, sheet)
+        print(f"{len(stream)} frames in {time.monotonic() - started:.0f} s: {output}, contact sheet {sheet}")
+
+
+def names(args: Arguments) -> list[pathlib.Path]:
+    """The video of every pair, reference by reference; can all be written, and none replaces an input?"""
+    output, result = args.output, []
+    for reference, driving in itertools.product(args.reference, args.driving):
+        told = [path.stem for path, all in ((reference, args.reference), (driving, args.driving)) if len(all) > 1]
+        result.append(output.with_name("_".join([output.stem, *told]) + output.suffix))
+    if len(set(result)) < len(result):
+        raise UserError("--reference or --driving: two files have one name, and so would their videos: rename one")
+    inputs = {path.resolve() for path in (*args.reference, *args.driving)}
+    for path in result:
+        check_output(path, (".mp4", ".gif"))
+        sheet = path.with_suffix(".png")
+        if {path.resolve(), beside(path).resolve(), sheet.resolve()} & inputs:
+            raise UserError(f"--output {path}: it or its contact sheet {sheet} would replace an input: rename it")
+    if args.debug_dir:
+        check_output(args.debug_dir / "reference.png", (".png",))
+    return result
+
+
+def beside(output: pathlib.Path) -> pathlib.Path:
+    return output.with_name(f"{output.stem}_side_by_side{output.suffix}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,10 @@ class Motion:
     def __len__(self) -> int:
         return len(self.pictures if self.keypoints is None else self.keypoints)
 
+    def __getitem__(self, frames: slice) -> Motion:
+        keypoints, pictures = (part if part is None else part[frames] for part in (self.keypoints, self.pictures))
+        return dataclasses.replace(self, keypoints=keypoints, pictures=pictures)
+
 
 @dataclasses.dataclass(frozen=True)
 class Animation:

@@ -126,13 +126,13 @@ class Pipeline:
         cuts = [self.frame_reference(one, options, detector) for one in several(reference)]
         size = options.height, options.width
         motions = [
-            one if isinstance(one, Motion)
+            one[:frames] if isinstance(one, Motion)
             else self.read_motion(one, frames, fps, progress, person, detector, canvas, size)
             for one in several(driving)
         ]  # fmt: skip
         conditions = [self.condition(cut, draw(own, *size, options.pose_style), options) for cut, own in cuts]
         pairs = list(itertools.product(zip(cuts, conditions, strict=True), motions))
-        poses = [self.draw_motion(motion, own, options, align)[:frames] for ((_, own), _), motion in pairs]
+        poses = [self.draw_motion(motion, own, options, align) for ((_, own), _), motion in pairs]
         latents: dict[int, Latents] = {}
         for length in sorted({len(one) for one in poses}):
             rows = [row for row, one in enumerate(poses) if len(one) == length]

@@ -13,7 +13,7 @@ from animate_jax import pipeline as module
 from animate_jax.diffusion.sampling import evaluations
 from animate_jax.errors import UserError
 from animate_jax.pipeline import Motion, Pipeline, is_drawn
-from animate_jax.pose.draw import draw
+from animate_jax.pose.draw import Drawn, draw
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import read_image, read_video, write_video
@@ -156,6 +156,7 @@ def test_a_stream_decodes_when_asked_and_is_the_animation(pipeline, anybody, pic
     assert decoded == [8]
     expected = pipeline(picture, walk(19), progress=False)
     np.testing.assert_array_equal([first, *frames], expected.frames)
+    assert isinstance(stream.poses, Drawn)  # which draws when asked, too
     np.testing.assert_array_equal(stream.poses[:], expected.poses)
 
 

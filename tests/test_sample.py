@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from animate_jax.pose.files import write_poses
+from animate_jax.pose.files import read_poses, write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import read_image, read_video, write_image, write_video
 
@@ -113,13 +113,14 @@ def one_line(captured, prefix):
         ({"output": "text.png/out.mp4"}, "out.mp4", "cannot be written .*: choose another folder"),
         ({"output": "whole.mp4", "driving": "whole.mp4"}, "whole.mp4", "would replace an input: rename it"),
         ({"output": "nobody.mp4", "reference": "nobody.png"}, "nobody.png", "would replace an input: rename it"),
+        ({"debug-dir": "text.png"}, "reference.png", "cannot be written .*: choose another folder"),
     ],
     ids=lambda value: "-".join(f"{k}-{v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
 def test_bad_input(changes, culprit, remedy, files, micro_checkpoint, capfd):
     (files / "home").mkdir()
     (files / "home.mp4").mkdir()
-    paths = {"reference", "driving", "output", "checkpoint"}
+    paths = {"reference", "driving", "output", "checkpoint", "debug-dir"}
     changes = {name: files / value if name in paths else value for name, value in changes.items()}
     before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file() and "home" not in path.parts}
     assert sample.main(arguments(files, micro_checkpoint, **changes)) == 2
@@ -142,6 +143,30 @@ def test_a_video_and_its_contact_sheet(files, micro_checkpoint, capfd):
     assert {path.name for path in output.parent.iterdir() if "out" in path.name} == {output.name, "out.png"}
 
 
+def test_everything_that_can_be_kept(files, micro_checkpoint, capfd):
+    output, kept = files / "out.gif", files / "kept"
+    flags = ["--side-by-side", "--debug-dir", str(kept)]
+    assert sample.main([*arguments(files, micro_checkpoint, output=output), *flags]) == 0
+    assert read_video(files / "out_side_by_side.gif")[0].shape == (3, 64, 144, 3)
+    assert {path.name for path in kept.iterdir()} == {
+        "driving.npz", "fitted.npz", "reference.npz", "reference.png", "poses",
+    }  # fmt: skip
+    assert len(list((kept / "poses").iterdir())) == 3
+
+
+def test_several_characters_and_motions(files, micro_checkpoint, capfd):
+    write_poses(files / "b.json", read_poses(files / "poses.json")[0][:2], (320, 240))
+    write_image(files / "copy.png", read_image(ASTRONAUT))
+    motions = ["--driving", str(files / "poses.json"), str(files / "b.json")]
+    command = [*arguments(files, micro_checkpoint), *motions, "--reference", str(ASTRONAUT)]
+    assert sample.main([*command, str(ASTRONAUT)]) == 2
+    assert "two files have one name" in one_line(capfd.readouterr(), "sample.py: ")
+    assert sample.main([*command, str(files / "copy.png")]) == 0
+    assert capfd.readouterr().out.count("\n") == 4
+    for name, frames in (("astronaut_poses", 3), ("astronaut_b", 2), ("copy_poses", 3), ("copy_b", 2)):
+        assert len(read_video(files / f"out_{name}.mp4")[0]) == frames and (files / f"out_{name}.png").exists()
+
+
 def test_a_wrong_option_shows_its_name(files, micro_checkpoint, capfd):
     with pytest.raises(SystemExit) as caught:
         sample.main([*arguments(files, micro_checkpoint), "--stpes", "3"])
@@ -154,7 +179,7 @@ def test_interrupted(files, micro_checkpoint, capfd, monkeypatch):
 
     monkeypatch.setattr(sample.Pipeline, "load", interrupted)
     assert sample.main(arguments(files, micro_checkpoint)) == 130
-    assert "interrupted; nothing written" in one_line(capfd.readouterr(), "sample.py: ")
+    assert "interrupted; no half video is left" in one_line(capfd.readouterr(), "sample.py: ")
 
 
 def test_as_a_process(files):
