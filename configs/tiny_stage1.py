@@ -17,6 +17,6 @@ def get_config() -> TrainConfig:
         trainable=r"(?!vae\.)(?!.*motion_modules)",
         steps=2900,
         data=DataConfig(batch=4, frames=4),
-        optim=OptimConfig(learning_rate=7e-4, warmup=100, decay="cosine", betas=(0.9, 0.99)),
+        optim=OptimConfig(optimizer="muon", learning_rate=1.4e-3, warmup=100, decay="cosine", betas=(0.9, 0.99)),
         loss=DiffusionLossConfig(weighting="x0", person=2.0),
     )

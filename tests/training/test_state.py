@@ -57,6 +57,20 @@ def test_only_frozen_parameters_are_held_in_bfloat16():
     }
 
 
+def test_muon_turns_kernels_and_adamw_moves_the_rest():
+    """Orthogonal updates have equal singular values, whatever the gradient's; Adam's are signs."""
+    key = jax.random.key(0)
+    params = {"a.kernel": jnp.zeros((3, 3, 4, 8)), "conv_in.kernel": jnp.zeros((4, 8)), "a.bias": jnp.zeros(8)}
+    gradients = {path: jax.random.normal(key, array.shape) for path, array in params.items()}
+    tx = optimizer(dataclasses.replace(PLAIN, optimizer="muon", warmup=0, clip_norm=1e9), 10)
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    values = np.linalg.svd(updates["a.kernel"].reshape(36, 8), compute_uv=False) / (0.2 * 6)
+    np.testing.assert_allclose(values, 1, atol=0.35)  # five Newton-Schulz steps bring them to 0.7 ... 1.2
+    for path in ("conv_in.kernel", "a.bias"):
+        step = np.abs(updates[path]).max()  # Nesterov's first step is 1.47 times Adam's
+        np.testing.assert_allclose(updates[path], -step * np.sign(gradients[path]), rtol=1e-4)
+
+
 def test_factored_moments_are_small_and_go_down():
     """A quarter of AdamW's bytes for a matrix; and gradient descent that ends where the loss does."""
     params = {"x": jnp.zeros((256, 512)), "b": jnp.zeros(3)}
