@@ -25,6 +25,7 @@ ALLOWED = {
     "evaluation": {"pose", "video", "data", "pipeline"},
     "training": {"models", "diffusion", "pose", "video", "weights", "parallel", "data", "evaluation", "pipeline"},
     "animation": {"pose", "video"},
+    "inside": {"animation", "models", "pipeline"},
     "pipeline": {"animation", "models", "diffusion", "pose", "video", "weights"},
 }
 FOREIGN = {"torch", "tensorflow", "diffusers", "transformers"}
