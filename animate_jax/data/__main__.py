@@ -40,11 +40,11 @@ class Benchmark:
     engine: tyro.conf.OmitArgPrefixes[Engine] = dataclasses.field(default_factory=Engine)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], program: str = "animate_jax.data") -> int:
     if len(arguments) < 2 or arguments[0] != "build" or arguments[1] not in DATASETS:
         print(__doc__ if "--help" in arguments else USAGE, file=sys.stderr)
         return 0 if "--help" in arguments else 2
-    return exit_status("animate_jax.data", lambda: _build(*arguments[1:]), "give the same command again to go on")
+    return exit_status(program, lambda: _build(*arguments[1:]), "give the same command again to go on")
 
 
 def _build(name: str, *options: str) -> None:

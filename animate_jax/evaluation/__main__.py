@@ -56,9 +56,9 @@ class Arguments:
 RENDERED = Protocol("", 24, 0, 0, "", {}, frames=16, gap=8)  # rendered motion is shown at 10 frames/s: 0.8 s of gap
 
 
-def main(arguments: list[str]) -> int:
-    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog="animate_jax.evaluation")
-    return exit_status("animate_jax.evaluation", lambda: evaluate(args), "no report was written")
+def main(arguments: list[str], program: str = "animate_jax.evaluation") -> int:
+    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
+    return exit_status(program, lambda: evaluate(args), "no report was written")
 
 
 def evaluate(args: Arguments) -> None:

