@@ -22,6 +22,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 # Minutes instead of hours. The memory it finds is that of a less careful compilation: rather too much than too little.
 FAST = {"exec_time_optimization_effort": -1.0}
+UPDATE_FLOPS = 20  # of AdamW, clipping and averaging, per parameter
 CUTS = {
     "weights": "raise --mesh.fsdp, or hold frozen ones in bfloat16 (--half)",
     "optimizer": "raise --mesh.fsdp, or use --optim.moments factored",
@@ -100,9 +101,9 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
     """Compiles `step` for the mesh's chips and reads what it takes.
 
     Args:
-        arguments: `jax.ShapeDtypeStruct`s with shardings; the first is donated.
+        arguments: `jax.ShapeDtypeStruct`s with shardings; the first, a training state, is donated.
         kinds: the same leaves by what they are (keys of CUTS without "activations").
-        passes: how often the loop of gradient accumulation runs, which the compiler's count of work leaves out.
+        passes: micro-batches per step.
 
     Raises:
         UserError: the chip's peaks are unknown.
@@ -125,15 +126,30 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
         return Plan(dict(mesh.shape), chip, {**held, "activations": rest}, words)
     sizes, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
     fresh = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    state = arguments[0]
+    changed = [state["trainable"], state["opt"], state["ema"]]  # read and written, by what their gradients say
+    update = sum(map(local_bytes, jax.tree.leaves([*changed, *changed, state["trainable"]])))
     return Plan(
         dict(mesh.shape), chip, {**held, "activations": fresh}, None,
-        flops=cost.get("flops", 0.0) * passes + kernel_flops(text),
-        traffic=cost.get("bytes accessed", 0.0) * passes,
+        flops=step_flops(compiled, state["trainable"], passes),
+        traffic=whole_step(cost.get("bytes accessed", 0.0), passes, update),
         collectives=collective_bytes(text), compile_seconds=time.monotonic() - began,
     )  # fmt: skip
 
 
-def local_bytes(leaf: jax.ShapeDtypeStruct | jax.Array) -> float:
+def step_flops(step: jax.stages.Compiled, trainable: Any, passes: int = 1) -> float:
+    """What every device computes in a training step of `passes` micro-batches, rematerialised layers included."""
+    parameters = sum(local_bytes(leaf) // leaf.dtype.itemsize for leaf in jax.tree.leaves(trainable))
+    counted = (step.cost_analysis() or {}).get("flops", 0.0)
+    return whole_step(counted, passes, UPDATE_FLOPS * parameters) + kernel_flops(step.as_text())
+
+
+def whole_step(counted: float, passes: int, update: int) -> float:
+    """The compiler counts the loop over micro-batches as one turn; the optimizer behind it does run only once."""
+    return (counted - update) * passes + update
+
+
+def local_bytes(leaf: jax.ShapeDtypeStruct | jax.Array) -> int:
     """Bytes of an array on each device."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 

@@ -82,7 +82,7 @@ def run(
                     batch = to_devices(next(data), mesh)
                 if compiled is None:
                     compiled = step_fn.lower(state, batch, key).compile()
-                    clock.begin(compiled, config.accumulate)
+                    clock.begin(compiled, state["trainable"], config.accumulate)
                 profile.before(done, state)
                 stopping = stop.anyone(mesh)
                 with jax.profiler.StepTraceAnnotation("train", step_num=done):

@@ -15,7 +15,9 @@ from typing import Any
 import jax
 
 from animate_jax.errors import UserError
+from animate_jax.models.params import Params
 from animate_jax.parallel.chips import find_chip
+from animate_jax.parallel.plan import step_flops
 
 # tensorboardX imports torch if it can: 3 s, for tensors that it never gets here. None makes that import fail.
 _torch = sys.modules.setdefault("torch", None)
@@ -140,12 +142,10 @@ class Clock:
         self._images, self._chip, self._flops = images, find_chip(device_kind), 0.0
         self.restart()
 
-    def begin(self, step: jax.stages.Compiled, passes: int = 1) -> None:
-        """
-        Args:
-            passes: how often the loop of gradient accumulation runs, which the compiler counts once.
-        """
-        self._flops = (step.cost_analysis() or {}).get("flops", 0.0) * passes  # of one device
+    def begin(self, step: jax.stages.Compiled, trainable: Params, passes: int = 1) -> None:
+        """`passes` micro-batches make a step."""
+        if self._chip:
+            self._flops = step_flops(step, trainable, passes)
         self.restart()
 
     def restart(self) -> None:
@@ -160,7 +160,7 @@ class Clock:
 
     def rates(self, steps: int) -> dict[str, float]:
         """Of the `steps` since the restart: steps and images per second, the share of the time spent waiting for data,
-        and `mfu`, the share of the chip's peak that the compiler's count of FLOPs amounts to."""
+        and `mfu`, the share of the chip's peak that `step_flops` amounts to."""
         seconds = time.monotonic() - self._started
         rates = {"steps_per_second": steps / seconds, "images_per_second": steps * self._images / seconds}
         rates["data_wait"] = self._waited / seconds

@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
 from animate_jax.errors import UserError
@@ -55,6 +58,23 @@ def test_collectives_count_their_bytes_and_their_loops():
 
 def test_attention_kernels_count_their_products():
     assert plan.kernel_flops(HLO) == 3 * 2 * (2 * 4 * 8 * 512 * 1024 * 40)
+
+
+def test_micro_batches_add_up_and_the_optimizer_counts_once():
+    tx, weights = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)), jnp.ones((128, 128))
+
+    def flops(passes):
+        def step(weights, opt, rows):
+            grad = jax.grad(lambda weights, part: jnp.sum(jnp.square(part @ weights)))
+            add = lambda total, part: (total + grad(weights, part), None)  # noqa: E731
+            total, _ = jax.lax.scan(add, jnp.zeros_like(weights), rows.reshape(passes, -1, 128))
+            updates, opt = tx.update(total, opt, weights)
+            return optax.apply_updates(weights, updates), opt
+
+        compiled = jax.jit(step).lower(weights, tx.init(weights), jnp.ones((64, 128))).compile()
+        return plan.step_flops(compiled, {"w": weights}, passes)
+
+    assert flops(4) == pytest.approx(flops(1), rel=0.02)
 
 
 def test_overflow_is_told_in_one_line():

@@ -90,7 +90,7 @@ def test_rates_count_steps_images_waiting_and_use_of_the_chip(monkeypatch):
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     clock = Clock(6, "TPU v5 lite")  # 197 TFLOP/s
     now[0] += 50  # compiling
-    clock.begin(step, passes=2)
+    clock.begin(step, {}, passes=2)
     with clock.waiting():
         now[0] += 1
     now[0] += 3
@@ -101,7 +101,7 @@ def test_rates_count_steps_images_waiting_and_use_of_the_chip(monkeypatch):
     now[0] += 1
     assert clock.rates(1)["data_wait"] == 0
     unknown = Clock(6, "cpu")
-    unknown.begin(step)
+    unknown.begin(step, {})
     now[0] += 1
     assert "mfu" not in unknown.rates(1)
     line = describe({"loss": 0.12345, "grad_norm": 1.5, **rates})

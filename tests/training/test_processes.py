@@ -45,7 +45,7 @@ class Job:
             process.kill()
             process.wait()
 
-    def wait(self, seconds=600):
+    def wait(self, seconds=1800):
         end = time.monotonic() + seconds
         return [process.wait(max(end - time.monotonic(), 1)) for process in self.processes]
 
