@@ -66,7 +66,8 @@ def plan_or_train(program: str, name: str, *options: str) -> None:
     else:
         from animate_jax.training.plan import plan
 
-        print(plan(config, preset, config.plan))
+        print(plan(config, preset, config.plan), flush=True)
+        os._exit(0)  # the compiler is still busy in a thread
 
 
 def train(config: TrainConfig, preset: Preset) -> None:

@@ -37,7 +37,7 @@ def make_mesh(config: MeshConfig = DEFAULT, devices: Sequence[jax.Device] | None
     shape = (len(devices) // slices // inside, config.fsdp, config.frames)
     if slices == 1:
         return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-    grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices)
+    grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 

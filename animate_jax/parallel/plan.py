@@ -1,13 +1,15 @@
-"""What a step would take on TPUs that are not there: it is compiled for them, and the compiler's answer is read."""
+"""What a step would take on TPUs that are not there: it is compiled for them, and what the compiler made is read."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import importlib.util
 import math
 import os
+import pathlib
 import re
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,10 +18,9 @@ import jax
 from jax.sharding import Mesh
 
 from animate_jax.errors import UserError
+from animate_jax.parallel import hlo
 from animate_jax.parallel.chips import Chip, find_chip
 
-COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 # Minutes instead of hours. The memory it finds is that of a less careful compilation: rather too much than too little.
 FAST = {"exec_time_optimization_effort": -1.0}
 UPDATE_FLOPS = 20  # of AdamW, clipping and averaging, per parameter
@@ -97,13 +98,13 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
 
 
 def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapping[str, Any], mesh: Mesh,
-                 out_shardings: Any = None, passes: int = 1) -> Plan:  # fmt: skip
-    """Compiles `step` for the mesh's chips and reads what it takes.
+                 out_shardings: Any = None) -> Plan:  # fmt: skip
+    """Compiles `step` for the mesh's chips, all but the machine code, and reads what it takes. The compiler then still
+    works in a thread: the process should be left with `os._exit`.
 
     Args:
-        arguments: `jax.ShapeDtypeStruct`s with shardings; the first, a training state, is donated.
+        arguments: `jax.ShapeDtypeStruct`s with shardings; the first is donated.
         kinds: the same leaves by what they are (keys of CUTS without "activations").
-        passes: micro-batches per step.
 
     Raises:
         UserError: the chip's peaks are unknown.
@@ -117,31 +118,52 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
     try:
         with jax.set_mesh(mesh):
             lowered = jax.jit(step, donate_argnums=0, out_shardings=out_shardings).lower(*arguments)
-            compiled = lowered.compile(compiler_options=FAST)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            text, buffers = compile_to_text(lowered, pathlib.Path(folder))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         used, words = overflow(str(error))
         rest = max(used - sum(held.values()), 0.0)
         return Plan(dict(mesh.shape), chip, {**held, "activations": rest}, words)
-    sizes, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
-    fresh = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    state = arguments[0]
-    changed = [state["trainable"], state["opt"], state["ema"]]  # read and written, by what their gradients say
-    update = sum(map(local_bytes, jax.tree.leaves([*changed, *changed, state["trainable"]])))
+    fresh = max(hlo.allocated_bytes(buffers) - sum(held.values()), 0.0)
     return Plan(
         dict(mesh.shape), chip, {**held, "activations": fresh}, None,
-        flops=step_flops(compiled, state["trainable"], passes),
-        traffic=whole_step(cost.get("bytes accessed", 0.0), passes, update),
-        collectives=collective_bytes(text), compile_seconds=time.monotonic() - began,
+        flops=hlo.product_flops(text) + hlo.kernel_flops(text), traffic=hlo.memory_traffic(text),
+        collectives=hlo.collective_bytes(text), compile_seconds=time.monotonic() - began,
     )  # fmt: skip
+
+
+def compile_to_text(lowered: jax.stages.Lowered, folder: pathlib.Path) -> tuple[str, str]:
+    """The optimized program and the list of its buffers.
+
+    Machine code would take several times as long as everything before it, and, at full size, more memory than most
+    computers have. The compiler cannot be told to stop before it, but writes down what it has by then.
+    """
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            lowered.compile(compiler_options=FAST | {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True})
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    stem = "*.after_optimizations"  # the report is written when the other two are complete
+    while not any(folder.glob(f"{stem}-memory-usage-report.txt")):
+        if not thread.is_alive():
+            raise errors[0] if errors else RuntimeError("the compiler wrote nothing")
+        time.sleep(0.2)
+    program, buffers = (next(folder.glob(f"{stem}{kind}.txt")) for kind in ("", "-buffer-assignment"))
+    return program.read_text(), buffers.read_text()
 
 
 def step_flops(step: jax.stages.Compiled, trainable: Any, passes: int = 1) -> float:
     """What every device computes in a training step of `passes` micro-batches, rematerialised layers included."""
     parameters = sum(local_bytes(leaf) // leaf.dtype.itemsize for leaf in jax.tree.leaves(trainable))
     counted = (step.cost_analysis() or {}).get("flops", 0.0)
-    return whole_step(counted, passes, UPDATE_FLOPS * parameters) + kernel_flops(step.as_text())
+    return whole_step(counted, passes, UPDATE_FLOPS * parameters) + hlo.kernel_flops(step.as_text())
 
 
 def whole_step(counted: float, passes: int, update: int) -> float:
@@ -165,63 +187,3 @@ def overflow(message: str) -> tuple[float, str]:
         size, operator, shape = largest.groups()
         words += f"; largest array {shape}, {size}" + (f", of {operator[-100:]}" if operator else "")
     return float(used.group(1)) * 1024 ** ("KMGT".index(used.group(2)) + 1), words
-
-
-def collective_bytes(hlo: str) -> dict[str, float]:
-    """Bytes that every chip receives from each kind of collective, loops counted by their trips."""
-    total = dict.fromkeys(COLLECTIVES, 0.0)
-    operation = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
-    for times, line in executed(hlo):
-        if found := operation.search(line):
-            shapes, name, start = found.groups()
-            sizes = [math.prod(dims) * WIDTHS.get(dtype, 4) for dtype, dims in arrays(shapes)]
-            # The asynchronous forms of these two name their operand beside the result.
-            whole = max(sizes) if start and name in ("all-gather", "collective-permute") else sum(sizes)
-            total[name] += times * whole
-    return total
-
-
-def kernel_flops(hlo: str) -> float:
-    """FLOPs of the attention kernels, into which the compiler does not see: products of queries and keys' size."""
-    products = {"fwd": 2, "dq": 3, "dkv": 4}
-    total = 0.0
-    for times, line in executed(hlo):
-        found = re.search(r"%splash_mha_(fwd|dq|dkv)\S* = .*operand_layout_constraints=\{(.*?\})\}", line)
-        if found:
-            # [..., heads, tokens, width]: queries, then keys
-            query, key = [dims for kind, dims in arrays(found.group(2)) if "f" in kind and len(dims) >= 4][:2]
-            total += times * products[found.group(1)] * 2.0 * math.prod(query) * key[-2]
-    return total
-
-
-def arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Every `bf16[4,96,96,320]` in a piece of HLO as (dtype, sides)."""
-    return [
-        (dtype, tuple(int(side) for side in sides.split(",") if side))
-        for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text)
-    ]
-
-
-def executed(hlo: str) -> list[tuple[int, str]]:
-    """(how often it runs, line) of every instruction: what a loop holds runs as often as the loop turns."""
-    bodies: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in hlo.splitlines():
-        if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
-            name = head.group(2)
-            entry = name if head.group(1) else entry
-            bodies[name] = []
-        elif name and line.startswith(" "):
-            bodies[name].append(line)
-    runs: dict[str, int] = collections.defaultdict(int)
-
-    def visit(computation: str, times: int) -> None:
-        runs[computation] += times
-        for line in bodies[computation]:
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            for called in re.findall(r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line):
-                if called in bodies:
-                    visit(called, times * (int(trips.group(1)) if trips else 1))
-
-    visit(entry, 1)
-    return [(times, line) for computation, times in runs.items() for line in bodies[computation]]

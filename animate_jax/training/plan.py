@@ -33,7 +33,7 @@ def plan(config: TrainConfig, preset: Preset, topology: str) -> Plan:
         "optimizer": state["opt"],
         "batch": batch,
     }
-    return compile_plan(program.step, (state, batch, key), kinds, mesh, (program.layout, None), config.accumulate)
+    return compile_plan(program.step, (state, batch, key), kinds, mesh, (program.layout, None))
 
 
 def abstract_batch(config: TrainConfig, preset: Preset, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,0 +1,154 @@
+"""Reading a compiled program's text: how much it computes, reads, writes and sends, loops counted by their turns."""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+INSTRUCTION = re.compile(
+    r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*?)\)"
+)  # name, shape, operation, operands
+# These only name what lies in memory already, or start what another instruction's operands and result tell.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
+
+Array = tuple[str, tuple[int, ...]]  # dtype, sides
+
+
+def collective_bytes(hlo: str) -> dict[str, float]:
+    """Bytes that every chip receives from each kind of collective."""
+    total = dict.fromkeys(COLLECTIVES, 0.0)
+    operation = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+    for times, line in executed(hlo):
+        if found := operation.search(line):
+            shapes, name, start = found.groups()
+            sizes = [math.prod(dims) * WIDTHS.get(dtype, 4) for dtype, dims in arrays(shapes)]
+            # The asynchronous forms of these two name their operand beside the result.
+            whole = max(sizes) if start and name in ("all-gather", "collective-permute") else sum(sizes)
+            total[name] += times * whole
+    return total
+
+
+def product_flops(hlo: str) -> float:
+    """FLOPs of convolutions, as which a TPU does its matrix products, too; products with padding do not count."""
+    shapes = shapes_by_name(hlo)
+    total = 0.0
+    for times, line in executed(hlo):
+        found = re.search(r"= (.*?) convolution\(%?([\w.\-]+), %?([\w.\-]+)\)", line)
+        if not found:
+            continue
+        (_, result), (_, left), (_, right) = (arrays(text)[0] for text in (
+            found.group(1), shapes[found.group(2)], shapes[found.group(3)]))  # fmt: skip
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
+        window = dict(re.findall(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_\-]+)", line))
+        of_left, of_right, of_result = labels.groups()
+        pairs = result[of_result.index("b")] * result[of_result.index("f")] * right[of_right.index("i")]
+        for axis in range(len(result) - 2):
+            side = lambda name, default: int(window[name].split("x")[axis]) if name in window else default  # noqa: B023, E731
+            low = int(window["pad"].split("x")[axis].split("_")[0]) if "pad" in window else 0
+            label = str(axis)
+            pairs *= meetings(left[of_left.index(label)], right[of_right.index(label)], result[of_result.index(label)],
+                              side("stride", 1), low, side("lhs_dilate", 1), side("rhs_dilate", 1))  # fmt: skip
+        total += times * 2.0 * pairs
+    return total
+
+
+def meetings(left: int, right: int, result: int, stride: int, low: int, spread: int, step: int) -> int:
+    """How often, along one axis, an element of the kernel meets one of the picture."""
+    places = (o * stride - low + k * step for o in range(result) for k in range(right))
+    return sum(place % spread == 0 and 0 <= place // spread < left for place in places)
+
+
+def allocated_bytes(buffers: str) -> float:
+    """Of the chip's main memory, from the compiler's list of buffers; those with a colour lie in other memories."""
+    found = re.findall(r"^allocation \d+: size (\d+), (.*)$", buffers, re.MULTILINE)
+    return float(sum(int(size) for size, about in found if "color" not in about and "thread-local" not in about))
+
+
+def kernel_flops(hlo: str) -> float:
+    """FLOPs of the attention kernels, into which the compiler does not see: products of queries and keys' size."""
+    products = {"fwd": 2, "dq": 3, "dkv": 4}
+    total = 0.0
+    for times, line in executed(hlo):
+        found = re.search(r"%splash_mha_(fwd|dq|dkv)\S* = .*operand_layout_constraints=\{(.*?\})\}", line)
+        if found:
+            # [..., heads, tokens, width]: queries, then keys
+            query, key = [dims for kind, dims in arrays(found.group(2)) if "f" in kind and len(dims) >= 3][:2]
+            total += times * products[found.group(1)] * 2.0 * math.prod(query) * key[-2]
+    return total
+
+
+def memory_traffic(hlo: str) -> float:
+    """Bytes that instructions outside of fusions read and write: operands and results, rather too much than too
+    little, because a fusion may read only part of an operand."""
+    shapes = shapes_by_name(hlo)
+    total = 0.0
+    for times, line in executed(hlo, fusions=False):
+        found = INSTRUCTION.match(line)
+        if not found or found.group(3) in FREE or found.group(3).endswith("-done"):
+            continue
+        _, result, operation, names = found.groups()
+        # What begins a copy names source and target as its result.
+        operands = [] if operation.endswith("-start") else re.findall(r"%([\w.\-]+)", names)
+        total += times * sum(size(text) for text in (result, *(shapes.get(name, "") for name in operands)))
+    return total
+
+
+def shapes_by_name(hlo: str) -> dict[str, str]:
+    return {found.group(1): found.group(2) for found in map(INSTRUCTION.match, hlo.splitlines()) if found}
+
+
+def size(shapes: str) -> int:
+    """Bytes of every array named in a piece of text, those in a chip's fast memory left out."""
+    found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", shapes)
+    return sum(
+        math.prod(int(side) for side in sides.split(",") if side) * WIDTHS.get(dtype, 4)
+        for dtype, sides, layout in found if "S(" not in layout
+    )  # fmt: skip
+
+
+def arrays(text: str) -> list[Array]:
+    """Every `bf16[4,96,96,320]` in a piece of HLO as (dtype, sides)."""
+    return [
+        (dtype, tuple(int(side) for side in sides.split(",") if side))
+        for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text)
+    ]
+
+
+def executed(hlo: str, fusions: bool = True) -> list[tuple[int, str]]:
+    """(how often it runs, line) of every instruction: what a loop holds runs as often as the loop turns."""
+    bodies: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in hlo.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
+            name = head.group(2)
+            entry = name if head.group(1) else entry
+            bodies[name] = []
+        elif name and line.startswith(" "):
+            bodies[name].append(line)
+    runs: dict[str, int] = collections.defaultdict(int)
+
+    def turns(line: str) -> int:
+        """Of a loop that counts from zero up to a constant."""
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+            return int(known.group(1))
+        if not (condition := re.search(r" while\(.*condition=%?([\w.\-]+)", line)):
+            return 1
+        test = "\n".join(bodies[condition.group(1)])
+        limit = re.search(r"ROOT .* compare\(%[\w.\-]+, %([\w.\-]+)\), direction=LT", test)
+        count = limit and re.search(rf"%{re.escape(limit.group(1))} = [su]\d+\[\]\S* constant\((\d+)\)", test)
+        return int(count.group(1)) if count else 1
+
+    def visit(computation: str, times: int) -> None:
+        runs[computation] += times
+        for line in bodies[computation]:
+            if not fusions and " fusion(" in line:
+                continue
+            for called in re.findall(r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line):
+                if called in bodies:
+                    visit(called, times * turns(line))
+
+    visit(entry, 1)
+    return [(times, line) for computation, times in runs.items() for line in bodies[computation]]
