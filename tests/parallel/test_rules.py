@@ -19,7 +19,7 @@ from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.models.temporal import MotionModule
 from animate_jax.parallel.mesh import batch_sharding, check_batch, make_mesh, rows_of_process, to_devices
-from animate_jax.parallel.plan import COLLECTIVES
+from animate_jax.parallel.hlo import COLLECTIVES
 from animate_jax.parallel.rules import SMALL, shardings, spec
 from animate_jax.training.state import make_state, optimizer
 
