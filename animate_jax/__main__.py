@@ -5,6 +5,7 @@
     animate-jax weights      PyTorch weight files become checkpoints, and back
     animate-jax data         videos become a data set
     animate-jax evaluate     measures a checkpoint, or anybody's videos
+    animate-jax web          the same as `sample`, as a page in the browser
     animate-jax doctor       what this machine has, and what to do about what is missing
     animate-jax completion   prints the completion script of bash, zsh or fish
 
@@ -28,6 +29,7 @@ COMMANDS = {
     "weights": "animate_jax.weights.__main__",
     "data": "animate_jax.data.__main__",
     "evaluate": "animate_jax.evaluation.__main__",
+    "web": "animate_jax.web",
     "doctor": "animate_jax.commands.doctor",
     "completion": "animate_jax.commands.completion",
 }

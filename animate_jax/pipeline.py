@@ -48,6 +48,9 @@ ADDED = 1  # tells a video's key of the noise added on the way from that of the 
 
 One, Many = TypeVar("One"), list | tuple
 Poses = Pictures | Drawn
+# watch(done, preview), after every evaluation: the share of the work done, and a function that decodes what the model
+# makes of a frame so far. What it raises ends the work.
+Watch = Callable[[float, Callable[[], Picture]], None]
 
 
 class Pipeline:
@@ -100,6 +103,7 @@ class Pipeline:
         person: str = "largest",
         detector: Detector | None = None,
         canvas: tuple[int, int] | None = None,
+        watch: Watch | None = None,
         **overrides: Any,
     ) -> Stream | list[Stream]:
         """Animates the person of `reference` with the motion of `driving`; the frames are decoded as they are taken.
@@ -117,6 +121,7 @@ class Pipeline:
             person: of several in the driving video: "largest", "center", or a number from the left, from 1.
             detector: finds keypoints: `pose.dwpose.DWPose(folder)`, or by default `pose.detect.detect`.
             canvas: height, width of the pictures behind a keypoints file that does not tell them.
+            watch: sees the denoising, see `Watch`.
             overrides: fields of `SamplingConfig`: width, height, steps, guidance, window, overlap, ...
 
         Raises:
@@ -137,7 +142,7 @@ class Pipeline:
         for length in sorted({len(one) for one in poses}):
             rows = [row for row, one in enumerate(poses) if len(one) == length]
             conditioning = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(pairs[row][0][1] for row in rows))
-            batch = self.sample(conditioning, [poses[row] for row in rows], options, seed, progress)
+            batch = self.sample(conditioning, [poses[row] for row in rows], options, seed, progress, watch)
             latents |= dict(zip(rows, batch, strict=True))
         streams = [
             Stream(self.decode_chunks(latents[row]), motion.fps, cut, own, motion, poses[row])
@@ -233,7 +238,7 @@ class Pipeline:
         return self._condition(self.params, latents, jnp.asarray(clip)[None], unit(own_pose[None]))
 
     def sample(self, conditioning: Conditioning, poses: Poses | list[Poses], options: SamplingConfig, seed: int = 0,
-               progress: bool = True) -> Latents:  # fmt: skip
+               progress: bool = True, watch: Watch | None = None) -> Latents:  # fmt: skip
         """Denoises the latents of whole videos, window by window; they lie in host memory.
 
         `poses` are those of each row of `conditioning`, all of one length.
@@ -255,9 +260,13 @@ class Pipeline:
             pose = features(tuple(window.tolist()))
             if len(x) > len(pose) > 1:  # a single video's poses serve both halves of guidance as they are
                 pose = jnp.concatenate([pose, pose])
-            return self._denoise(self.params, x, t, conditioning, pose)
+            prediction = self._denoise(self.params, x, t, conditioning, pose)
+            if watch:
+                shown = prediction[-1:, :1], x[-1:, :1], t[-1:].astype(int)
+                watch(next(done) / total, lambda: self.decode(self.schedule.to_x0_epsilon(*shown)[0])[0])
+            return prediction
 
-        total = evaluations(frames, self.schedule, options)
+        total, done = evaluations(frames, self.schedule, options), itertools.count(1)
         with tqdm(total=total, desc="denoising", unit="step", dynamic_ncols=True, disable=not progress) as bar:
             added = jax.vmap(jax.random.fold_in, (0, None))(keys, ADDED)
             return sample(denoise, noise, self.schedule, options, bar.update, added)

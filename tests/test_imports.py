@@ -27,7 +27,8 @@ ALLOWED = {
     "animation": {"pose", "video"},
     "inside": {"animation", "models", "pipeline"},
     "pipeline": {"animation", "models", "diffusion", "pose", "video", "weights"},
-    "commands": {"pipeline", "pose", "video", "weights", "parallel", "data", "training", "evaluation"},
+    "commands": {"pipeline", "pose", "video", "weights", "parallel", "data", "training", "evaluation", "web"},
+    "web": {"pipeline", "pose", "video"},
     "__main__": set(),  # imports commands by their names
 }
 FOREIGN = {"torch", "tensorflow", "diffusers", "transformers"}

@@ -15,6 +15,7 @@ import tyro
 from animate_jax.commands import doctor, sample, train
 from animate_jax.data.__main__ import DATASETS, Benchmark, VideoFolder
 from animate_jax.evaluation.__main__ import Arguments as Evaluation
+from animate_jax.web import Arguments as Web
 from animate_jax.weights.__main__ import Command as Weights
 
 
@@ -43,6 +44,7 @@ Everything = (
     | Annotated[Weights, named("weights")]
     | Annotated[Annotated[Build, named("build")] | Annotated[Arguments, named("--help")], named("data")]
     | Annotated[Evaluation, named("evaluate")]
+    | Annotated[Web, named("web")]
     | Annotated[doctor.Arguments, named("doctor")]
     | Annotated[Arguments, named("completion")]
 )

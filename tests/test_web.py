@@ -1,0 +1,200 @@
+"""The page: what it refuses, what it tells, and all of it in a real browser."""
+
+import shutil
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from animate_jax.commands import completion  # noqa: F401  the page is one of the commands
+from animate_jax.errors import UserError
+from animate_jax.pipeline import EXAMPLE, Pipeline
+from animate_jax.video.files import frame_count, read_video, write_video
+from animate_jax.web import Arguments, Studio, served
+
+PICTURE, MOTION = str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")
+POSES = (3, "largest", "bones", 48, 64)
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+@pytest.fixture
+def studio(micro_params, micro, tmp_path):
+    return Studio(Pipeline(micro_params, micro), Arguments(frames=5, seconds=4, megabytes=1), tmp_path / "made")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path):
+    (tmp_path / "made").mkdir()
+
+
+def test_what_it_refuses(studio, tmp_path):
+    (tmp_path / "big.png").write_bytes(b"0" * 1_000_001)
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "page.html").write_text("<script>")
+    write_video(tmp_path / "long.mp4", np.zeros((25, 32, 32, 3), np.uint8), 5)
+    for reference, driving, message in (
+        (None, MOTION, "No picture yet"),
+        (PICTURE, None, "No motion yet"),
+        (str(tmp_path / "page.html"), MOTION, "^page.html: this is no picture: use one of .png"),
+        (PICTURE, str(tmp_path / "page.html"), "^page.html: this is no motion"),
+        (str(tmp_path / "big.png"), MOTION, "^big.png: larger than 1 MB"),
+        (PICTURE, str(tmp_path / "long.mp4"), "^long.mp4: 5 s long, more than 4 s"),
+        (PICTURE, str(tmp_path / "text.mp4"), "^text.mp4: not a readable video"),
+    ):
+        with pytest.raises(UserError, match=message):
+            studio.look(reference, driving, *POSES)
+        with pytest.raises(UserError, match=message):
+            next(studio.animate(reference, driving, *POSES, 1, 2.0, 0))
+
+
+def test_the_poses_before_running(studio):
+    picture, video = studio.look(PICTURE, MOTION, *POSES)
+    assert picture.shape == (64, 96, 3) and picture[:, 48:].any()
+    frames, fps = read_video(video)
+    assert len(frames) == 3 and fps == pytest.approx(10) and frames.shape[1] == 64 and frames.max() > 128
+
+
+def test_a_video_with_progress_and_preview(studio, monkeypatch):
+    monkeypatch.setattr("animate_jax.web.PREVIEW_EVERY", 0)
+    updates = list(studio.animate(PICTURE, MOTION, 9, *POSES[1:], 2, 2.0, 0))
+    percent = [update.text for update in updates if "%" in update.text]
+    assert len(percent) == 4 and percent[-1].endswith("100%")  # 2 steps of 2 windows; 5 frames are the limit
+    assert all(update.preview.shape == (64, 48, 3) for update in updates if "%" in update.text)
+    assert updates[-1].text.startswith("5 frames in ")
+    assert len(read_video(updates[-1].video)[0]) == 5 and read_video(updates[-1].beside)[0].shape[2] == 144
+
+
+def test_the_preview_nears_the_result(micro_params, micro):
+    """After the last step of DDIM without guidance, what the model makes of the first frame is that frame."""
+    seen = []
+    animation = Pipeline(micro_params, micro)(
+        PICTURE,
+        MOTION,
+        frames=2,
+        guidance=1.0,
+        progress=False,
+        watch=lambda done, preview: seen.append((done, preview())),
+    )
+    assert [done for done, _ in seen] == [0.5, 1.0]
+    first, last = (np.abs(preview.astype(int) - animation.frames[0]).mean() for _, preview in seen)
+    assert last < 2 < first
+
+
+def test_leaving_stops_the_work(studio):
+    updates = studio.animate(PICTURE, MOTION, 5, *POSES[1:], 500, 2.0, 0)
+    while "%" not in next(updates).text:
+        pass
+    updates.close()
+    assert not studio.busy.locked() and threading.active_count() < 20
+    assert not list(studio.folder.rglob("*.mp4"))
+
+
+@pytest.fixture
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    if binary is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as tools:
+        opened = tools.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Gradio's own
+def test_in_a_browser(browser, tmp_path, pytestconfig):
+    pytest.importorskip("gradio")
+    (tmp_path / "evil.mp4").write_bytes(Path("/etc/hostname").read_bytes() + b"\0" * 5000)
+    write_video(tmp_path / "long.mp4", np.zeros((130, 32, 32, 3), np.uint8), 2)
+    studios = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Studio, "__init__", remembering(studios))
+        with served(Arguments(port=0, seconds=60)) as address:
+            page = browser.new_page(viewport={"width": 1280, "height": 1150})
+            page.goto(address)
+            upload(page, PICTURE, MOTION)
+            page.get_by_role("button", name="Look at the poses").click()
+            page.wait_for_function("document.querySelectorAll('video').length >= 1", timeout=120_000)
+            page.get_by_role("button", name="Animate").click()
+            status = page.locator("#status textarea")
+            wait_for(page, "frames in", 300_000)
+            assert "48 frames in" in status.input_value()
+            page.wait_for_function(PLAYS, timeout=60_000)
+            if picture := pytestconfig.getoption("--basetemp"):
+                page.screenshot(path=Path(picture).with_suffix(".png"))
+
+            page.get_by_label("number input for Steps").fill("50")
+            page.get_by_role("button", name="Animate").click()
+            wait_for(page, "Denoising: ", 120_000)
+            page.get_by_role("button", name="Cancel").click()
+            wait_for(page, "Cancelled", 60_000)
+            (studio,) = studios
+            assert studio.busy.acquire(timeout=60)  # the device is free
+            studio.busy.release()
+
+            for name, words in (("evil.mp4", "not a readable video"), ("long.mp4", "more than 60 s")):
+                page.reload()
+                upload(page, PICTURE, str(tmp_path / name))
+                page.get_by_role("button", name="Animate").click()
+                page.get_by_text(words).wait_for(timeout=60_000)
+                assert str(tmp_path) not in page.content() and str(studio.folder) not in page.inner_text("body")
+
+            for secret in ("/etc/hostname", str(Path(__file__)), "/proc/self/environ", "../../etc/hostname"):
+                for route in ("gradio_api/file=", "file=", "gradio_api/proxy=", "static/", "assets/"):
+                    with pytest.raises(urllib.error.HTTPError) as refused:
+                        urllib.request.urlopen(address + route + urllib.parse.quote(secret))
+                    assert refused.value.code in (403, 404, 400)
+
+
+PLAYS = "(() => { const v = document.querySelector('#result video'); return v && v.currentTime > 0.2; })()"
+
+
+def remembering(studios):
+    made = Studio.__init__
+
+    def init(self, *arguments):
+        made(self, *arguments)
+        studios.append(self)
+
+    return init
+
+
+def upload(page, reference, driving):
+    inputs = page.locator("input[type=file]")
+    inputs.nth(0).set_input_files(reference)
+    inputs.nth(1).set_input_files(driving)
+    page.get_by_text(Path(driving).stem).first.wait_for(timeout=30_000)
+    page.wait_for_timeout(1500)
+
+
+def wait_for(page, words, timeout):
+    page.wait_for_function(
+        "words => document.querySelector('#status textarea').value.includes(words)", arg=words, timeout=timeout
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_password(monkeypatch, micro_params, micro):
+    pytest.importorskip("gradio")
+    monkeypatch.setenv("ANIMATE_JAX_PASSWORD", "open sesame")
+    with served(Arguments(port=0), Pipeline(micro_params, micro)) as address:
+        assert address.startswith("http://127.0.0.1:")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(address + "config")
+        assert refused.value.code == 401
+
+
+def test_without_gradio(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    with pytest.raises(UserError, match=r"pip install 'animate-jax\[web\]'"), served(Arguments(port=0)):
+        pass
+
+
+def test_the_bundled_motion_fits_the_limits():
+    assert frame_count(MOTION, 1) < Arguments(port=0).seconds
