@@ -2,11 +2,13 @@
 # make test     installs the test extra and runs the test suite
 # make slow     the tests with full-size models (needs 16 GB of memory and patience)
 # make lint     ruff
+# make docs     builds the documentation into site/; a warning is an error
+# make wheel    builds dist/animate_jax-*.whl
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: sample test slow lint
+.PHONY: sample test slow lint docs wheel
 .DELETE_ON_ERROR:
 
 sample: .venv/installed
@@ -21,6 +23,12 @@ slow: .venv/tested
 lint: .venv/tested
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+docs: .venv/tested
+	$(BIN)/python -m mkdocs build --quiet --strict
+
+wheel: .venv/installed
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

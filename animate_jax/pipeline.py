@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ from animate_jax.pose.retarget import Alignment, bring
 from animate_jax.pose.smooth import smooth
 from animate_jax.video.files import frame_count, frame_rate, iter_frames, read_image
 from animate_jax.video.preprocess import clip_pixels
-from animate_jax.weights import checkpoint
+from animate_jax.weights import checkpoint, hub
 
 BUNDLED = pathlib.Path(__file__).parent / "assets" / "tiny"
 EXAMPLE = pathlib.Path(__file__).parent / "assets" / "example"  # reference.png and driving.mp4
@@ -84,6 +85,26 @@ class Pipeline:
             UserError: there is none, it is damaged, or it does not fit the preset.
         """
         return cls(*checkpoint.load(BUNDLED if path == "tiny" else path, preset))
+
+    @classmethod
+    def from_pretrained(cls, name: str | pathlib.Path = "tiny", preset: Preset | None = None) -> Pipeline:
+        """As `load`; "owner/repository" that is no folder here is fetched from the Hugging Face hub.
+
+        Raises:
+            UserError: there is none, it is damaged, or it does not fit the preset.
+        """
+        remote = not pathlib.Path(name).exists() and hub.NAME.fullmatch(str(name))
+        return cls.load(hub.fetch(str(name)) if remote else name, preset)
+
+    def push_to_hub(self, name: str, private: bool = True) -> str:
+        """Uploads the checkpoint to the Hugging Face hub as "owner/repository"; returns its address.
+
+        Raises:
+            UserError: the hub does not take it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(pathlib.Path(folder) / "checkpoint", self.params, self.preset)
+            return hub.push(pathlib.Path(folder) / "checkpoint", name, private)
 
     def __call__(self, reference, driving, **options: Any) -> Animation | list[Animation]:
         """Animates the person of `reference` with the motion of `driving`; arguments and errors as `stream`."""

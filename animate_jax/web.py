@@ -100,10 +100,8 @@ class Studio:
             if motion.keypoints is None:
                 detected = fitted
             else:
-                tall = size[0] / motion.canvas[0]
-                canvas = size[0], max(round(motion.canvas[1] * tall / 2) * 2, 2)
-                scale = canvas[1] / motion.canvas[1], tall
-                detected = draw(motion.keypoints.moved(scale, (0.0, 0.0)), *canvas, options.pose_style)
+                width = max(round(size[0] * motion.canvas[1] / motion.canvas[0] / 2) * 2, 2)
+                detected = draw(motion.keypoints, size[0], width, options.pose_style)
             video = self.name("poses")
             write_video(video, [np.concatenate(pair, 1) for pair in zip(detected, fitted, strict=True)], motion.fps)
         return np.concatenate([cut, draw(own, *size, options.pose_style)], 1), video
@@ -223,12 +221,13 @@ def page(studio: Studio):
                     person = gr.Dropdown(["largest", "center", "1", "2", "3"], label="Person in the video")
             with gr.Column():
                 with gr.Row():
-                    looking = gr.Button("Look at the poses")
+                    looking = gr.Button("Look at the poses", min_width=180)
                     start = gr.Button("Animate", variant="primary")
                     cancel = gr.Button("Cancel", variant="stop")
                 with gr.Row():
                     own = gr.Image(label="Picture, cut, and its pose", interactive=False, height=220, buttons=[])
-                    poses = gr.Video(label="Pose: detected | fitted", height=220, autoplay=True, loop=True, buttons=[])
+                    poses = gr.Video(label="Pose: detected | fitted", height=220, autoplay=True, loop=True, buttons=[],
+                                     elem_id="poses")  # fmt: skip
                 status = gr.Textbox(label="Progress", interactive=False, elem_id="status")
                 with gr.Row():
                     preview = gr.Image(label="A frame so far", interactive=False, height=260, buttons=[])

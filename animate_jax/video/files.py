@@ -173,7 +173,7 @@ def _open_video(path: Path):
 def _mean_rate(container, stream) -> Fraction:
     """What the container says, counted where that is a guess (FFmpeg's for a gif, from a few frames)."""
     if container.format.name != "gif" and stream.average_rate and stream.average_rate <= PLAUSIBLE_RATE:
-        return stream.average_rate
+        return Fraction(stream.average_rate)  # since PyAV 19 a type of its own
     try:
         packets = [packet for packet in container.demux(stream) if packet.pts is not None]
     except av.FFmpegError:

@@ -1,0 +1,98 @@
+"""What README and the docs tell is true: code blocks run, links lead somewhere, commands and options exist."""
+
+import importlib
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from animate_jax.__main__ import COMMANDS
+from animate_jax.pipeline import EXAMPLE
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def blocks(language, *pages):
+    return [code for page in pages for kind, code in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def commands(page):
+    """Every `animate-jax ...` line of the page's shell blocks, as words."""
+    text = "\n".join(blocks("bash", page)).replace("\\\n", " ")
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]
+        if words[:1] == ["animate-jax"] and ">" not in words:
+            yield words[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page, capfd):
+    for words in commands(page):
+        assert words[0] in COMMANDS, words
+        flags = [word for word in words[1:] if word.startswith("--")]
+        place = [word for word in words[1:3] if not word.startswith("-") and words[0] in ("weights", "data", "train")]
+        with pytest.raises(SystemExit):
+            ended = importlib.import_module(COMMANDS[words[0]]).main([*place, "--help"], "animate-jax")
+            raise SystemExit(ended)
+        told = capfd.readouterr()
+        for flag in flags:
+            assert flag.partition("=")[0] in told.out + told.err, (words, flag)
+
+
+@pytest.mark.usefixtures("compile_fast")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(EXAMPLE / "reference.png", "person.png")
+    shutil.copy(EXAMPLE / "driving.mp4", "dance.mp4")
+    for index, code in enumerate(blocks("python", page)):
+        block = Path(f"block{index}.py")
+        block.write_text(code.replace("steps=8", "steps=1, frames=2" if "pipeline(" in code else "steps=1"))
+        runpy.run_path(str(block))
+
+
+@pytest.mark.slow
+def test_the_wheel_in_an_empty_environment(tmp_path):
+    """Built from here, installed where nothing is, and run from an empty folder."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HOME": str(tmp_path)}
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "build"), symlinks=True)
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, source], check=True, env=clean)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 60e6
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True, env=clean)
+    subprocess.run([tmp_path / "env/bin/python", "-m", "pip", "install", "-q", wheel], check=True, env=clean)
+    command, empty = tmp_path / "env/bin/animate-jax", tmp_path / "empty"
+    empty.mkdir()
+    run = lambda *words: subprocess.run([command, *words], check=True, cwd=empty, env=clean, capture_output=True)  # noqa: E731
+    run("sample", "--steps", "1", "--frames", "2")
+    assert {path.name for path in (empty / "outputs").iterdir()} == {"sample.mp4", "sample.png"}
+    assert b"--optim.learning-rate" in run("train", "tiny_stage1", "--help").stdout
+    assert run("doctor").returncode == 0
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
