@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from animate_jax.errors import UserError
 from animate_jax.parallel import hlo
 from animate_jax.parallel.chips import Chip, find_chip
+from animate_jax.parallel.mesh import compiler_options
 
 # Minutes instead of hours. The memory it finds is that of a less careful compilation: rather too much than too little.
 FAST = {"exec_time_optimization_effort": -1.0}
@@ -119,7 +120,7 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
         with jax.set_mesh(mesh):
             lowered = jax.jit(step, donate_argnums=0, out_shardings=out_shardings).lower(*arguments)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            text, buffers = compile_to_text(lowered, pathlib.Path(folder))
+            text, buffers = compile_to_text(lowered, compiler_options(mesh), pathlib.Path(folder))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -134,17 +135,18 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
     )  # fmt: skip
 
 
-def compile_to_text(lowered: jax.stages.Lowered, folder: pathlib.Path) -> tuple[str, str]:
+def compile_to_text(lowered: jax.stages.Lowered, options: dict[str, Any], folder: pathlib.Path) -> tuple[str, str]:
     """The optimized program and the list of its buffers.
 
     Machine code would take several times as long as everything before it, and, at full size, more memory than most
     computers have. The compiler cannot be told to stop before it, but writes down what it has by then.
     """
     errors: list[BaseException] = []
+    options = options | FAST | {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
 
     def work() -> None:
         try:
-            lowered.compile(compiler_options=FAST | {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True})
+            lowered.compile(options)
         except BaseException as error:
             errors.append(error)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from animate_jax.config import Preset, TrainConfig, to_dict
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
-from animate_jax.parallel.mesh import make_mesh, to_devices
+from animate_jax.parallel.mesh import compiler_options, make_mesh, to_devices
 from animate_jax.parallel.rules import shardings
 from animate_jax.training.checkpoint import Checkpoints
 from animate_jax.training.metrics import Clock, MetricWriter, Profile, describe
@@ -81,7 +81,7 @@ def run(
                 with clock.waiting():
                     batch = to_devices(next(data), mesh)
                 if compiled is None:
-                    compiled = step_fn.lower(state, batch, key).compile()
+                    compiled = step_fn.lower(state, batch, key).compile(compiler_options(mesh))
                     clock.begin(compiled, state["trainable"], config.accumulate)
                 profile.before(done, state)
                 stopping = stop.anyone(mesh)

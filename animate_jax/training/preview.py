@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from animate_jax.config import Preset, TrainConfig
-from animate_jax.data.pipeline import open_source
+from animate_jax.data.pipeline import RecordedSamples, open_source
 from animate_jax.errors import UserError
 from animate_jax.evaluation import lpips
 from animate_jax.evaluation.image_quality import person_box, psnr, ssim
@@ -21,13 +21,57 @@ from animate_jax.pose.draw import draw
 from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.files import write_image, write_video
 
-GAP = 4  # frames between the reference and the first frame to make
+GAP = 4  # rendered: frames between the reference and the first frame to make
+
+
+class HeldOut(NamedTuple):
+    """A reference frame and, behind it, the frames to make."""
+
+    frames: UInt8[np.ndarray, "_ h w 3"]
+    poses: UInt8[np.ndarray, "_ h w 3"]
+    mask: UInt8[np.ndarray, "_ h w"]  # of the frames to make: the person
+
+
+def rendered_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
+    options, sampling = config.preview, preset.sampling
+    source = open_source(dataclasses.replace(config.data, split=options.split), preset)
+    picked = [0, *range(GAP, GAP + options.frames)]
+    clips = [source.clip(index, GAP + options.frames, picked) for index in range(options.clips)]
+    size = sampling.height, sampling.width
+    return [
+        HeldOut(clip.frames, draw(clip.keypoints, *size, sampling.pose_style), clip.mask[1:]) for clip in clips
+    ]  # fmt: skip
+
+
+def recorded_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
+    """The first clips of a split that is not trained on; none without one."""
+    options, data = config.preview, config.data
+    if data.root is None:
+        return []
+    from animate_jax.data.records import RecordedClips  # protobuf and array_record; only runs that read clips
+
+    data = dataclasses.replace(data, frames=options.frames, consecutive=True, flip=0.0, workers=0)
+    for split in dict.fromkeys((options.split, "validation", "test")):
+        if split == data.split:
+            continue
+        try:
+            clips = RecordedClips(data.root, split)
+        except UserError:
+            continue
+        samples = [RecordedSamples(data, preset)(i, clips[i]) for i in range(min(options.clips, len(clips)))]
+        behind = lambda one, more: np.concatenate([one[None], more])  # noqa: E731
+        return [
+            HeldOut(behind(s["reference"], s["frames"]), behind(s["reference_pose"], s["poses"]), s["masks"])
+            for s in samples
+        ]  # fmt: skip
+    return []
 
 
 class Preview:
     """`preview(params, step)` writes `<run>/previews/<step>.mp4` (a row per clip: reference, pose, result, truth) and
     `.png`, and returns PSNR and SSIM, with LPIPS where its weights are installed, as `preview/psnr`, ...
 
+    The clips are recorded ones if `config.data.root` has a split of that name, "validation" or "test", else rendered.
     Samples with the preset's own settings and one seed, so that only the weights differ. Training of an autoencoder
     shows the true frames through it. Process 0 works, the others wait.
 
@@ -41,12 +85,7 @@ class Preview:
         self._pipeline: Pipeline | None = None  # kept: it holds what is compiled
         if jax.process_index() > 0:
             return
-        options = config.preview
-        source = open_source(dataclasses.replace(config.data, split=options.split), preset)
-        picked = [0, *range(GAP, GAP + options.frames)]
-        self._clips = [source.clip(index, GAP + options.frames, picked) for index in range(options.clips)]
-        size = self._clips[0].frames.shape[1:3]
-        self._poses = [draw(clip.keypoints, *size, preset.sampling.pose_style) for clip in self._clips]
+        self._clips = recorded_clips(config, preset) or rendered_clips(config, preset)
         try:
             self._lpips = lpips.load(config.vae_loss.perceptual_weights)
         except UserError:
@@ -57,42 +96,45 @@ class Preview:
             return {}
         self._pipeline = self._pipeline or Pipeline(params, self._preset)
         self._pipeline.params = params
-        results = np.stack([self._result(clip, poses) for clip, poses in zip(self._clips, self._poses, strict=True)])
+        results = np.stack([self._result(clip) for clip in self._clips])
         self._pipeline.params = {}
         self._write(step, results)
         clips = [scores(result, clip, self._lpips) for result, clip in zip(results, self._clips, strict=True)]
         return {f"preview/{name}": float(np.mean([clip[name] for clip in clips])) for name in clips[0]}
 
-    def _result(self, clip, poses: UInt8[np.ndarray, "_ h w 3"]) -> UInt8[np.ndarray, "_ h w 3"]:
+    def _result(self, clip: HeldOut) -> UInt8[np.ndarray, "_ h w 3"]:
         pipeline = self._pipeline
         if self._rebuild:
             return pipeline.decode(pipeline.encode(clip.frames[1:]))
         options = pipeline.options()
-        conditioning = pipeline.condition(clip.frames[0], poses[0], options)
-        return pipeline.decode(pipeline.sample(conditioning, poses[1:], options, seed=0, progress=False))
+        conditioning = pipeline.condition(clip.frames[0], clip.poses[0], options)
+        return pipeline.decode(pipeline.sample(conditioning, clip.poses[1:], options, seed=0, progress=False))
 
     def _write(self, step: int, results: UInt8[np.ndarray, "clips frames h w 3"]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         rows = []
-        for clip, poses, result in zip(self._clips, self._poses, results, strict=True):
+        for clip, result in zip(self._clips, results, strict=True):
             still = np.broadcast_to(clip.frames[0], result.shape)
-            rows.append(np.concatenate([still, poses[1:], result, clip.frames[1:]], axis=2))
+            rows.append(np.concatenate([still, clip.poses[1:], result, clip.frames[1:]], axis=2))
         write_video(
             self._directory / f"{step:07d}.mp4", np.concatenate(rows, axis=1), self._preset.sampling.fps or 10.0
         )
         shown = (0, results.shape[1] - 1)
         sheet = [
-            [clip.frames[0], *(picture for f in shown for picture in (poses[1 + f], result[f], clip.frames[1 + f]))]
-            for clip, poses, result in zip(self._clips, self._poses, results, strict=True)
+            [
+                clip.frames[0],
+                *(each for f in shown for each in (clip.poses[1 + f], result[f], clip.frames[1 + f])),
+            ]
+            for clip, result in zip(self._clips, results, strict=True)
         ]
         titles = ["reference", *["pose", "result", "truth"] * len(shown)]
         write_image(self._directory / f"{step:07d}.png", contact_sheet(sheet, titles))
 
 
-def scores(result: UInt8[np.ndarray, "frames h w 3"], clip: Any, lpips_params: lpips.Params | None
+def scores(result: UInt8[np.ndarray, "frames h w 3"], clip: HeldOut, lpips_params: lpips.Params | None
            ) -> dict[str, np.ndarray]:  # fmt: skip
     """Every frame's metrics; `box_psnr` is that of the person's box."""
-    pairs = zip(result / np.float32(255), clip.frames[1:] / np.float32(255), person_box(clip.mask[1:]), strict=True)
+    pairs = zip(result / np.float32(255), clip.frames[1:] / np.float32(255), person_box(clip.mask), strict=True)
     frames = [of_frame(*pair, lpips_params) for pair in pairs]
     return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
 

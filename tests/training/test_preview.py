@@ -8,6 +8,7 @@ import pytest
 from animate_jax.config import DataConfig, PreviewConfig, TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.evaluation import lpips
+from animate_jax.training import preview as preview_module
 from animate_jax.training.preview import Preview
 from animate_jax.video.files import read_image, read_video
 
@@ -50,3 +51,27 @@ def test_videos_sheets_and_metrics(config, micro, micro_params, tmp_path, stage)
 def test_no_such_split(config, micro):
     with pytest.raises(UserError):
         Preview(dataclasses.replace(config, preview=PreviewConfig(every=1, split="nowhere")), micro)
+
+
+@pytest.mark.parametrize("split, rows", [("test", 1), ("train", 2)], ids=["its own", "rendered, as it has none"])
+def test_recorded_clips_that_are_held_out(config, micro, micro_params, tmp_path, monkeypatch, split, rows):
+    records = pytest.importorskip("animate_jax.data.records")
+
+    def clips(root, wanted):
+        if wanted != split:
+            raise UserError("no such split")
+        return ["one clip"]
+
+    def sample(clip):
+        assert clip == "one clip"
+        frames = np.full((3, 64, 48, 3), 200, np.uint8)
+        return {"reference": frames[0], "reference_pose": frames[0], "frames": frames, "poses": frames // 2,
+                "masks": frames[..., 0]}  # fmt: skip
+
+    monkeypatch.setattr(records, "RecordedClips", clips)
+    monkeypatch.setattr(preview_module, "RecordedSamples", lambda data, preset: lambda position, clip: sample(clip))
+    preview = Preview(dataclasses.replace(config, data=DataConfig(root="clips", split="train", workers=0)), micro)
+    preview(micro_params, 5)
+    frames, _ = read_video(tmp_path / "previews" / "0000005.mp4")
+    assert frames.shape == (3, rows * 64, 4 * 48, 3)
+    assert (abs(frames[:, :, 3 * 48 :].astype(int) - 200).max() < 20) == (split == "test")

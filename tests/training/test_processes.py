@@ -64,7 +64,7 @@ class Job:
         return True
 
     def said(self):
-        return "\n".join(path.read_text()[-3000:] for path in self._errors)
+        return "\n".join(path.read_text()[-20_000:] for path in self._errors)
 
 
 def log(output):
