@@ -15,6 +15,7 @@ import dataclasses
 import os
 import pathlib
 import queue
+import secrets
 import tempfile
 import threading
 import time
@@ -58,7 +59,7 @@ class Update(NamedTuple):
 
 
 class Cancelled(Exception):
-    """The visitor went away or pressed Cancel."""
+    """The visitor pressed Cancel."""
 
 
 class Studio:
@@ -67,6 +68,7 @@ class Studio:
     def __init__(self, pipeline: Pipeline, limits: Arguments, folder: pathlib.Path):
         self.pipeline, self.limits, self.folder = pipeline, limits, folder
         self.busy = threading.Lock()  # the device is somebody's
+        self.stops: dict[str, threading.Event] = {}  # of the visitors whose videos are being made
 
     def checked(self, reference: str | None, driving: str | None) -> tuple[pathlib.Path, pathlib.Path]:
         """Raises UserError when a file is missing, of a kind nobody reads, too big or too long."""
@@ -107,10 +109,12 @@ class Studio:
         return np.concatenate([cut, draw(own, *size, options.pose_style)], 1), video
 
     def animate(self, reference: str | None, driving: str | None, frames: int, person: str, align: str, width: int,
-                height: int, steps: int, guidance: float, seed: int) -> Iterator[Update]:  # fmt: skip
-        """Makes the video, telling how far it is. Closing the iterator stops the work and frees the device."""
+                height: int, steps: int, guidance: float, seed: int, visitor: str = ""
+                ) -> Iterator[Update]:  # fmt: skip
+        """Makes the video, telling how far it is. `cancel`, or closing the iterator, stops and frees the device."""
         files = self.checked(reference, driving)
         told_by, stop = queue.SimpleQueue(), threading.Event()
+        self.stops[visitor] = stop
 
         def watch(done: float, preview) -> None:
             nonlocal shown
@@ -148,9 +152,17 @@ class Studio:
                     yield news
                     if news.video:
                         return
+        except Cancelled:
+            yield Update("Cancelled")
         finally:
             stop.set()
             worker.join()
+
+    def cancel(self, visitor: str) -> str:
+        """Stops the visitor's video after the evaluation that is under way."""
+        if visitor in self.stops:
+            self.stops[visitor].set()
+        return "Cancelled"
 
     def count(self, frames: int) -> int:
         return max(1, min(int(frames), self.limits.frames))
@@ -197,6 +209,7 @@ def page(studio: Studio):
             yield update.text, preview, update.video, update.beside, update.video
 
     with gr.Blocks(title="animate_jax", analytics_enabled=False, delete_cache=(KEEP, KEEP)) as blocks:
+        visitor = gr.State(secrets.token_hex)
         gr.Markdown(
             "# animate_jax\nA picture of one person and a motion become a video of that person doing the motion. "
             f"At most {limits.frames} frames, {limits.seconds} s of motion and {limits.megabytes} MB a file."
@@ -238,10 +251,11 @@ def page(studio: Studio):
         alone = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
         seen = looking.click(worded(look), shared, [own, poses], **alone)
         made = start.click(
-            worded(animate), [*shared, steps, guidance, seed], [status, preview, result, beside, download],
+            worded(animate), [*shared, steps, guidance, seed, visitor], [status, preview, result, beside, download],
             show_progress_on=status, **alone,
         )  # fmt: skip
-        cancel.click(lambda: "Cancelled", None, status, cancels=[seen, made], queue=False, api_visibility="private")
+        # Gradio takes waiting events out of its queue, but lets what has begun run on.
+        cancel.click(studio.cancel, visitor, status, cancels=[seen, made], queue=False, api_visibility="private")
     return blocks.queue(max_size=limits.waiting, api_open=False)
 
 

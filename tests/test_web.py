@@ -98,6 +98,17 @@ def test_leaving_stops_the_work(studio):
     assert not list(studio.folder.rglob("*.mp4"))
 
 
+def test_cancel(studio):
+    updates = studio.animate(PICTURE, MOTION, 5, *POSES[1:], 500, 2.0, 0, "me")
+    while "%" not in next(updates).text:
+        pass
+    studio.cancel("somebody else")
+    assert "%" in next(updates).text
+    assert studio.cancel("me") == "Cancelled"
+    assert len(rest := list(updates)) < 500 and rest[-1].text == "Cancelled"
+    assert not studio.busy.locked()
+
+
 @pytest.fixture
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
