@@ -152,6 +152,7 @@ def test_in_a_browser(browser, address, tmp_path):
     wait_for(page, "Denoising: ", 120_000)
     page.get_by_role("button", name="Cancel").click()
     wait_for(page, "Cancelled", 60_000)
+    page.wait_for_timeout(2000)  # until the page knows, a second click counts as the first
     steps.fill("1")
     page.get_by_role("button", name="Animate").click()  # only a free device serves the next
     wait_for(page, "32 frames in", 100_000)
