@@ -1,10 +1,10 @@
 """Full-size speed on this machine: ours beside the same blocks out of diffusers' PyTorch modules.
 
-    python benchmarks/denoise.py [--only step] [--size 256 256] [--frames 8] [--rounds 2] [--threads 2]
+    python benchmarks/denoise.py [--only step decode] [--size 256 256] [--frames 8] [--rounds 2] [--threads 2]
 
 Random weights, fp32. Each measurement is a process of its own (clean peak memory), one at a time, in the order ours,
-PyTorch, ours, PyTorch, ...; the ratio is that of the medians. Needs `pip install -e ".[test]"`, 11 GB of memory and
-Linux. Prints Markdown.
+PyTorch, ours, PyTorch, ...; figures are medians, peaks the largest. Needs `pip install -e ".[test]"`, 11 GB of memory
+and Linux. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 
 PARTS = {
-    "step": "one guided denoising step",
+    "step": "guided denoising step",
     "reference": "ReferenceNet",
-    "image_encoder": "image encoder (CLIP)",
+    "image_encoder": "image encoder",
     "encode": "VAE encode, 1 frame",
     "decode": "VAE decode, 1 frame",
 }
@@ -41,128 +40,199 @@ class Arguments:
     size: tuple[int, int] = (256, 256)  # width, height
     frames: int = 8
     rounds: int = 2  # processes of each side
-    repeats: int = 2  # timed calls in each, after a warm-up
+    repeats: int = 2  # timed calls in each, after a first one
     threads: int = 2
-    child: Literal["ours", "torch", "flops"] | None = None  # what a process of this benchmark measures; internal
+    huge_pages: bool = False  # both sides with GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+    side: Literal["ours", "torch"] | None = None  # of a process that this program started; not for the command line
+    count: bool = False  # such a process counts FLOPs instead of running
 
 
 def main(arguments: list[str]) -> None:
     args = tyro.cli(Arguments, description=__doc__, args=arguments)
-    if args.child:
-        print(json.dumps(CHILDREN[args.child](args)))
+    if args.side:
+        print(json.dumps({"ours": ours, "torch": theirs}[args.side](args, args.only[0])))
         return
-    print("| part | TFLOP | wall s | CPU s | peak GB | FLOPs | wall | CPU | peak |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| part | TFLOP | wall s | CPU s | peak GB | first result s | ratios: FLOPs | wall | CPU | peak |")
+    print("| --- " * 10 + "|", flush=True)
     for part in args.only:
         runs: dict[str, list[dict]] = {"ours": [], "torch": []}
         for _ in range(args.rounds):
-            for side in runs:
-                runs[side].append(measure(arguments, part, side, args.threads))
-        runs["torch"][0]["flops"] = measure(arguments, part, "flops", args.threads)["flops"]
-        print(row(PARTS[part], runs), flush=True)
+            for side, results in runs.items():
+                results.append(process(args, part, side))
+        flops = {side: process(args, part, side, "--count")["flops"] / 1e12 for side in runs}
+        print(row(PARTS[part], runs, flops), flush=True)
 
 
-def measure(arguments: list[str], part: str, side: str, threads: int) -> dict:
-    """Runs one process; -> flops, wall and cpu (lists of seconds), peak (bytes), first (seconds to the first result)."""
-    environment = dict(os.environ, OMP_NUM_THREADS=str(threads), JAX_PLATFORMS="cpu")
-    command = [sys.executable, __file__, *arguments, "--only", part, "--child", side]
-    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+def process(args: Arguments, part: Part, side: str, *options: str) -> dict[str, Any]:
+    environment = dict(os.environ, OMP_NUM_THREADS=str(args.threads), JAX_PLATFORMS="cpu")
+    environment["GLIBC_TUNABLES"] = f"glibc.malloc.hugetlb={int(args.huge_pages)}"
+    sizes = ["--size", *map(str, args.size), "--frames", args.frames, "--repeats", args.repeats]
+    command = [sys.executable, __file__, "--only", part, "--side", side, *sizes, "--threads", args.threads, *options]
+    cores = sorted(os.sched_getaffinity(0))[: args.threads]
+    output = subprocess.run([*map(str, command)], env=environment, check=True, stdout=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: os.sched_setaffinity(0, cores)).stdout  # fmt: skip
     result = json.loads(output.splitlines()[-1])
     print(part, side, result, file=sys.stderr, flush=True)
     return result
 
 
-def row(name: str, runs: dict[str, list[dict]]) -> str:
-    """ours / PyTorch of every figure, then ratios."""
-    figures = [
-        [
-            runs[side][0]["flops"] / 1e12,
-            statistics.median(second for run in runs[side] for second in run["wall"]),
-            statistics.median(second for run in runs[side] for second in run["cpu"]),
-            max(run["peak"] for run in runs[side]) / 1e9,
-        ]
-        for side in ("ours", "torch")
-    ]
-    cells = [f"{ours:.2f} / {theirs:.2f}" for ours, theirs in zip(*figures, strict=True)]
-    ratios = [f"{ours / theirs:.2f}" for ours, theirs in zip(*figures, strict=True)]
-    return "| " + " | ".join([name, *cells, *ratios]) + " |"
+def row(name: str, runs: dict[str, list[dict]], flops: dict[str, float]) -> str:
+    """ours / PyTorch of every figure, then their ratios."""
+
+    def figures(side: str) -> list[float]:
+        middle = [statistics.median(second for run in runs[side] for second in run[kind]) for kind in ("wall", "cpu")]
+        peak = max(run["peak"] for run in runs[side]) / 1e9
+        return [flops[side], *middle, peak, statistics.median(run["first"] for run in runs[side])]
+
+    pairs = list(zip(figures("ours"), figures("torch"), strict=True))
+    cells = [f"{a:.3g} / {b:.3g}" for a, b in pairs] + [f"{a / b:.2f}" for a, b in pairs[:-1]]
+    return "| " + " | ".join([name, *cells]) + " |"
 
 
-def timed(call: Callable[[], object], repeats: int, began: float) -> dict:
-    """Calls once to warm up, then `repeats` times."""
+def timed(call: Callable[[], object], repeats: int) -> dict[str, Any]:
+    """Seconds of each call after the first; the first one's, from importing the framework to the result."""
     call()
-    first, wall, cpu = time.monotonic() - began, [], []
+    first, wall, cpu = time.monotonic() - BEGAN, [], []
     for _ in range(repeats):
-        used, start = time.process_time(), time.monotonic()
+        used, began = time.process_time(), time.monotonic()
         call()
-        wall.append(round(time.monotonic() - start, 3))
+        wall.append(round(time.monotonic() - began, 3))
         cpu.append(round(time.process_time() - used, 3))
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"wall": wall, "cpu": cpu, "peak": peak, "first": round(first, 1)}
 
 
-def ours(args: Arguments) -> dict:
-    began = time.monotonic()
+def ours(args: Arguments, part: Part) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
     from animate_jax.config import ModelConfig
+    from animate_jax.models import attention
     from animate_jax.models import params as P
 
-    config = ModelConfig.sd15()
-    graphdef, shapes = P.abstract(config)
+    graphdef, shapes = P.abstract(ModelConfig.sd15())
     random = np.random.default_rng(0)
     (width, height), frames = args.size, args.frames
     latent = (height // 8, width // 8, 4)
 
-    def normal(*shape):
-        return jnp.asarray(random.standard_normal(shape, np.float32))
-
-    def step(model, x, lent, pose):  # `lent`: what `AnimateAnyone.condition` made once per video
-        rows = jnp.concatenate([x, x])
-        prediction = model.denoise(rows, jnp.full((2, 1), 500.0), lent, pose)
+    def step(model, x, conditioning, pose):  # what `AnimateAnyone.condition` and the Pose Guider made once per video
+        prediction = model.denoise(jnp.concatenate([x, x]), jnp.full((2, 1), 500.0), conditioning, pose)
         unconditional, conditional = jnp.split(prediction, 2)
         return unconditional + GUIDANCE * (conditional - unconditional)
 
-    functions = {
-        "step": ("denoising_unet", step),
-        "reference": ("reference_unet", lambda model, x, token: model.reference_unet(x, jnp.zeros(1), token)),
-        "image_encoder": ("image_encoder", lambda model, pixels: model.image_encoder(pixels)),
-        "encode": ("vae", lambda model, picture: model.vae.to_latents(picture)),
-        "decode": ("vae", lambda model, latents: model.vae.to_images(latents)),
-    }
-    part, function = functions[args.only[0]]
-    params = {path: 0.02 * normal(*leaf.shape) for path, leaf in shapes.items() if path.startswith(part)}
+    shape = jax.ShapeDtypeStruct
+    picture, clip, one = shape((1, height, width, 3), "float32"), shape((1, 224, 224, 3), "float32"), (1, *latent)
+    conditioning = jax.eval_shape(
+        lambda params, *x: P.merge(graphdef, params).condition(*x), shapes, shape(one, "float32"), clip
+    )
+    video, pose = shape((1, frames, *latent), "float32"), shape((1, frames, *latent[:2], 320), "float32")
+    prefix, function, inputs = {
+        "step": ("denoising_unet", step, (video, conditioning, pose)),
+        "reference": (
+            "reference_unet", lambda model, x, token: model.reference_unet(x, jnp.zeros(1), token),
+            (shape(one, "float32"), shape((1, 768), "float32")),
+        ),
+        "image_encoder": ("image_encoder", lambda model, x: model.image_encoder(x), (clip,)),
+        "encode": ("vae", lambda model, x: model.vae.to_latents(x), (picture,)),
+        "decode": ("vae", lambda model, x: model.vae.to_images(x), (shape(one, "float32"),)),
+    }[part]  # fmt: skip
+    params = {path: leaf for path, leaf in shapes.items() if path.startswith(prefix)}
+    run = jax.jit(lambda params, *inputs: function(P.merge(graphdef, shapes | params), *inputs))
+    if args.count:
+        attention.MANY = 2**60  # XLA counts what is in a loop once
+        return {"flops": run.lower(params, *inputs).compile().cost_analysis()["flops"]}
 
-    def filled(tree):
-        return jax.tree.map(lambda leaf: normal(*leaf.shape), tree)
+    def fill(leaf):
+        return jnp.asarray(random.standard_normal(leaf.shape, np.float32) * np.float32(0.02))
 
-    abstract = jax.eval_shape(
-        lambda params, *inputs: P.merge(graphdef, params).condition(*inputs), shapes, jnp.zeros((1, *latent)),
-        jnp.zeros((1, 224, 224, 3)),
-    )  # fmt: skip
-    inputs = {
-        "step": lambda: (normal(1, frames, *latent), filled(abstract), normal(1, frames, *latent[:2], 320)),
-        "reference": lambda: (normal(1, *latent), normal(1, 768)),
-        "image_encoder": lambda: (normal(1, 224, 224, 3),),
-        "encode": lambda: (normal(1, height, width, 3),),
-        "decode": lambda: (normal(1, *latent),),
-    }[args.only[0]]()
-
-    def run(params, *inputs):
-        return function(P.merge(graphdef, shapes | params), *inputs)
-
-    jitted = jax.jit(run)
-    result = timed(lambda: jax.block_until_ready(jitted(params, *inputs)), args.repeats, began)
-    if os.environ.get("PROFILE"):
-        with jax.profiler.trace(os.environ["PROFILE"]):
-            jax.block_until_ready(jitted(params, *inputs))
-    c = jitted.lower(params, *inputs).compile()
-    print(c.memory_analysis())
-    return result | {"flops": c.cost_analysis()["flops"]}
+    params, inputs = jax.tree.map(fill, params), jax.tree.map(fill, inputs)
+    return timed(lambda: jax.block_until_ready(run(params, *inputs)), args.repeats)
 
 
-CHILDREN: dict[str, Callable[[Arguments], dict]] = {"ours": ours}
+def theirs(args: Arguments, part: Part) -> dict[str, Any]:
+    import diffusers
+    import torch
+    import transformers
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+    from torch_blocks import TorchUNet
+
+    from animate_jax.config import ImageEncoderConfig, UNetConfig, VAEConfig
+
+    torch.set_num_threads(args.threads)
+    (width, height), frames = args.size, args.frames
+    device = "meta" if args.count else "cpu"
+    vae, clip = VAEConfig(), dataclasses.asdict(ImageEncoderConfig())
+    levels = len(vae.block_out_channels)
+
+    def normal(*shape):
+        return torch.randn(shape, device=device)
+
+    def build(make):
+        with torch.device("meta"):
+            module = make()
+        if not args.count:
+            module = module.to_empty(device="cpu")
+            for tensor in [*module.parameters(), *module.buffers()]:
+                if tensor.is_floating_point():
+                    tensor.normal_(0, 0.02)
+                else:
+                    tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape))
+        return module.eval()
+
+    def autoencoder():
+        return diffusers.AutoencoderKL(
+            block_out_channels=vae.block_out_channels, layers_per_block=vae.layers_per_block,
+            down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
+            latent_channels=vae.latent_channels,
+        )  # fmt: skip
+
+    def image_encoder():
+        return transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**clip))
+
+    with torch.no_grad():
+        latents, picture = normal(1, 4, height // 8, width // 8), normal(1, 3, height, width)
+        if part == "step":
+            denoiser, reference = (
+                build(lambda motion=motion: TorchUNet(UNetConfig(), motion)) for motion in (True, False)
+            )
+            video, pose = (
+                normal(2 * frames, 4, height // 8, width // 8),
+                normal(2 * frames, 320, height // 8, width // 8),
+            )
+            token = normal(2 * frames, 1, 768)
+            reference.lend(latents, token[:1], denoiser)  # both networks stay in memory, as in the peers
+
+            def call():
+                unconditional, conditional = denoiser(video, 500, token, pose, frames).chunk(2)
+                return unconditional + GUIDANCE * (conditional - unconditional)
+
+        elif part == "reference":
+            reference, token = build(lambda: TorchUNet(UNetConfig(), False)), normal(2, 1, 768)
+            latents = latents.repeat(2, 1, 1, 1)  # the peers run both halves of guidance
+
+            def call():
+                return reference(latents, 0, token, frames=1)
+
+        elif part == "image_encoder":
+            encoder, pixels = build(image_encoder), normal(1, 3, 224, 224)
+
+            def call():
+                return encoder(pixels).image_embeds
+
+        else:
+            model = build(autoencoder)
+
+            def call():
+                return model.encode(picture).latent_dist.mean if part == "encode" else model.decode(latents).sample
+
+        if args.count:
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+                call()
+            return {"flops": counter.get_total_flops()}
+        return timed(call, args.repeats)
+
 
 if __name__ == "__main__":
+    BEGAN = time.monotonic()
     main(sys.argv[1:])

@@ -1,11 +1,17 @@
 """The one place where attention is computed, and the layers around it, named as in diffusers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from animate_jax.models import splash
+
+# Scores held at once. Beyond that large heads take turns: XLA:CPU then works in the cache instead of fetching fresh pages
+# from the system, three to four times as fast at Stable Diffusion's size.
+MANY, LARGE = 2**24, 2**16
 
 
 def attend(query: Float[Array, "*b n c"], key: Float[Array, "*b m c"], value: Float[Array, "*b m c"],
@@ -18,6 +24,8 @@ def attend(query: Float[Array, "*b n c"], key: Float[Array, "*b m c"], value: Fl
     if splash.usable(query):
         return splash.attend(query, key, value, heads)
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
+    if many(q, k):
+        return merge_heads(in_turn(q, k, v))
     weights = jax.nn.softmax(scores(q, k), axis=-1).astype(v.dtype)
     return merge_heads(weights @ v)
 
@@ -36,6 +44,8 @@ def attend_with_reference(
         return splash.attend(query, key, value, heads, (reference_key, reference_value), mask)
     q, k, v = (split_heads(x, heads) for x in (query, key, value))  # [B, F, heads, N, D]
     rk, rv = (split_heads(x, heads) for x in (reference_key, reference_value))  # [B, heads, M, D]
+    if many(q, k, rk):
+        return merge_heads(in_turn(q, k, v, (rk, rv), mask))
     frames, tokens, width = q.shape[1], q.shape[3], q.shape[4]
 
     def fold(x):  # all frames as one long query against the shared reference
@@ -54,6 +64,61 @@ def attend_with_reference(
     total = own.sum(-1, keepdims=True) + unfold(reference.sum(-1, keepdims=True))
     mixed = own.astype(v.dtype) @ v + unfold(reference.astype(rv.dtype) @ rv)
     return merge_heads(mixed / total.astype(v.dtype)).reshape(*query.shape[:-1], heads * width)
+
+
+def attend_over_frames(query: Float[Array, "b f n c"], key: Float[Array, "b f n c"], value: Float[Array, "b f n c"],
+                       heads: int) -> Float[Array, "b f n c"]:  # fmt: skip
+    """Every pixel attends over the frames.
+
+    On TPU one query frame after the other, channels staying on the lanes: products with the heads' indicator sum over
+    a head's channels. Heads of 40 channels and sequences of 24 frames as matrices of their own would be padded to 128
+    and 32, with three copies on the way (docs/speed.md has the traffic).
+    """
+    if not splash.on_tpu():
+        return attend(*(x.swapaxes(1, 2) for x in (query, key, value)), heads).swapaxes(1, 2)
+    width = query.shape[-1] // heads
+    indicator = jnp.repeat(jnp.eye(heads, dtype=query.dtype), width, 0)  # [C, heads]
+
+    def one(q: Array) -> Array:  # [B, N, C]
+        logits = ((q[:, None] * key) @ indicator).astype(jnp.float32) * width**-0.5  # [B, F, N, heads]
+        weights = jax.nn.softmax(logits, 1).astype(value.dtype)
+        return ((weights @ indicator.T) * value).sum(1)
+
+    return jax.lax.map(jax.checkpoint(one), query.swapaxes(0, 1)).swapaxes(0, 1)
+
+
+def many(query: Float[Array, "*b n d"], *keys: Float[Array, "..."]) -> bool:
+    """Whether all scores at once would be too many."""
+    head = query.shape[-2] * sum(key.shape[-2] for key in keys)
+    return head >= LARGE and math.prod(query.shape[:-2]) * head > MANY
+
+
+def in_turn(
+    q: Float[Array, "*b n d"], k: Float[Array, "*b n d"], v: Float[Array, "*b n d"],
+    reference: tuple[Float[Array, "r h m d"], Float[Array, "r h m d"]] | None = None,
+    mask: Bool[Array, " r"] | None = None,
+) -> Float[Array, "*b n d"]:  # fmt: skip
+    """Softmax attention of one head of one frame after the other; `q`, `k`, `v` are [r, frames, heads, n, d] if there is
+    a reference."""
+    count = math.prod(q.shape[:-2])
+    flat_q, flat_k, flat_v = (x.reshape(count, *x.shape[-2:]) for x in (q, k, v))
+
+    def one(i: Array) -> Array:
+        query, key, value = flat_q[i], flat_k[i], flat_v[i]
+        if reference is None:
+            logits = scores(query, key)
+        else:
+            row, head = i // (q.shape[1] * q.shape[2]), i % q.shape[2]
+            lent_key, lent_value = (x[row, head] for x in reference)
+            lent = scores(query, lent_key)
+            if mask is not None:
+                lent = jnp.where(mask[row], lent, -jnp.inf)
+            logits = jnp.concatenate([scores(query, key), lent], -1)
+            value = jnp.concatenate([value, lent_value])
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        return (weights.astype(value.dtype) @ value) / weights.sum(-1, keepdims=True).astype(value.dtype)
+
+    return jax.lax.map(jax.checkpoint(one), jnp.arange(count)).reshape(q.shape)
 
 
 def scores(q: Float[Array, "*b n d"], k: Float[Array, "*b m d"]) -> Float[Array, "*b n m"]:
@@ -82,6 +147,10 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "*b n c"]) -> Float[Array, "*b n c"]:
         """Self-attention over the second to last axis."""
         return self.to_out[0](attend(self.to_q(x), self.to_k(x), self.to_v(x), self.heads))
+
+    def over_frames(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
+        """Self-attention of every pixel over the frames."""
+        return self.to_out[0](attend_over_frames(self.to_q(x), self.to_k(x), self.to_v(x), self.heads))
 
     def of_one_token(self, token: Float[Array, "b d"]) -> Float[Array, "b c"]:
         """Cross-attention to a single token: its softmax is 1, so the answer is the same for every query. Exact."""

@@ -20,12 +20,16 @@ from animate_jax.models.layout import ROWS
 BLOCK = 128  # the kernel's smallest block; other lengths take XLA's attention
 
 
-def usable(query: Float[Array, "*b n c"]) -> bool:
-    """Is this for a TPU (attached, or compiled for), long enough, and evenly divided over the mesh?"""
+def on_tpu() -> bool:
+    """Is this for a TPU, attached or compiled for?"""
     mesh = jax.sharding.get_abstract_mesh()
     device = mesh.abstract_device
-    platform = jax.default_backend() if mesh.empty or device is None else device.platform
-    return platform == "tpu" and query.shape[-2] % BLOCK == 0 and query.ndim <= 4 and _spec(query) is not None
+    return (jax.default_backend() if mesh.empty or device is None else device.platform) == "tpu"
+
+
+def usable(query: Float[Array, "*b n c"]) -> bool:
+    """Is this for a TPU, long enough, and evenly divided over the mesh?"""
+    return on_tpu() and query.shape[-2] % BLOCK == 0 and query.ndim <= 4 and _spec(query) is not None
 
 
 def attend(

@@ -20,11 +20,11 @@ class TemporalTransformerBlock(nnx.Module):
         self.ff = FeedForward(channels, rngs=rngs)
         self.ff_norm = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*n f c"]) -> Float[Array, "*n f c"]:
+    def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
         # The position is added after the norm and in each attention, so values carry it too.
-        positions = jnp.asarray(frame_positions(*x.shape[-2:]), x.dtype)
+        positions = jnp.asarray(frame_positions(x.shape[1], x.shape[-1]), x.dtype)[:, None]
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
-            x = x + attention(norm(x) + positions)
+            x = x + attention.over_frames(norm(x) + positions)
         return x + self.ff(self.ff_norm(x))
 
 
@@ -38,9 +38,8 @@ class TemporalTransformer3DModel(nnx.Module):
 
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
         hidden = frames_apart(rearrange(self.norm(x), "b f h w c -> b f (h w) c"))
-        hidden = pixels_apart(hidden).swapaxes(1, 2)  # [B, N, F, C]
-        hidden = self.proj_out(self.transformer_blocks[0](self.proj_in(hidden)))
-        hidden = frames_apart(pixels_apart(hidden.swapaxes(1, 2)))
+        hidden = self.proj_out(self.transformer_blocks[0](self.proj_in(pixels_apart(hidden))))
+        hidden = frames_apart(pixels_apart(hidden))
         return x + hidden.reshape(x.shape)
 
 

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from animate_jax.config import VAEConfig
+from animate_jax.models.resnet import conv_of_doubled
 
 Features = Float[Array, "batch _ _ _"]  # [B, H, W, C]
 
@@ -122,7 +123,7 @@ class Upsample(nnx.Module):
         self.conv = _conv(channels, channels, rngs)
 
     def __call__(self, x: Features) -> Features:
-        return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
+        return conv_of_doubled(x, self.conv)
 
 
 class DownBlock(nnx.Module):
