@@ -147,6 +147,17 @@ class SamplingConfig:
     sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] = "ddim"
     blend: Literal["centre", "flat"] = "centre"  # overlapping windows: a frame counts most mid-window, or equally
     shift_windows: bool = False  # other window positions in every step, so that no seam stays put
+    reuse: int = 1  # deep features are computed in every so-many-th step only (DeepCache); 1: in all
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the denoising UNet's passes
+
+
+# `--speed`: what SamplingConfig's fields become. docs/speed.md has the price of each.
+SPEEDS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "fast": {"guidance_interval": (0.3, 1.0), "reuse": 2},
+    "fastest": {"sampler": "dpm_solver", "steps": 4, "guidance_interval": (0.3, 1.0)},
+}
+Speed = Literal["exact", "fast", "fastest"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from animate_jax.animation import Animation, Motion, Picture, Pictures, Stream
-from animate_jax.config import Preset, SamplingConfig
+from animate_jax.config import SPEEDS, Preset, SamplingConfig, Speed
 from animate_jax.diffusion.noise import initial_noise
 from animate_jax.diffusion.sampling import Latents, evaluations, sample
 from animate_jax.diffusion.schedule import make_schedule
@@ -76,6 +76,7 @@ class Pipeline:
         self._condition = compiled(lambda model, *inputs: model.condition(*inputs))
         self._guide_pose = compiled(lambda model, poses: model.pose_guider(poses))
         self._denoise = compiled(lambda model, *inputs: model.denoise(*inputs))
+        self._denoise_keeping = compiled(lambda model, *inputs: model.denoise_keeping(*inputs))
 
     @classmethod
     def load(cls, path: str | pathlib.Path = "tiny", preset: Preset | None = None) -> Pipeline:
@@ -143,7 +144,8 @@ class Pipeline:
             detector: finds keypoints: `pose.dwpose.DWPose(folder)`, or by default `pose.detect.detect`.
             canvas: height, width of the pictures behind a keypoints file that does not tell them.
             watch: sees the denoising, see `Watch`.
-            overrides: fields of `SamplingConfig`: width, height, steps, guidance, window, overlap, ...
+            overrides: `speed` ("exact", "fast", "fastest"), and fields of `SamplingConfig`: width, height, steps,
+                guidance, window, overlap, ...
 
         Raises:
             UserError: anything wrong with the input, in one line.
@@ -171,16 +173,17 @@ class Pipeline:
         ]
         return streams if isinstance(reference, Many) or isinstance(driving, Many) else streams[0]
 
-    def options(self, **overrides: Any) -> SamplingConfig:
-        """The preset's sampling defaults with some replaced (None keeps a default).
+    def options(self, speed: Speed = "exact", **overrides: Any) -> SamplingConfig:
+        """The preset's sampling defaults with some replaced (None keeps a default), after those that `speed` replaces.
 
         Raises:
             UserError: an impossible size, window or number of steps.
         """
-        options = dataclasses.replace(
-            self.preset.sampling, **{name: value for name, value in overrides.items() if value is not None}
-        )
+        given = {name: value for name, value in overrides.items() if value is not None}
+        options = dataclasses.replace(self.preset.sampling, **SPEEDS[speed] | given)
         model, multiple = self.preset.model, self.preset.model.vae.downscale
+        if options.reuse < 1:
+            raise UserError(f"--reuse {options.reuse}: must be at least 1")
         for name, size in (("width", options.width), ("height", options.height)):
             if size % multiple or not 32 <= size <= 4096:
                 raise UserError(f"--{name} {size}: must be a multiple of {multiple} between 32 and 4096")
@@ -281,16 +284,43 @@ class Pipeline:
             pose = features(tuple(window.tolist()))
             if len(x) > len(pose) > 1:  # a single video's poses serve both halves of guidance as they are
                 pose = jnp.concatenate([pose, pose])
-            prediction = self._denoise(self.params, x, t, conditioning, pose)
+            prediction = evaluate(x, t, window, pose)
             if watch:
                 shown = prediction[-1:, :1], x[-1:, :1], t[-1:].astype(int)
                 watch(next(done) / total, lambda: self.decode(self.schedule.to_x0_epsilon(*shown)[0])[0])
             return prediction
 
+        evaluate = self.evaluator(conditioning, options)
         total, done = evaluations(frames, self.schedule, options), itertools.count(1)
         with tqdm(total=total, desc="denoising", unit="step", dynamic_ncols=True, disable=not progress) as bar:
             added = jax.vmap(jax.random.fold_in, (0, None))(keys, ADDED)
             return sample(denoise, noise, self.schedule, options, bar.update, added)
+
+    def evaluator(self, conditioning: Conditioning, options: SamplingConfig) -> Callable[..., Array]:
+        """The denoising UNet as `evaluate(x, t, window, pose)`, with the approximations that `options` asks for."""
+        params = self.params
+        if options.dtype != "float32":
+            params = {
+                path: leaf.astype(options.dtype) for path, leaf in params.items() if path.startswith("denoising_unet")
+            } | {path: leaf for path, leaf in params.items() if not path.startswith("denoising_unet")}
+            conditioning = narrowed(conditioning, options.dtype)
+        deep: dict[tuple[int, ...], tuple[Array, int]] = {}  # by window: deep features, and how often they were used
+
+        def evaluate(x: Latents, t: np.ndarray, window: np.ndarray, pose: Array) -> Array:
+            x, pose = narrowed((jnp.asarray(x), pose), options.dtype)
+            if options.reuse == 1:
+                return self._denoise(params, x, t, conditioning, pose).astype(jnp.float32)
+            key = tuple(window.tolist())
+            kept, used = deep.get(key, (None, options.reuse))
+            if used < options.reuse:  # of both halves, the conditional one comes last, where guidance has ended
+                prediction, _ = self._denoise_keeping(params, x, t, conditioning, pose, kept[-len(x) :])
+            else:
+                used = 0
+                prediction, kept = self._denoise_keeping(params, x, t, conditioning, pose)
+            deep[key] = kept, used + 1
+            return prediction.astype(jnp.float32)
+
+        return evaluate
 
     def encode(self, pictures: Pictures) -> Float[Array, "1 f h w c"]:
         """uint8 frames -> the autoencoder's scaled latents."""
@@ -317,6 +347,11 @@ def resized(picture: Picture, size: tuple[int, int] | None) -> Picture:
     if size is None or picture.shape[:2] == size:
         return picture
     return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
+
+
+def narrowed(tree: Any, dtype: str) -> Any:
+    """Floating arrays as `dtype`."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def signed(pictures: Pictures) -> Float[Array, "frames height width 3"]:

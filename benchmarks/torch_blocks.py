@@ -109,20 +109,21 @@ class TorchUNet(nn.Module):
         time = unet.time_embedding(unet.time_proj(time).to(x.dtype))
 
         def layers(block, motion, x, skips=None):
-            attentions = getattr(block, "attentions", [None] * len(block.resnets))
+            attentions, outputs = getattr(block, "attentions", [None] * len(block.resnets)), []
             for i, (resnet, attention) in enumerate(zip(block.resnets, attentions, strict=True)):
                 x = resnet(x if skips is None else torch.cat([x, skips.pop()], 1), time)
                 if attention is not None:
                     x = attention(x, encoder_hidden_states=token, return_dict=False)[0]
                 if len(motion):
                     x = motion[i](x, frames)
-                yield x
+                outputs.append(x)
+            return outputs
 
         x = unet.conv_in(x) + pose
         skips = [x]
         for block, motion in zip(unet.down_blocks, self.down_motion, strict=True):
-            for x in layers(block, motion, x):
-                skips.append(x)
+            skips += layers(block, motion, x)
+            x = skips[-1]
             for downsample in block.downsamplers or []:
                 x = downsample(x)
                 skips.append(x)
@@ -132,8 +133,7 @@ class TorchUNet(nn.Module):
             x = motion(x, frames)
         x = middle.resnets[1](x, time)
         for block, motion in zip(unet.up_blocks, self.up_motion, strict=True):
-            for x in layers(block, motion, x, skips):
-                pass
+            x = layers(block, motion, x, skips)[-1]
             for upsample in block.upsamplers or []:
                 x = upsample(x, skips[-1].shape[2:])
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))

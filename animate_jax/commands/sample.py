@@ -23,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import tyro
 
-from animate_jax.config import presets
+from animate_jax.config import Speed, presets
 from animate_jax.errors import UserError, exit_status
 from animate_jax.pipeline import EXAMPLE, Pipeline
 from animate_jax.pose.dwpose import DWPose
@@ -41,6 +41,7 @@ class Arguments:
     debug_dir: pathlib.Path | None = None  # keeps keypoints before and after retargeting, and the pose pictures
     checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
+    speed: Speed = "exact"  # fast and fastest cost some quality, see docs/speed.md
     steps: int | None = None  # denoising steps
     sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] | None = None
     guidance: float | None = None  # classifier-free guidance; 1 or less switches it off
@@ -74,7 +75,7 @@ def animate(args: Arguments) -> None:
     pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None)
     streams = pipeline.stream(
         args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
-        progress=sys.stderr.isatty(), steps=args.steps, sampler=args.sampler, guidance=args.guidance,
+        progress=sys.stderr.isatty(), speed=args.speed, steps=args.steps, sampler=args.sampler, guidance=args.guidance,
         width=args.width, height=args.height, align=args.align if args.retarget else "none", person=args.person,
         detector=DWPose(args.dwpose) if args.dwpose else None, canvas=args.canvas and args.canvas[::-1],
     )  # fmt: skip

@@ -58,3 +58,15 @@ class AnimateAnyone(nnx.Module):
     ) -> Float[Array, "r f h w c"]:
         """The raw prediction (epsilon, v or x0, as trained). See `UNet.__call__`; `pose` comes from `pose_guider`."""
         return self.denoising_unet(x, timesteps, conditioning, pose, temporal)[0]
+
+    def denoise_keeping(
+        self,
+        x: Float[Array, "r f h w c"],
+        timesteps: Float[Array, "r #f"],
+        conditioning: Conditioning,
+        pose: Float[Array, "#r #f h w d"],
+        deep: Float[Array, "r f _ _ _"] | None = None,
+    ) -> tuple[Float[Array, "r f h w c"], Float[Array, "r f _ _ _"]]:
+        """`denoise`, and the deep features that the next steps may use again (see `UNet.__call__`)."""
+        prediction, _, deep = self.denoising_unet(x, timesteps, conditioning, pose, True, deep)
+        return prediction, deep

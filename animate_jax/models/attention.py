@@ -1,6 +1,7 @@
 """The one place where attention is computed, and the layers around it, named as in diffusers."""
 
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ from jaxtyping import Array, Bool, Float
 
 from animate_jax.models import splash
 
-# Scores held at once. Beyond that large heads take turns: XLA:CPU then works in the cache instead of fetching fresh pages
-# from the system, three to four times as fast at Stable Diffusion's size.
-MANY, LARGE = 2**24, 2**16
+# Scores held at once. Beyond that large heads take turns: XLA:CPU then works in the cache instead of fetching fresh
+# pages from the system, three to four times as fast at Stable Diffusion's size.
+MANY, LARGE = 2**23, 2**16
 
 
 def attend(query: Float[Array, "*b n c"], key: Float[Array, "*b m c"], value: Float[Array, "*b m c"],
@@ -90,7 +91,7 @@ def attend_over_frames(query: Float[Array, "b f n c"], key: Float[Array, "b f n 
 def many(query: Float[Array, "*b n d"], *keys: Float[Array, "..."]) -> bool:
     """Whether all scores at once would be too many."""
     head = query.shape[-2] * sum(key.shape[-2] for key in keys)
-    return head >= LARGE and math.prod(query.shape[:-2]) * head > MANY
+    return head >= LARGE and math.prod(query.shape[:-2]) * head >= MANY
 
 
 def in_turn(
@@ -98,27 +99,26 @@ def in_turn(
     reference: tuple[Float[Array, "r h m d"], Float[Array, "r h m d"]] | None = None,
     mask: Bool[Array, " r"] | None = None,
 ) -> Float[Array, "*b n d"]:  # fmt: skip
-    """Softmax attention of one head of one frame after the other; `q`, `k`, `v` are [r, frames, heads, n, d] if there is
-    a reference."""
+    """Softmax attention of a few heads after the other; `q`, `k`, `v` are [r, frames, heads, n, d] if there is a
+    reference."""
     count = math.prod(q.shape[:-2])
     flat_q, flat_k, flat_v = (x.reshape(count, *x.shape[-2:]) for x in (q, k, v))
 
     def one(i: Array) -> Array:
         query, key, value = flat_q[i], flat_k[i], flat_v[i]
-        if reference is None:
-            logits = scores(query, key)
-        else:
+        if reference is not None:
             row, head = i // (q.shape[1] * q.shape[2]), i % q.shape[2]
             lent_key, lent_value = (x[row, head] for x in reference)
-            lent = scores(query, lent_key)
-            if mask is not None:
-                lent = jnp.where(mask[row], lent, -jnp.inf)
-            logits = jnp.concatenate([scores(query, key), lent], -1)
-            value = jnp.concatenate([value, lent_value])
+            key, value = jnp.concatenate([key, lent_key]), jnp.concatenate([value, lent_value])
+        logits = scores(query, key)
+        if mask is not None:
+            own = jnp.arange(key.shape[0]) < k.shape[-2]
+            logits = jnp.where(own | mask[row], logits, -jnp.inf)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         return (weights.astype(value.dtype) @ value) / weights.sum(-1, keepdims=True).astype(value.dtype)
 
-    return jax.lax.map(jax.checkpoint(one), jnp.arange(count)).reshape(q.shape)
+    together = os.cpu_count() or 1  # each core has a head
+    return jax.lax.map(jax.checkpoint(one), jnp.arange(count), batch_size=min(together, count)).reshape(q.shape)
 
 
 def scores(q: Float[Array, "*b n d"], k: Float[Array, "*b m d"]) -> Float[Array, "*b n m"]:

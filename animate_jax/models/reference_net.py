@@ -30,5 +30,5 @@ class ReferenceNet(UNet):
         The peers (and the paper) run it at timestep 0, on clean latents, once per video.
         """
         pose = None if pose is None else pose[:, None]
-        _, lent = super().__call__(latents[:, None], timesteps[:, None], self.condition(token), pose)
+        _, lent, _ = super().__call__(latents[:, None], timesteps[:, None], self.condition(token), pose)
         return {path: tokens[:, 0] for path, tokens in lent.items()}

@@ -121,7 +121,8 @@ class UNet(nnx.Module):
         conditioning: Conditioning,
         pose: Float[Array, "#r #f h w d"] | None = None,
         temporal: bool = True,
-    ) -> tuple[Float[Array, "r f h w o"], dict[str, Float[Array, "r f _ _"]]]:
+        deep: Float[Array, "r f h w e"] | None = None,
+    ) -> tuple[Float[Array, "r f h w o"], dict[str, Float[Array, "r f _ _"]], Float[Array, "r f h w e"]]:
         """One denoising evaluation.
 
         Args:
@@ -130,9 +131,11 @@ class UNet(nnx.Module):
             conditioning: from `condition`, of the conditional rows only.
             pose: the Pose Guider's features, added after the first convolution.
             temporal: False skips the temporal layers (stage 1, single pictures).
+            deep: what enters the last up block, of an earlier step; all between it and the first level is then left
+                out (DeepCache, Ma et al. 2023): an approximation.
 
         Returns:
-            The prediction (hidden states without a head) and the features lent by each spatial transformer.
+            The prediction (hidden states without a head), the features lent by each spatial transformer, and `deep`.
 
         Raises:
             ValueError: more frames than the temporal layers were built for.
@@ -161,24 +164,32 @@ class UNet(nnx.Module):
         if pose is not None:
             x = x + pose
         skips = [x]
-        for i, block in enumerate(self.down_blocks):
+        shallow = deep is not None
+        for i, block in enumerate(self.down_blocks[:1] if shallow else self.down_blocks):
             for j, resnet in enumerate(block.resnets):
                 x = layer(f"down_blocks.{i}", block, j, run(resnet, x, time))
                 skips.append(x)
-            for downsample in block.downsamplers:
+            for downsample in () if shallow else block.downsamplers:
                 x = downsample(x)
                 skips.append(x)
 
-        x = layer("mid_block", self.mid_block, 0, run(self.mid_block.resnets[0], x, time))
-        x = run(self.mid_block.resnets[1], x, time)
-
-        for i, block in enumerate(self.up_blocks):
+        def up(i: int, x: Array) -> Array:
+            block = self.up_blocks[i]
             for j, resnet in enumerate(block.resnets):
                 x = run(resnet, jnp.concatenate([x, skips.pop()], -1), time)
                 x = layer(f"up_blocks.{i}", block, j, x)
             for upsample in block.upsamplers:
                 x = upsample(x, skips[-1].shape[2:4])
+            return x
+
+        last = len(self.up_blocks) - 1
+        if not shallow:
+            x = layer("mid_block", self.mid_block, 0, run(self.mid_block.resnets[0], x, time))
+            deep = run(self.mid_block.resnets[1], x, time)
+            for i in range(last):
+                deep = up(i, deep)
+        x = up(last, deep)
 
         if self.head:
             x = self.conv_out(nnx.silu(self.conv_norm_out(x)))
-        return x, lent
+        return x, lent, deep

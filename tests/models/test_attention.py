@@ -50,7 +50,7 @@ def test_heads_in_turn_with_reference(mask, monkeypatch):
 
 def test_only_large_heads_take_turns():
     """Many small ones, as in temporal layers, are one batched product."""
-    small, large = jnp.zeros((9000, 8, 16, 2)), jnp.zeros((1, 17, 1000, 2))
+    small, large = jnp.zeros((9000, 8, 16, 2)), jnp.zeros((1, 9, 1000, 2))
     assert not attention.many(small, small)
     assert attention.many(large, large) and not attention.many(large[:, :8], large[:, :8])
 

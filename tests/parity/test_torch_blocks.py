@@ -20,7 +20,8 @@ CONFIG = UNetConfig(block_out_channels=(16, 32), attention_levels=(True, False),
 FILE = pathlib.Path(__file__).parents[2] / "benchmarks" / "torch_blocks.py"
 # Ours (AnimateDiff's names) -> diffusers' in its transformer block.
 RENAMED = {
-    ".temporal_transformer.transformer_blocks.0.": ".block.", ".temporal_transformer.": ".", "attention_blocks.0": "attn1",
+    ".temporal_transformer.transformer_blocks.0.": ".block.", ".temporal_transformer.": ".",
+    "attention_blocks.0": "attn1",
     "attention_blocks.1": "attn2", "norms.0": "norm1", "norms.1": "norm2", "ff_norm": "norm3",
     "mid_block.motion_modules": "mid_motion", ".motion_modules": "",
 }  # fmt: skip

