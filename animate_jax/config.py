@@ -154,8 +154,8 @@ class SamplingConfig:
 # `--speed`: what SamplingConfig's fields become. docs/speed.md has the price of each.
 SPEEDS: dict[str, dict[str, Any]] = {
     "exact": {},
-    "fast": {"guidance_interval": (0.3, 1.0), "reuse": 2},
-    "fastest": {"sampler": "dpm_solver", "steps": 4, "guidance_interval": (0.3, 1.0)},
+    "fast": {"reuse": 2},
+    "fastest": {"reuse": 3, "guidance_interval": (0.6, 1.0)},
 }
 Speed = Literal["exact", "fast", "fastest"]
 

@@ -69,7 +69,7 @@ def test_deep_features_are_reused_as_often_as_asked(pipeline, monkeypatch):
     calls, original = [], pipeline._denoise_keeping
     monkeypatch.setattr(
         pipeline, "_denoise_keeping",
-        lambda params, x, t, c, pose, *deep: calls.append((len(x), len(deep))) or original(params, x, t, c, pose, *deep),
+        lambda params, x, *rest: calls.append((len(x), len(rest) - 3)) or original(params, x, *rest),
     )  # fmt: skip
     exact = latents(pipeline, steps=5)
     np.testing.assert_allclose(latents(pipeline, steps=5, reuse=1), exact, rtol=1e-5)
@@ -93,6 +93,6 @@ def test_speeds(pipeline, micro):
     assert pipeline.options() == pipeline.options(speed="exact") == micro.sampling
     for name, fields in SPEEDS.items():
         assert dataclasses.asdict(pipeline.options(speed=name)).items() >= fields.items()
-    assert pipeline.options(speed="fastest", steps=7).steps == 7
+    assert pipeline.options(speed="fastest", reuse=7).reuse == 7
     with pytest.raises(UserError, match="--reuse 0"):
         pipeline.options(reuse=0)

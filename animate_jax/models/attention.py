@@ -71,21 +71,22 @@ def attend_over_frames(query: Float[Array, "b f n c"], key: Float[Array, "b f n 
                        heads: int) -> Float[Array, "b f n c"]:  # fmt: skip
     """Every pixel attends over the frames.
 
-    On TPU one query frame after the other, channels staying on the lanes: products with the heads' indicator sum over
-    a head's channels. Heads of 40 channels and sequences of 24 frames as matrices of their own would be padded to 128
-    and 32, with three copies on the way (docs/speed.md has the traffic).
+    On TPU channels stay on the lanes: products with the heads' indicator sum over a head's channels. Heads of 40
+    channels and sequences of 24 frames as matrices of their own would be padded to 128 and 32, with copies on the way
+    (docs/speed.md has the traffic).
     """
     if not splash.on_tpu():
         return attend(*(x.swapaxes(1, 2) for x in (query, key, value)), heads).swapaxes(1, 2)
     width = query.shape[-1] // heads
     indicator = jnp.repeat(jnp.eye(heads, dtype=query.dtype), width, 0)  # [C, heads]
 
-    def one(q: Array) -> Array:  # [B, N, C]
-        logits = ((q[:, None] * key) @ indicator).astype(jnp.float32) * width**-0.5  # [B, F, N, heads]
-        weights = jax.nn.softmax(logits, 1).astype(value.dtype)
-        return ((weights @ indicator.T) * value).sum(1)
+    @jax.checkpoint  # else its products of frames with frames would be kept for the backward pass
+    def attention(q: Array, k: Array, v: Array) -> Array:
+        logits = ((q[:, :, None] * k[:, None]) @ indicator).astype(jnp.float32) * width**-0.5  # [B, F, F, N, heads]
+        weights = jax.nn.softmax(logits, 2).astype(v.dtype)
+        return ((weights @ indicator.T) * v[:, None]).sum(2)
 
-    return jax.lax.map(jax.checkpoint(one), query.swapaxes(0, 1)).swapaxes(0, 1)
+    return attention(query, key, value)
 
 
 def many(query: Float[Array, "*b n d"], *keys: Float[Array, "..."]) -> bool:

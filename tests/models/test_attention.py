@@ -1,4 +1,4 @@
-"""Ways of computing the same attention: heads in turn, and frames in turn as on TPUs, against all at once."""
+"""Ways of computing the same attention: heads in turn, and over frames as on TPUs, against all at once."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_only_large_heads_take_turns():
     assert attention.many(large, large) and not attention.many(large[:, :8], large[:, :8])
 
 
-def test_frames_in_turn(monkeypatch):
+def test_over_frames_as_on_tpu(monkeypatch):
     inputs = arrays(*[(2, 4, 6, 8)] * 3)
     assert_same(
         lambda *x: attention.attend_over_frames(*x, HEADS), inputs, monkeypatch,

@@ -1,0 +1,101 @@
+"""Memory traffic and temporaries of the model's dearest parts on one TPU chip, by the TPU compiler; no TPU needed.
+
+    python benchmarks/tpu.py [--topology v5e:2x2] [--parts temporal]
+
+bf16, one clip of 24 frames at 512x768 pixels. Needs `pip install -e ".[tpu]"`. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import tyro
+from flax import nnx
+
+from animate_jax.config import MeshConfig, VAEConfig
+from animate_jax.models import attention, splash
+from animate_jax.models import params as P
+from animate_jax.models.attention import Attention
+from animate_jax.models.vae import AutoencoderKL
+from animate_jax.parallel.mesh import make_mesh
+from animate_jax.parallel.plan import topology_devices
+
+Part = Literal["temporal", "reference", "decode"]
+LEVELS = ((320, 6144), (640, 1536), (1280, 384))  # channels and positions of each level with attention
+FRAMES, HEADS = 24, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    topology: str = "v5e:2x2"  # one of its chips is compiled for
+    parts: tuple[Part, ...] = ("temporal", "reference", "decode")
+
+
+def shape(*sides: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sides, jnp.bfloat16)
+
+
+def split(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    graphdef, params = P.split(nnx.eval_shape(make))
+    return graphdef, {path: shape(*leaf.shape) for path, leaf in params.items()}
+
+
+def temporal(channels: int, positions: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    graphdef, params = split(lambda: Attention(channels, channels, HEADS, rngs=nnx.Rngs(0)))
+    clip = shape(1, FRAMES, positions, channels)
+    return lambda params, x: P.merge(graphdef, params).over_frames(x), (params, clip)
+
+
+def cases(parts: tuple[Part, ...]) -> Iterator[tuple[str, Any, Callable[..., Any], tuple[Any, ...]]]:
+    """(name, what is changed about the model, function, shapes of its inputs)"""
+    for channels, positions in LEVELS:
+        width, tokens = channels // HEADS, f"{positions} positions"
+        if "temporal" in parts:
+            function, inputs = temporal(channels, positions)
+            name = f"temporal attention with projections, {tokens}, heads of {width}"
+            yield f"{name}: pixels as batch", mock.patch.object(splash, "on_tpu", lambda: False), function, inputs
+            yield f"{name}: channels on the lanes", mock.MagicMock(), function, inputs
+        if "reference" in parts:
+            own, lent = shape(1, FRAMES, positions, channels), shape(1, positions, channels)
+
+            def function(q, k, v, rk, rv):
+                return attention.attend_with_reference(q, k, v, rk, rv, HEADS)
+
+            name = f"attention to own and reference, {tokens}, heads of {width}"
+            no_kernel = mock.patch.object(splash, "usable", lambda query: False)
+            yield f"{name}: XLA", no_kernel, function, (own, own, own, lent, lent)
+            yield f"{name}: splash kernel", mock.MagicMock(), function, (own, own, own, lent, lent)
+    if "decode" in parts:
+        graphdef, params = split(lambda: AutoencoderKL(VAEConfig(), rngs=nnx.Rngs(0)))
+        for frames in (1, 4, 8):
+            inputs = params, shape(frames, 96, 64, 4)
+            yield (f"VAE decode, {frames} frames at once", mock.MagicMock(),
+                   lambda params, x: P.merge(graphdef, params).to_images(x), inputs)  # fmt: skip
+
+
+def main(args: Arguments) -> None:
+    mesh = make_mesh(MeshConfig(), topology_devices(args.topology)[:1])
+    here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    print(f"| {args.topology.partition(':')[0]} | traffic GiB | temporaries GiB |\n| --- | --- | --- |")
+    for name, changed, function, inputs in cases(args.parts):
+        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), inputs)
+        with changed, jax.set_mesh(mesh):
+            try:
+                compiled = jax.jit(lambda *x, function=function: function(*x)).lower(*placed).compile()
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                print(f"| {name} | does not fit | |", flush=True)
+                continue
+        # Neither function here has a loop, of which the compiler would count one turn.
+        traffic, kept = compiled.cost_analysis()["bytes accessed"], compiled.memory_analysis().temp_size_in_bytes
+        print(f"| {name} | {traffic / 2**30:.2f} | {kept / 2**30:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))
