@@ -90,7 +90,13 @@ def attend_over_frames(query: Float[Array, "b f n c"], key: Float[Array, "b f n 
 
 
 def many(query: Float[Array, "*b n d"], *keys: Float[Array, "..."]) -> bool:
-    """Whether all scores at once would be too many."""
+    """Whether all scores at once would be too many for the cores of one machine.
+
+    Several devices hold fewer each, and taking turns would fetch every head from the device that has it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if splash.on_tpu() or (not mesh.empty and mesh.size > 1):
+        return False
     head = query.shape[-2] * sum(key.shape[-2] for key in keys)
     return head >= LARGE and math.prod(query.shape[:-2]) * head >= MANY
 

@@ -53,6 +53,8 @@ def test_only_large_heads_take_turns():
     small, large = jnp.zeros((9000, 8, 16, 2)), jnp.zeros((1, 9, 1000, 2))
     assert not attention.many(small, small)
     assert attention.many(large, large) and not attention.many(large[:, :8], large[:, :8])
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
+        assert not attention.many(large, large)
 
 
 def test_over_frames_as_on_tpu(monkeypatch):
