@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 from jaxtyping import UInt8
 
+from animate_jax.config import SPEEDS, Speed
 from animate_jax.errors import UserError, exit_status
 from animate_jax.pipeline import EXAMPLE, Pipeline
 from animate_jax.pose.draw import draw
@@ -109,7 +110,7 @@ class Studio:
         return np.concatenate([cut, draw(own, *size, options.pose_style)], 1), video
 
     def animate(self, reference: str | None, driving: str | None, frames: int, person: str, align: str, width: int,
-                height: int, steps: int, guidance: float, seed: int, visitor: str = ""
+                height: int, steps: int, guidance: float, speed: Speed, seed: int, visitor: str = ""
                 ) -> Iterator[Update]:  # fmt: skip
         """Makes the video, telling how far it is. `cancel`, or closing the iterator, stops and frees the device."""
         files = self.checked(reference, driving)
@@ -131,7 +132,7 @@ class Studio:
                     told_by.put(Update("Reading the pose of every frame"))
                     stream = self.pipeline.stream(
                         *files, frames=self.count(frames), seed=int(seed), progress=False, align=align, person=person,
-                        watch=watch, width=width, height=height, steps=steps, guidance=guidance,
+                        watch=watch, width=width, height=height, steps=steps, guidance=guidance, speed=speed,
                     )  # fmt: skip
                     told_by.put(Update("Decoding the frames"))
                     video, beside = self.name("result"), self.name("side_by_side")
@@ -226,6 +227,7 @@ def page(studio: Studio):
                     steps = gr.Slider(1, 50, defaults.steps, step=1, label="Steps")
                     guidance = gr.Slider(1, 8, defaults.guidance, step=0.1, label="Guidance")
                     frames = gr.Slider(1, limits.frames, min(48, limits.frames), step=1, label="Frames")
+                    speed = gr.Dropdown(list(SPEEDS), label="Speed")
                 with gr.Accordion("More", open=False), gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
                     width = gr.Number(defaults.width, label="Width", precision=0, minimum=32, maximum=1024)
@@ -251,8 +253,8 @@ def page(studio: Studio):
         alone = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
         seen = looking.click(worded(look), shared, [own, poses], **alone)
         made = start.click(
-            worded(animate), [*shared, steps, guidance, seed, visitor], [status, preview, result, beside, download],
-            show_progress_on=status, **alone,
+            worded(animate), [*shared, steps, guidance, speed, seed, visitor],
+            [status, preview, result, beside, download], show_progress_on=status, **alone,
         )  # fmt: skip
         # Gradio takes waiting events out of its queue, but lets what has begun run on.
         cancel.click(studio.cancel, visitor, status, cancels=[seen, made], queue=False, api_visibility="private")

@@ -3,8 +3,8 @@
     python train.py configs/tiny_stage1.py --init runs/tiny_vae
 
 Predicts x0; four frames of each clip share one pass of ReferenceNet. About 1 step/s on 2 idle CPU cores, after minutes
-of compiling Muon. The bundled weights come from an earlier version of this run (16 latent channels, AdamW, 2106 steps); the
-loss was still falling.
+of compiling Muon. The bundled weights come from an earlier version of this run (16 latent channels, AdamW, 2106
+steps); the loss was still falling.
 """
 
 from animate_jax.config import DataConfig, DiffusionLossConfig, OptimConfig, TrainConfig

@@ -51,7 +51,7 @@ def test_what_it_refuses(studio, tmp_path):
         with pytest.raises(UserError, match=message):
             studio.look(reference, driving, *POSES)
         with pytest.raises(UserError, match=message):
-            next(studio.animate(reference, driving, *POSES, 1, 2.0, 0))
+            next(studio.animate(reference, driving, *POSES, 1, 2.0, "exact", 0))
 
 
 def test_the_poses_before_running(studio):
@@ -65,7 +65,7 @@ def test_the_poses_before_running(studio):
 
 def test_a_video_with_progress_and_preview(studio, monkeypatch):
     monkeypatch.setattr("animate_jax.web.PREVIEW_EVERY", 0)
-    updates = list(studio.animate(PICTURE, MOTION, 9, *POSES[1:], 2, 2.0, 0))
+    updates = list(studio.animate(PICTURE, MOTION, 9, *POSES[1:], 2, 2.0, "fast", 0))
     percent = [update.text for update in updates if "%" in update.text]
     assert len(percent) == 4 and percent[-1].endswith("100%")  # 2 steps of 2 windows; 5 frames are the limit
     assert all(update.preview.shape == (64, 48, 3) for update in updates if "%" in update.text)
@@ -90,7 +90,7 @@ def test_the_preview_nears_the_result(micro_params, micro):
 
 
 def test_leaving_stops_the_work(studio):
-    updates = studio.animate(PICTURE, MOTION, 5, *POSES[1:], 500, 2.0, 0)
+    updates = studio.animate(PICTURE, MOTION, 5, *POSES[1:], 500, 2.0, "exact", 0)
     while "%" not in next(updates).text:
         pass
     updates.close()
@@ -99,7 +99,7 @@ def test_leaving_stops_the_work(studio):
 
 
 def test_cancel(studio):
-    updates = studio.animate(PICTURE, MOTION, 5, *POSES[1:], 500, 2.0, 0, "me")
+    updates = studio.animate(PICTURE, MOTION, 5, *POSES[1:], 500, 2.0, "exact", 0, "me")
     while "%" not in next(updates).text:
         pass
     studio.cancel("somebody else")
