@@ -14,8 +14,8 @@ The numbers are the paper's. Moore-AnimateAnyone's additions to it, for weights 
 (velocity prediction with zero terminal SNR; a Pose Guider that starts from ControlNet is a matter of `--init`). To
 sample from averaged weights: `--optim.ema 0.9999`, 6.9 GB more.
 
-Hardware: 16 chips of 16 GB (v5e:4x4), or 8 GPUs of 40 GB. Planned (the command above): 7.6 GB per chip, 102 TFLOPs per
-chip and step, at least 0.59 s. Not yet run at this size.
+Hardware: 16 chips of 16 GB (v5e:4x4), or 8 GPUs of 40 GB. Planned (the command above): 7.2 GB per chip, 100 TFLOPs per
+chip and step, at least 0.60 s. Not yet run at this size.
 """
 
 from animate_jax.config import DataConfig, OptimConfig, TrainConfig

@@ -144,7 +144,7 @@ def _unet(model: ModelConfig, state_dict: dict[str, Any], arrays: P.Params, size
     def call(net: UNet, x: jax.Array, time: jax.Array, token: jax.Array) -> Any:
         if isinstance(net, ReferenceNet):
             return None, net(x, time, token)
-        prediction, lent = net(x[:, None], time[:, None], net.condition(token), temporal=False)
+        prediction, lent, _ = net(x[:, None], time[:, None], net.condition(token), temporal=False)
         return prediction[:, 0], {path: tokens[:, 0] for path, tokens in lent.items()}
 
     kind = UNet if "conv_out.kernel" in arrays else ReferenceNet
