@@ -11,8 +11,8 @@ The paper names no size for this stage; Moore-AnimateAnyone trains at half the a
 
     --size 512 512 --preset moore-fixed --loss.weighting min_snr --loss.noise-offset 0.05 --data.stride 4
 
-Hardware: 16 chips of 16 GB (v5e:4x4). Planned (the command above): 14.4 GB per chip, 91 TFLOPs per chip and step, at least
-0.63 s; at 512x512 9.8 GB, 32 TFLOPs, at least 0.29 s. Not yet run at this size.
+Hardware: 16 chips of 16 GB (v5e:4x4). Planned (the command above): 14.4 GB per chip, 91 TFLOPs per chip and step, at
+least 0.63 s; at 512x512 9.8 GB, 32 TFLOPs, at least 0.29 s. Not yet run at this size.
 """
 
 from animate_jax.config import DataConfig, OptimConfig, TrainConfig
