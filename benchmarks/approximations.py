@@ -14,17 +14,15 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
+from held_out import held_out
 
 from animate_jax.config import SPEEDS
 from animate_jax.evaluation import lpips
-from animate_jax.evaluation.cases import rendered
 from animate_jax.evaluation.pose_accuracy import pck
 from animate_jax.pipeline import Pipeline, signed
 from animate_jax.pose.detect import detect
-from animate_jax.pose.draw import Drawn, draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +55,7 @@ def variants(steps: int) -> dict[str, dict[str, Any]]:
 def main(args: Arguments) -> None:
     pipeline, weights = Pipeline.load(args.checkpoint), lpips.load(args.lpips_weights)
     options = pipeline.options()
-    size = options.height, options.width
-    cases = list(rendered("test_both", args.videos, args.frames, 24, size, options.fps or 10.0))
-    poses = [Drawn(case.keypoints[1:], *size, options.pose_style) for case in cases]
-    conditions = [
-        pipeline.condition(case.reference, draw(case.keypoints[0], *size, options.pose_style), options)
-        for case in cases
-    ]
-    conditioning = jax.tree.map(lambda *parts: jnp.concatenate(parts), *conditions)
+    cases, poses, conditioning = held_out(pipeline, args.videos, args.frames)
     distance = jax.jit(functools.partial(lpips.lpips, weights))
 
     def make(name: str, chosen: dict[str, Any]) -> tuple[list[np.ndarray], float]:
@@ -79,6 +70,7 @@ def main(args: Arguments) -> None:
         return float(np.mean([distance(signed(a), signed(b)) for a, b in zip(made, others, strict=True)]))
 
     def accuracy(made: list[np.ndarray]) -> float:
+        size = options.height, options.width
         each = [pck(detect(video), case.keypoints[1:], size) for video, case in zip(made, cases, strict=True)]
         return float(np.nanmean(np.concatenate(each)))
 

@@ -11,16 +11,14 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
+from held_out import held_out
 from tqdm import tqdm
 
 from animate_jax.diffusion.samplers import SAMPLERS
 from animate_jax.evaluation import lpips
-from animate_jax.evaluation.cases import rendered
 from animate_jax.pipeline import Pipeline, signed
-from animate_jax.pose.draw import Drawn, draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +34,7 @@ class Arguments:
 def main(args: Arguments) -> None:
     pipeline, weights = Pipeline.load(args.checkpoint), lpips.load(args.lpips_weights)
     options = pipeline.options()
-    size = options.height, options.width
-    cases = list(rendered("test_both", args.videos, args.frames, 24, size, options.fps or 10.0))
-    poses = [Drawn(case.keypoints[1:], *size, options.pose_style) for case in cases]
-    conditions = [
-        pipeline.condition(case.reference, draw(case.keypoints[0], *size, options.pose_style), options)
-        for case in cases
-    ]
-    conditioning = jax.tree.map(lambda *parts: jnp.concatenate(parts), *conditions)
+    cases, poses, conditioning = held_out(pipeline, args.videos, args.frames)
     distance = jax.jit(functools.partial(lpips.lpips, weights))
     work = [(sampler, steps) for sampler in SAMPLERS for steps in args.steps]
     bar = tqdm(total=args.reference_steps + sum(steps for _, steps in work), unit="step", dynamic_ncols=True)
