@@ -223,9 +223,12 @@ def test_a_video_of_a_person(pipeline, tmp_path):
     write_video(path, np.stack([np.roll(wide, shift, axis=1) for shift in (0, 12, 24, 36, 48, 60)]), 20)
     animation = pipeline(ASTRONAUT, path, progress=False)
     assert animation.fps == 10 and len(animation.frames) == 3  # of 20 frames/s every second one
+    # The ink moves, but which limbs are drawn depends on the detector's confidence in each; the head is always seen.
     centers = [np.average(np.arange(48), weights=pose.sum((0, 2)) + 1e-6) for pose in animation.poses]
-    assert centers[0] + 1 < centers[1] and centers[1] + 1 < centers[2]
+    assert centers[0] + 3 < centers[2]
     assert 15 < centers[0] < 33  # at first where she is in her own picture
+    head = pipeline.read_motion(path, progress=False).keypoints.body[:, [0, 14, 15, 16, 17], 0].mean(1)
+    np.testing.assert_allclose(np.diff(head), 24 / 480, atol=0.015)
     slow = pipeline.read_motion(path, fps=4.0, progress=False)
     assert slow.fps == 4 and slow.canvas == astronaut.shape[:1] + wide.shape[1:2]
 
