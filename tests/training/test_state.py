@@ -1,6 +1,7 @@
 """What is trained and what is frozen, the learning rate, the averaged weights."""
 
 import dataclasses
+import functools
 import re
 import runpy
 
@@ -69,6 +70,42 @@ def test_muon_turns_kernels_and_adamw_moves_the_rest():
     for path in ("conv_in.kernel", "a.bias"):
         step = np.abs(updates[path]).max()  # Nesterov's first step is 1.47 times Adam's
         np.testing.assert_allclose(updates[path], -step * np.sign(gradients[path]), rtol=1e-4)
+
+
+def test_muon_on_stacks_is_muon_on_each():
+    """Kernels of one shape are moved together, each as if alone: two steps, with decay, against optax one by one."""
+    key = jax.random.key(0)
+    shapes = {
+        "b.kernel": (3, 3, 4, 8),
+        "c.kernel": (6, 5),
+        "a.kernel": (3, 3, 4, 8),
+        "d.kernel": (6, 5),
+        "e.bias": (8,),
+    }
+    params = {path: jax.random.normal(jax.random.fold_in(key, i), s) for i, (path, s) in enumerate(shapes.items())}
+    config = dataclasses.replace(PLAIN, optimizer="muon", warmup=0, clip_norm=1e9, weight_decay=0.1)
+    tx = optimizer(config, 10)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def walk(tx, params):
+        state = tx.init(params)
+        for i in range(2):
+            gradients = {path: jax.random.normal(jax.random.fold_in(key, i), a.shape) for path, a in params.items()}
+            updates, state = tx.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    alone = optax.contrib.muon(
+        config.learning_rate, weight_decay=0.1, consistent_rms=0.2, adam_b1=config.betas[0], adam_b2=config.betas[1],
+        adam_weight_decay=0.1, muon_weight_dimension_numbers=lambda tree: {
+            path: optax.contrib.MuonDimensionNumbers(tuple(range(a.ndim - 1)), (a.ndim - 1,))
+            if getattr(a, "ndim", 0) > 1 else None
+            for path, a in tree.items()
+        },
+    )  # fmt: skip
+    expected = walk(alone, params)
+    for path, array in walk(tx, params).items():
+        np.testing.assert_allclose(array, expected[path], rtol=1e-4, atol=1e-5, err_msg=path)
 
 
 def test_factored_moments_are_small_and_go_down():
