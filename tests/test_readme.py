@@ -4,7 +4,6 @@ import importlib
 import os
 import re
 import runpy
-import shlex
 import shutil
 import subprocess
 import sys
@@ -13,11 +12,15 @@ from pathlib import Path
 import pytest
 
 from animate_jax.__main__ import COMMANDS
+from animate_jax.commands import train
 from animate_jax.pipeline import EXAMPLE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INDENTED = re.compile(r"^    (\S(?:.*\\\n)*.*)$", re.MULTILINE)
+MODULES = {f"animate_jax.{module}": name for module, name in
+           {"weights": "weights", "data": "data", "evaluation": "evaluate", "web": "web"}.items()}  # fmt: skip
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -26,14 +29,32 @@ def blocks(language, *pages):
 
 
 def commands(page):
-    """Every `animate-jax ...` line of the page's shell blocks, as words."""
-    text = "\n".join(blocks("bash", page)).replace("\\\n", " ")
+    """Every command line of ours in the page's shell blocks and indented lines, as the words after `animate-jax`.
+    Benchmarks come as their path."""
+    text = "\n".join([*blocks("bash", page), *INDENTED.findall(BLOCK.sub("", page.read_text()))]).replace("\\\n", " ")
     for line in text.splitlines():
-        words = shlex.split(line, comments=True)
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-            words = words[1:]
-        if words[:1] == ["animate-jax"] and ">" not in words:
-            yield words[1:]
+        line = line.replace(" && ", "; ").partition("   #")[0]
+        for part in line.split(";"):
+            words = re.sub(r"\"[^\"]*\"", "...", part).replace("'", "").replace('"', "").split()
+            while words and re.fullmatch(r"[A-Z_]+=.*|do|JAX_PLATFORMS=.*", words[0]):
+                words = words[1:]
+            match [word.removeprefix(".venv/bin/") for word in words[:3]]:
+                case ["animate-jax", *_] if ">" not in words:
+                    yield words[1:]
+                case ["python", "-m", module] if module in MODULES:
+                    yield [MODULES[module], *words[3:]]
+                case ["python", "sample.py" | "train.py" as script, *_]:
+                    yield [script.removesuffix(".py"), *words[2:]]
+                case ["python", script, *_] if script.startswith("benchmarks/"):
+                    yield words[1:]
+
+
+def test_commands_are_found():
+    """Of every form, in README and the docs."""
+    found = [words for page in PAGES for words in commands(page)]
+    assert len(found) > 30
+    assert {words[0] for words in found} >= {"sample", "train", "weights", "data", "evaluate", "web", "doctor"}
+    assert any(words[0].startswith("benchmarks/") for words in found)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -46,15 +67,22 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist(page, capfd):
     for words in commands(page):
+        flags = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
+        if words[0].startswith("benchmarks/"):
+            source = (ROOT / words[0]).read_text()
+            assert all(flag[2:] in source or flag[2:].replace("-", "_") in source for flag in flags), words
+            continue
         assert words[0] in COMMANDS, words
-        flags = [word for word in words[1:] if word.startswith("--")]
         place = [word for word in words[1:3] if not word.startswith("-") and words[0] in ("weights", "data", "train")]
+        if words[0] == "train":
+            assert Path(place[0]).stem in train.shipped(), words
+            place = place[:1]
         with pytest.raises(SystemExit):
             ended = importlib.import_module(COMMANDS[words[0]]).main([*place, "--help"], "animate-jax")
             raise SystemExit(ended)
         told = capfd.readouterr()
         for flag in flags:
-            assert flag.partition("=")[0] in told.out + told.err, (words, flag)
+            assert flag in told.out + told.err, (words, flag)
 
 
 @pytest.mark.usefixtures("compile_fast")

