@@ -256,7 +256,13 @@ class Pipeline:
         return Drawn(bring(motion.keypoints, motion.canvas, reference, size, align), *size, options.pose_style)
 
     def condition(self, picture: Picture, own_pose: Picture, options: SamplingConfig) -> Conditioning:
-        """What the model keeps of the character, once per video."""
+        """What the model keeps of the character, once per video: keys, values and CLIP's share per block.
+
+        Args:
+            picture: uint8 RGB [height, width, 3] of the result's size, as `frame_reference` cuts it.
+            own_pose: the drawn skeleton of the picture's person, of the same size; read by models that show it to
+                ReferenceNet, as the bundled one.
+        """
         clip = clip_pixels(picture, self.preset.model.image_encoder.image_size, options.clip_resize)
         latents = self.encode(picture[None])[:, 0]
         return self._condition(self.params, latents, jnp.asarray(clip)[None], unit(own_pose[None]))
@@ -265,7 +271,15 @@ class Pipeline:
                progress: bool = True, watch: Watch | None = None) -> Latents:  # fmt: skip
         """Denoises the latents of whole videos, window by window; they lie in host memory.
 
-        `poses` are those of each row of `conditioning`, all of one length.
+        Args:
+            conditioning: from `condition`; of several characters, joined along the first axis.
+            poses: uint8 pictures [frames, height, width, 3] or `Drawn` keypoints; of several characters a list, one
+                for each row of `conditioning`, all of one length.
+            seed: noise depends on it and on a frame's number alone.
+
+        Returns:
+            float32 [rows, frames, height / d, width / d, channels] in the scale that `decode` takes; d is
+            `VAEConfig.downscale`.
         """
         videos = poses if isinstance(poses, list) else [poses]
         scale, frames = self.preset.model.vae.downscale, len(videos[0])
@@ -323,11 +337,11 @@ class Pipeline:
         return evaluate
 
     def encode(self, pictures: Pictures) -> Float[Array, "1 f h w c"]:
-        """uint8 frames -> the autoencoder's scaled latents."""
+        """uint8 frames [f, height, width, 3] -> the autoencoder's scaled latents, `vae.downscale` pixels a position."""
         return self._encode(self.params, signed(pictures))[None]
 
     def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"]) -> Pictures:
-        """Latents -> uint8 frames."""
+        """Latents of one video -> uint8 frames [f, height, width, 3]."""
         return np.concatenate(list(self.decode_chunks(np.asarray(latents[0]))))
 
     def decode_chunks(self, latents: Float[np.ndarray, "f h w c"]) -> Iterator[Pictures]:
