@@ -62,6 +62,7 @@ def test_links_lead_somewhere(page):
     for target in LINK.findall(page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+            assert page.parent == ROOT or not target.startswith(".."), f"{target} is not part of the site"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
