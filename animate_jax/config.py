@@ -12,6 +12,7 @@ Prediction = Literal["epsilon", "v", "x0"]
 Remat = Literal["none", "blocks", "dots"]
 PoseStyle = Literal["none", "paper", "moore", "musepose", "tiny"]  # none draws nothing: the ablation
 ReferenceUse = Literal["attention", "addition", "none"]
+DType = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,7 @@ class SamplingConfig:
     blend: Literal["centre", "flat"] = "centre"  # overlapping windows: a frame counts most mid-window, or equally
     shift_windows: bool = False  # other window positions in every step, so that no seam stays put
     reuse: int = 1  # deep features are computed in every so-many-th step only (DeepCache); 1: in all
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the denoising UNet's passes
+    dtype: DType = "float32"  # of the denoising UNet's passes; weights held in bfloat16 compute in it anyway
 
 
 # `--speed`: what SamplingConfig's fields become. docs/speed.md has the price of each.

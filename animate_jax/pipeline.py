@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -15,18 +16,23 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
 from animate_jax.animation import Animation, Motion, Picture, Pictures, Stream
-from animate_jax.config import SPEEDS, Preset, SamplingConfig, Speed
+from animate_jax.config import SPEEDS, DType, Preset, SamplingConfig, Speed
 from animate_jax.diffusion.noise import initial_noise
 from animate_jax.diffusion.sampling import Latents, evaluations, sample
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
+from animate_jax.models.layout import ROWS
 from animate_jax.models.unet import Conditioning
+from animate_jax.parallel.mesh import AXES
+from animate_jax.parallel.rules import shardings
 from animate_jax.pose.align import portrait
 from animate_jax.pose.detect import Detector, detect, require_person
 from animate_jax.pose.draw import Drawn, draw
@@ -59,17 +65,25 @@ class Pipeline:
 
     Attributes:
         preset: every numerical choice; `preset.sampling` holds the defaults of `__call__`.
-        params: the model's parameters, see `animate_jax.models.params`.
+        params: the model's parameters, see `animate_jax.models.params`; in bfloat16 everything is computed in it.
+        mesh: devices that share the work (`parallel.mesh`): windows over `data` and `fsdp`, the frames of each over
+            `frames`, weights over `fsdp`.
     """
 
-    def __init__(self, params: P.Params, preset: Preset):
-        self.params, self.preset = params, preset
+    def __init__(self, params: P.Params, preset: Preset, mesh: Mesh | None = None):
+        self.params, self.preset, self.mesh = params, preset, mesh
+        self.dtype = next(iter(params.values())).dtype
+        self.rows = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1  # windows, one for each group of devices
         self.schedule = make_schedule(preset.schedule)
         graphdef, _ = P.abstract(preset.model)
 
         def compiled(function: Callable) -> Callable:
             # Parameters are arguments: constants would be compiled in, and other weights compile nothing anew.
-            return jax.jit(lambda params, *inputs: function(P.merge(graphdef, params), *inputs))
+            def run(params, *inputs):
+                with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext():
+                    return function(P.merge(graphdef, params), *inputs)
+
+            return jax.jit(run)
 
         self._encode = compiled(lambda model, pictures: model.vae.to_latents(pictures))
         self._decode = compiled(lambda model, latents: bytes_of(model.vae.to_images(latents)))
@@ -79,13 +93,18 @@ class Pipeline:
         self._denoise_keeping = compiled(lambda model, *inputs: model.denoise_keeping(*inputs))
 
     @classmethod
-    def load(cls, path: str | pathlib.Path = "tiny", preset: Preset | None = None) -> Pipeline:
-        """Reads a checkpoint: "tiny" (ships with the package), a checkpoint's directory or a training run's.
+    def load(cls, path: str | pathlib.Path = "tiny", preset: Preset | None = None, mesh: Mesh | None = None,
+             dtype: DType = "float32") -> Pipeline:  # fmt: skip
+        """Reads a checkpoint: "tiny" (ships with the package), a checkpoint's directory or a training run's; onto the
+        devices of `mesh`, with weights of `dtype`.
 
         Raises:
             UserError: there is none, it is damaged, or it does not fit the preset.
         """
-        return cls(*checkpoint.load(BUNDLED if path == "tiny" else path, preset))
+        path = checkpoint.find(BUNDLED if path == "tiny" else path)
+        preset = preset or checkpoint.read_preset(path)
+        places = mesh and shardings(P.abstract(preset.model)[1], mesh)
+        return cls(*checkpoint.load(path, preset, dtype, places), mesh)
 
     @classmethod
     def from_pretrained(cls, name: str | pathlib.Path = "tiny", preset: Preset | None = None) -> Pipeline:
@@ -264,8 +283,8 @@ class Pipeline:
                 ReferenceNet, as the bundled one.
         """
         clip = clip_pixels(picture, self.preset.model.image_encoder.image_size, options.clip_resize)
-        latents = self.encode(picture[None])[:, 0]
-        return self._condition(self.params, latents, jnp.asarray(clip)[None], unit(own_pose[None]))
+        inputs = self.encode(picture[None])[:, 0], jnp.asarray(clip)[None], unit(own_pose[None])
+        return self._condition(self.params, *narrowed(inputs, self.dtype))
 
     def sample(self, conditioning: Conditioning, poses: Poses | list[Poses], options: SamplingConfig, seed: int = 0,
                progress: bool = True, watch: Watch | None = None) -> Latents:  # fmt: skip
@@ -287,47 +306,54 @@ class Pipeline:
         key = jax.random.key(seed)
         keys = jnp.repeat(key[None], len(videos))  # a video is the same in every company
         noise = initial_noise(keys, (len(videos), frames, *shape), options.shared_noise)
+        together = self.rows // math.gcd(self.rows, len(videos))
+        if self.mesh:
+            conditioning = self.over_rows(jax.tree.map(lambda each: jnp.repeat(each, together, 0), conditioning))
 
         @functools.lru_cache(KEPT_WINDOWS)
         def features(window: tuple[int, ...]) -> Array:
-            pictures = [unit(video[np.array(window)]) for video in videos]
+            pictures = [narrowed(unit(video[np.array(window)]), self.dtype) for video in videos]
             guided = [self._guide_pose(self.params, jnp.stack(frame)[:, None]) for frame in zip(*pictures, strict=True)]
             return jnp.concatenate(guided, 1)
 
         def denoise(x: Latents, t: np.ndarray, window: np.ndarray) -> Array:
-            pose = features(tuple(window.tolist()))
-            if len(x) > len(pose) > 1:  # a single video's poses serve both halves of guidance as they are
-                pose = jnp.concatenate([pose, pose])
-            prediction = evaluate(x, t, window, pose)
+            pose, *more = [features(tuple(frames)) for frames in window.tolist()]
+            if more:
+                pose = jnp.stack([pose, *more], 1).reshape(-1, *pose.shape[1:])  # [videos * windows, frames, h, w, c]
+            if len(x) > len(pose) > 1:  # a single row serves both halves of guidance as it is
+                pose = jnp.repeat(pose, 2, 0)
+            prediction = evaluate(*self.over_rows((x, t)), window, self.over_rows(pose))
             if watch:
                 shown = prediction[-1:, :1], x[-1:, :1], t[-1:].astype(int)
                 watch(next(done) / total, lambda: self.decode(self.schedule.to_x0_epsilon(*shown)[0])[0])
             return prediction
 
         evaluate = self.evaluator(conditioning, options)
-        total, done = evaluations(frames, self.schedule, options), itertools.count(1)
+        total, done = evaluations(frames, self.schedule, options, together), itertools.count(1)
         with tqdm(total=total, desc="denoising", unit="step", dynamic_ncols=True, disable=not progress) as bar:
             added = jax.vmap(jax.random.fold_in, (0, None))(keys, ADDED)
-            return sample(denoise, noise, self.schedule, options, bar.update, added)
+            return sample(denoise, noise, self.schedule, options, bar.update, added, together)
 
     def evaluator(self, conditioning: Conditioning, options: SamplingConfig) -> Callable[..., Array]:
         """The denoising UNet as `evaluate(x, t, window, pose)`, with the approximations that `options` asks for."""
         params = self.params
-        if options.dtype != "float32":
+        dtype = jnp.dtype(options.dtype) if self.dtype == jnp.float32 else self.dtype
+        if dtype != self.dtype:
             params = {
-                path: leaf.astype(options.dtype) for path, leaf in params.items() if path.startswith("denoising_unet")
-            } | {path: leaf for path, leaf in params.items() if not path.startswith("denoising_unet")}
-            conditioning = narrowed(conditioning, options.dtype)
+                path: leaf.astype(dtype) if path.startswith("denoising_unet") else leaf for path, leaf in params.items()
+            }
+        conditioning = narrowed(conditioning, dtype)
         deep: dict[tuple[int, ...], tuple[Array, int]] = {}  # by window: deep features, and how often they were used
 
         def evaluate(x: Latents, t: np.ndarray, window: np.ndarray, pose: Array) -> Array:
-            x, pose = narrowed((jnp.asarray(x), pose), options.dtype)
+            x, pose = narrowed((x, pose), dtype)
             if options.reuse == 1:
                 return self._denoise(params, x, t, conditioning, pose).astype(jnp.float32)
-            key = tuple(window.tolist())
+            key = tuple(window.ravel().tolist())
             kept, used = deep.get(key, (None, options.reuse))
             if used < options.reuse:  # of both halves, the conditional one comes last, where guidance has ended
-                prediction, _ = self._denoise_keeping(params, x, t, conditioning, pose, kept[-len(x) :])
+                kept = kept if len(x) == len(kept) else kept[1::2]
+                prediction, _ = self._denoise_keeping(params, x, t, conditioning, pose, kept)
             else:
                 used = 0
                 prediction, kept = self._denoise_keeping(params, x, t, conditioning, pose)
@@ -338,7 +364,7 @@ class Pipeline:
 
     def encode(self, pictures: Pictures) -> Float[Array, "1 f h w c"]:
         """uint8 frames [f, height, width, 3] -> the autoencoder's scaled latents, `vae.downscale` pixels a position."""
-        return self._encode(self.params, signed(pictures))[None]
+        return self._encode(self.params, narrowed(signed(pictures), self.dtype))[None]
 
     def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"]) -> Pictures:
         """Latents of one video -> uint8 frames [f, height, width, 3]."""
@@ -346,10 +372,18 @@ class Pipeline:
 
     def decode_chunks(self, latents: Float[np.ndarray, "f h w c"]) -> Iterator[Pictures]:
         """Latents -> uint8 frames, a few at a time."""
-        for start in range(0, len(latents), DECODE_CHUNK):
-            chunk = latents[start : start + DECODE_CHUNK]
-            padded = np.concatenate([chunk, np.repeat(chunk[-1:], DECODE_CHUNK - len(chunk), 0)])
+        together = math.lcm(DECODE_CHUNK, self.mesh.size if self.mesh else 1)
+        for start in range(0, len(latents), together):
+            chunk = latents[start : start + together]
+            padded = np.concatenate([chunk, np.repeat(chunk[-1:], together - len(chunk), 0)])
+            padded = self.over_rows(narrowed(padded, self.dtype), AXES)
             yield np.asarray(self._decode(self.params, padded))[: len(chunk)]
+
+    def over_rows(self, tree: Any, axes: tuple[str, ...] = ROWS) -> Any:
+        """Divides the first axis of arrays over the devices."""
+        if self.mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(axes)))
 
 
 def several(inputs: One | list[One] | tuple[One, ...]) -> list[One]:
@@ -363,7 +397,7 @@ def resized(picture: Picture, size: tuple[int, int] | None) -> Picture:
     return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
 
 
-def narrowed(tree: Any, dtype: str) -> Any:
+def narrowed(tree: Any, dtype: DTypeLike) -> Any:
     """Floating arrays as `dtype`."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
@@ -380,7 +414,7 @@ def unit(pictures: UInt8[np.ndarray, "*frames height width 3"]) -> Float[Array, 
 
 def bytes_of(images: Float[Array, "frames height width 3"]) -> UInt8[Array, "frames height width 3"]:
     """[-1, 1] -> uint8."""
-    return (jnp.clip(images / 2 + 0.5, 0, 1) * 255 + 0.5).astype(jnp.uint8)
+    return (jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1) * 255 + 0.5).astype(jnp.uint8)
 
 
 def is_drawn(shown: Pictures) -> bool:

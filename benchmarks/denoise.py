@@ -1,21 +1,27 @@
 """Full-size speed on this machine: ours beside the same blocks out of diffusers' PyTorch modules.
 
     python benchmarks/denoise.py [--only step decode] [--size 256 256] [--frames 8] [--rounds 2] [--threads 2]
+    python benchmarks/denoise.py --size 512 768 --frames 24 --rounds 0     # FLOPs only, of any size
+    python benchmarks/denoise.py --only start                              # the bundled model's first frame
 
 Random weights, fp32. Each measurement is a process of its own (clean peak memory), one at a time, in the order ours,
-PyTorch, ours, PyTorch, ...; figures are medians, peaks the largest. Needs `pip install -e ".[test]"`, 11 GB of memory
-and Linux. Prints Markdown.
+PyTorch, ours, PyTorch, ...; figures are medians, peaks the largest. FLOPs are those of matrix products and
+convolutions, on both sides. "video" is the sum of its parts for 20 steps. "start" is the time from starting Python to
+the first frame of the bundled example, with an empty and with a filled cache of compiled programs. Needs
+`pip install -e ".[test]"`, 11 GB of memory and Linux. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -31,12 +37,22 @@ PARTS = {
     "decode": "VAE decode, 1 frame",
 }
 Part = Literal["step", "reference", "image_encoder", "encode", "decode"]
-GUIDANCE = 3.5
+GUIDANCE, STEPS = 3.5, 20
+FIRST_FRAME = """
+import sys, time
+began = time.monotonic()
+import jax
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+from animate_jax.pipeline import EXAMPLE, Pipeline
+stream = Pipeline.load().stream(EXAMPLE / "reference.png", EXAMPLE / "driving.mp4", frames=16, progress=False)
+next(iter(stream))
+print(time.monotonic() - began)
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    only: tuple[Part, ...] = tuple(PARTS)
+    only: tuple[Part | Literal["start"], ...] = (*PARTS, "start")
     size: tuple[int, int] = (256, 256)  # width, height
     frames: int = 8
     rounds: int = 2  # processes of each side
@@ -52,15 +68,44 @@ def main(arguments: list[str]) -> None:
     if args.side:
         print(json.dumps({"ours": ours, "torch": theirs}[args.side](args, args.only[0])))
         return
+    if "start" in args.only and args.rounds:
+        print_start(args)
+    parts = [part for part in args.only if part != "start"]
+    if not args.rounds:
+        for part in parts:
+            a, b = (process(args, part, side, "--count")["flops"] / 1e12 for side in ("ours", "torch"))
+            print(f"{PARTS[part]}: {a:.4g} / {b:.4g} TFLOP, ratio {a / b:.3f}", flush=True)
+        return
     print("| part | TFLOP | wall s | CPU s | peak GB | first result s | ratios: FLOPs | wall | CPU | peak |")
     print("| --- " * 10 + "|", flush=True)
-    for part in args.only:
+    measured = {}
+    for part in parts:
         runs: dict[str, list[dict]] = {"ours": [], "torch": []}
         for _ in range(args.rounds):
             for side, results in runs.items():
                 results.append(process(args, part, side))
         flops = {side: process(args, part, side, "--count")["flops"] / 1e12 for side in runs}
-        print(row(PARTS[part], runs, flops), flush=True)
+        measured[part] = {side: figures(runs[side], flops[side]) for side in runs}
+        print(row(PARTS[part], measured[part]), flush=True)
+    if set(measured) == set(PARTS):
+        times = {"step": STEPS, "decode": args.frames}
+        video = {
+            side: [sum(times.get(part, 1) * each[side][i] for part, each in measured.items()) for i in range(3)]
+            for side in ("ours", "torch")
+        }
+        print(row(f"video: {STEPS} steps, {args.frames} frames, the sum", video))
+
+
+def print_start(args: Arguments) -> None:
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for state in seconds:
+                command = [sys.executable, "-c", FIRST_FRAME, cache]
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                seconds[state].append(float(output.split()[-1]))
+    print("first frame of the bundled example: "
+          + ", ".join(f"{state} {statistics.median(each):.1f} s" for state, each in seconds.items()))  # fmt: skip
 
 
 def process(args: Arguments, part: Part, side: str, *options: str) -> dict[str, Any]:
@@ -76,17 +121,17 @@ def process(args: Arguments, part: Part, side: str, *options: str) -> dict[str, 
     return result
 
 
-def row(name: str, runs: dict[str, list[dict]], flops: dict[str, float]) -> str:
+def figures(runs: list[dict], flops: float) -> list[float]:
+    """TFLOP, wall seconds, CPU seconds, peak GB, seconds to the first result."""
+    middle = [statistics.median(second for run in runs for second in run[kind]) for kind in ("wall", "cpu")]
+    return [flops, *middle, max(run["peak"] for run in runs) / 1e9, statistics.median(run["first"] for run in runs)]
+
+
+def row(name: str, measured: dict[str, list[float]]) -> str:
     """ours / PyTorch of every figure, then their ratios."""
-
-    def figures(side: str) -> list[float]:
-        middle = [statistics.median(second for run in runs[side] for second in run[kind]) for kind in ("wall", "cpu")]
-        peak = max(run["peak"] for run in runs[side]) / 1e9
-        return [flops[side], *middle, peak, statistics.median(run["first"] for run in runs[side])]
-
-    pairs = list(zip(figures("ours"), figures("torch"), strict=True))
-    cells = [f"{a:.3g} / {b:.3g}" for a, b in pairs] + [f"{a / b:.2f}" for a, b in pairs[:-1]]
-    return "| " + " | ".join([name, *cells]) + " |"
+    pairs = list(zip(measured["ours"], measured["torch"], strict=True))
+    cells, ratios = [f"{a:.3g} / {b:.3g}" for a, b in pairs], [f"{a / b:.2f}" for a, b in pairs[:4]]
+    return "| " + " | ".join([name, *cells, *[""] * (5 - len(cells)), *ratios, *[""] * (4 - len(ratios))]) + " |"
 
 
 def timed(call: Callable[[], object], repeats: int) -> dict[str, Any]:
@@ -107,7 +152,6 @@ def ours(args: Arguments, part: Part) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from animate_jax.config import ModelConfig
-    from animate_jax.models import attention
     from animate_jax.models import params as P
 
     graphdef, shapes = P.abstract(ModelConfig.sd15())
@@ -139,14 +183,32 @@ def ours(args: Arguments, part: Part) -> dict[str, Any]:
     params = {path: leaf for path, leaf in shapes.items() if path.startswith(prefix)}
     run = jax.jit(lambda params, *inputs: function(P.merge(graphdef, shapes | params), *inputs))
     if args.count:
-        attention.MANY = 2**60  # XLA counts what is in a loop once
-        return {"flops": run.lower(params, *inputs).compile().cost_analysis()["flops"]}
+        return {"flops": products(run.trace(params, *inputs).jaxpr.jaxpr)}
 
     def fill(leaf):
         return jnp.asarray(random.standard_normal(leaf.shape, np.float32) * np.float32(0.02))
 
     params, inputs = jax.tree.map(fill, params), jax.tree.map(fill, inputs)
     return timed(lambda: jax.block_until_ready(run(params, *inputs)), args.repeats)
+
+
+def products(jaxpr: Any) -> float:
+    """FLOPs of matrix products and convolutions, those in loops by their turns: what PyTorch's counter counts."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        operands = [x.aval.shape for x in equation.invars[:2]]
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(operands[0][axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            outputs = operands[1][equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(operands[1]) / outputs
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    total += equation.params.get("length", 1) * products(inner)
+    return total
 
 
 def theirs(args: Arguments, part: Part) -> dict[str, Any]:

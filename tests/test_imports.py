@@ -26,8 +26,20 @@ ALLOWED = {
     "training": {"models", "diffusion", "pose", "video", "weights", "parallel", "data", "evaluation", "pipeline"},
     "animation": {"pose", "video"},
     "inside": {"animation", "models", "pipeline"},
-    "pipeline": {"animation", "models", "diffusion", "pose", "video", "weights"},
-    "commands": {"pipeline", "pose", "video", "weights", "parallel", "data", "training", "evaluation", "web"},
+    "sampling_plan": {"pipeline", "models", "parallel"},
+    "pipeline": {"animation", "models", "diffusion", "pose", "video", "weights", "parallel"},
+    "commands": {
+        "pipeline",
+        "sampling_plan",
+        "pose",
+        "video",
+        "weights",
+        "parallel",
+        "data",
+        "training",
+        "evaluation",
+        "web",
+    },
     "web": {"pipeline", "pose", "video"},
     "__main__": set(),  # imports commands by their names
 }

@@ -16,19 +16,23 @@ import os
 import pathlib
 import sys
 import time
-from typing import Literal
+from typing import Literal, NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 import tyro
 
-from animate_jax.config import Speed, presets
+from animate_jax.config import DType, MeshConfig, Speed, presets
 from animate_jax.errors import UserError, exit_status
-from animate_jax.pipeline import EXAMPLE, Pipeline
+from animate_jax.parallel.mesh import make_mesh
+from animate_jax.pipeline import BUNDLED, EXAMPLE, Pipeline
 from animate_jax.pose.dwpose import DWPose
 from animate_jax.pose.retarget import Alignment
 from animate_jax.video.files import check_output
+from animate_jax.weights import checkpoint
+
+WHOLE_WINDOWS = MeshConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Arguments:
     debug_dir: pathlib.Path | None = None  # keeps keypoints before and after retargeting, and the pose pictures
     checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
+    dtype: DType = "float32"  # of the weights and of all work; bfloat16 is for TPUs and GPUs
+    mesh: MeshConfig = WHOLE_WINDOWS  # how several devices divide windows (--mesh.frames: and the frames of each)
+    plan: str | None = None  # compiles a step for that TPU, as "v5e:1x1", and prints what it takes; nothing is made
     speed: Speed = "exact"  # fast and fastest cost some quality, see docs/speed.md
     steps: int | None = None  # denoising steps
     sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] | None = None
@@ -70,9 +77,12 @@ def animate(args: Arguments) -> None:
             raise UserError(f"--{name} {value}: must be greater than 0")
     if args.preset is not None and args.preset not in presets():
         raise UserError(f"--preset {args.preset!r}: choose one of {', '.join(presets())}")
+    if args.plan:
+        tell_plan(args)
     outputs = names(args)
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
-    pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None)
+    mesh = make_mesh(args.mesh) if jax.device_count() > 1 else None
+    pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None, mesh, args.dtype)
     streams = pipeline.stream(
         args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
         progress=sys.stderr.isatty(), speed=args.speed, steps=args.steps, sampler=args.sampler, guidance=args.guidance,
@@ -85,6 +95,16 @@ def animate(args: Arguments) -> None:
         sheet = output.with_suffix(".png")
         stream.save(output, beside(output) if args.side_by_side else None, sheet)
         print(f"{len(stream)} frames in {time.monotonic() - started:.0f} s: {output}, contact sheet {sheet}")
+
+
+def tell_plan(args: Arguments) -> NoReturn:
+    from animate_jax.sampling_plan import plan
+
+    path = checkpoint.find(BUNDLED if args.checkpoint == "tiny" else args.checkpoint)
+    preset = presets()[args.preset] if args.preset else checkpoint.read_preset(path)
+    options = {name: getattr(args, name) for name in ("speed", "guidance", "width", "height")}
+    print(plan(preset, args.plan, args.dtype, args.mesh, **options), flush=True)
+    os._exit(0)  # the compiler is still busy in a thread
 
 
 def names(args: Arguments) -> list[pathlib.Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -15,19 +17,20 @@ from animate_jax.diffusion.schedule import Schedule
 from animate_jax.diffusion.windows import blend, windows
 
 Latents = Float[np.ndarray, "b f h w c"]
-# denoise(x, t, frames) -> prediction: `x` [rows, window, h, w, c] with rows [unconditional, conditional] when
-# guided, `frames` the indices of the window's frames in the video.
+# denoise(x, t, frames) -> prediction: `x` [rows, window, h, w, c], video by video and in each window by window, with
+# a pair of rows [unconditional, conditional] when guided; `frames` the indices of each window's frames in the video.
 Denoise = Callable[
-    [Float[np.ndarray, "r n h w c"], Float[np.ndarray, "r 1"], Int[np.ndarray, " n"]],
+    [Float[np.ndarray, "r n h w c"], Float[np.ndarray, "r 1"], Int[np.ndarray, "w n"]],
     Float[Array | np.ndarray, "r n h w c"],
 ]
 
 
 def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: SamplingConfig,
-           progress: Callable[[], None] | None = None, keys: Key[Array, " b"] | None = None) -> Latents:  # fmt: skip
+           progress: Callable[[], None] | None = None, keys: Key[Array, " b"] | None = None,
+           together: int = 1) -> Latents:  # fmt: skip
     """The sampler of `options` with classifier-free guidance over overlapping windows.
 
-    The video's latents stay in host memory and `denoise` gets a window at a time, so that a device needs the same
+    The video's latents stay in host memory and `denoise` gets a few windows at a time, so that a device needs the same
     memory for a video of any length. The predictions of overlapping windows are averaged before guidance, as in the
     peers (unlike them also when guidance is off).
 
@@ -37,6 +40,7 @@ def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: Sampli
         options: sampler, steps, guidance, window, overlap and their variants are used.
         progress: called after every evaluation of `denoise`.
         keys: of the noise that "euler_ancestral" adds, one per video.
+        together: so many windows go into one call of `denoise`; the last ones are repeated where there are fewer.
 
     Raises:
         UserError: impossible steps or windows.
@@ -47,17 +51,20 @@ def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: Sampli
     def predict(x: Latents, t: np.integer) -> Latents:
         chunks, guided = next(plan)
 
-        def window(chunk: list[int]) -> Float[np.ndarray, "r n h w c"]:
-            part = x[:, chunk]
-            part = np.concatenate([part, part]) if guided else part
-            prediction = np.asarray(denoise(part, np.full((len(part), 1), t, np.float32), np.array(chunk)))
-            if progress:
-                progress()
-            return prediction
+        def predictions() -> Iterator[Float[np.ndarray, "r n h w c"]]:
+            for start in range(0, len(chunks), together):
+                group = chunks[start : start + together]
+                group = np.array(group + [group[-1]] * (together - len(group)))
+                rows = np.repeat(x[:, group].reshape(-1, *group.shape[1:], *x.shape[2:]), 1 + guided, 0)
+                prediction = np.asarray(denoise(rows, np.full((len(rows), 1), t, np.float32), group))
+                if progress:
+                    progress()
+                by_window = prediction.reshape(len(x), together, 1 + guided, *rows.shape[1:]).swapaxes(0, 1)
+                yield from by_window.reshape(together, -1, *rows.shape[1:])
 
-        prediction = blend(map(window, chunks), chunks, frames, options.blend == "flat")
+        prediction = blend(itertools.islice(predictions(), len(chunks)), chunks, frames, options.blend == "flat")
         if guided:
-            prediction = guide(*np.split(prediction, 2), options.guidance, options.guidance_rescale)
+            prediction = guide(prediction[::2], prediction[1::2], options.guidance, options.guidance_rescale)
         return prediction
 
     keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys
@@ -80,6 +87,6 @@ def plans(frames: int, schedule: Schedule, options: SamplingConfig) -> list[tupl
     ]  # fmt: skip
 
 
-def evaluations(frames: int, schedule: Schedule, options: SamplingConfig) -> int:
+def evaluations(frames: int, schedule: Schedule, options: SamplingConfig, together: int = 1) -> int:
     """How often `sample` will call `denoise`: the length of a progress bar."""
-    return sum(len(chunks) for chunks, _ in plans(frames, schedule, options))
+    return sum(math.ceil(len(chunks) / together) for chunks, _ in plans(frames, schedule, options))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from animate_jax.models import splash
+from animate_jax.models import cudnn, splash
 
 # Scores held at once. Beyond that large heads take turns: XLA:CPU then works in the cache instead of fetching fresh
 # pages from the system, three to four times as fast at Stable Diffusion's size.
@@ -20,10 +20,12 @@ def attend(query: Float[Array, "*b n c"], key: Float[Array, "*b m c"], value: Fl
     """Softmax attention with scale 1/sqrt(c / heads).
 
     Written as contiguous batched matrix products: XLA:CPU runs `einsum` over a strided head axis many times slower.
-    On TPU long sequences take a kernel that holds no score matrix.
+    On TPU and GPU long sequences take a kernel that holds no score matrix.
     """
     if splash.usable(query):
         return splash.attend(query, key, value, heads)
+    if cudnn.usable(query, heads):
+        return cudnn.attend(query, key, value, heads)
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
     if many(q, k):
         return merge_heads(in_turn(q, k, v))
@@ -37,12 +39,14 @@ def attend_with_reference(
     mask: Bool[Array, " b"] | None = None,
 ) -> Float[Array, "b f n c"]:  # fmt: skip
     """Each frame attends to itself and to the reference picture under one softmax (paper, section 3.2; the peers'
-    keys [own | reference]). The reference's keys and values are shared by all frames and never copied per frame.
+    keys [own | reference]). The reference's keys and values are shared by all frames; only cuDNN needs a copy for each.
 
     Rows where `mask` is False do not see the reference.
     """
     if splash.usable(query):
         return splash.attend(query, key, value, heads, (reference_key, reference_value), mask)
+    if cudnn.usable(query, heads):
+        return cudnn.attend(query, key, value, heads, (reference_key, reference_value), mask)
     q, k, v = (split_heads(x, heads) for x in (query, key, value))  # [B, F, heads, N, D]
     rk, rv = (split_heads(x, heads) for x in (reference_key, reference_value))  # [B, heads, M, D]
     if many(q, k, rk):

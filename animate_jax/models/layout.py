@@ -6,6 +6,8 @@ whole columns of frames at some pixels; going from one to the other is an all-to
 
 from __future__ import annotations
 
+import math
+
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Shaped
@@ -13,24 +15,30 @@ from jaxtyping import Array, Shaped
 ROWS = ("data", "fsdp")  # clips are divided over both; parameters over `fsdp` alone
 
 
+def rows_over(count: int) -> tuple[str, ...] | None:
+    """The axes over which so many clips are divided. Clips that do not divide evenly are computed by every device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if count % math.prod(mesh.shape[axis] for axis in ROWS) else ROWS
+
+
 def frames_apart(x: Shaped[Array, "r f *rest"]) -> Shaped[Array, "r f *rest"]:
     """Clips over `data` and `fsdp`, their frames over `frames`. Fewer frames than devices stay together."""
     mesh = jax.sharding.get_abstract_mesh()
     together = "frames" not in mesh.axis_names or x.shape[1] < mesh.shape["frames"]
-    return _constrain(x, ROWS, None if together else "frames")
+    return _constrain(x, None if together else "frames")
 
 
 def pixels_apart(x: Shaped[Array, "r f n c"]) -> Shaped[Array, "r f n c"]:
     """Clips over `data` and `fsdp`, the pixels of all their frames over `frames`."""
-    return _constrain(x, ROWS, None, "frames")
+    return _constrain(x, None, "frames")
 
 
 def rows_apart(x: Shaped[Array, "r *rest"]) -> Shaped[Array, "r *rest"]:
     """Clips over `data` and `fsdp`."""
-    return _constrain(x, ROWS)
+    return _constrain(x)
 
 
-def _constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+def _constrain(x: Array, *axes: str | None) -> Array:
     if "frames" not in jax.sharding.get_abstract_mesh().axis_names:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows_over(x.shape[0]), *axes))

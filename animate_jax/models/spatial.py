@@ -56,17 +56,18 @@ class BasicTransformerBlock(nnx.Module):
                  ) -> tuple[Float[Array, "r f n c"], Float[Array, "r f n c"]]:  # fmt: skip
         """Returns the hidden states and the normed input of self-attention: what ReferenceNet lends.
 
-        With twice as many rows as the condition has, the first half is the unconditional half of classifier-free
-        guidance: it sees no reference and a zero CLIP token, as in the peers.
+        With twice as many rows as the condition has, they are pairs of classifier-free guidance, [unconditional,
+        conditional]: the unconditional row sees no reference and a zero CLIP token, as in the peers.
         """
         normed = self.norm1(x)
         x = x + self.attend_to_reference(normed, condition)
         if condition.added is not None:
-            x = x.at[x.shape[0] - len(condition.added) :].add(condition.added[:, None])
+            by_clip = x.reshape(len(condition.added), -1, *x.shape[1:])
+            x = by_clip.at[:, -1].add(condition.added[:, None]).reshape(x.shape)
         cross = condition.cross
         if x.shape[0] == 2 * cross.shape[0]:
             unconditional = jnp.broadcast_to(self.attn2.to_out[0].bias[...].astype(cross.dtype), cross.shape)
-            cross = jnp.concatenate([unconditional, cross])
+            cross = jnp.stack([unconditional, cross], 1).reshape(x.shape[0], -1)
         x = x + cross[:, None, None]
         return x + self.ff(self.norm3(x)), normed
 
@@ -74,14 +75,15 @@ class BasicTransformerBlock(nnx.Module):
         attn, key, value = self.attn1, condition.reference_key, condition.reference_value
         if key is None:
             return attn(x)
-        q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
-        rows, conditional = x.shape[0], key.shape[0]
-        start = rows - conditional
-        mixed = attend_with_reference(q[start:], k[start:], v[start:], key, value, attn.heads, condition.mask)
-        if start:
-            alone = attend(q[:start], k[:start], v[:start], attn.heads)
-            mixed = jnp.concatenate([alone, mixed])
-        return attn.to_out[0](mixed)
+        qkv = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+
+        def each(which: int) -> tuple[Array, ...]:  # the first or the last row of every pair
+            return tuple(part.reshape(len(key), -1, *part.shape[1:])[:, which] for part in qkv)
+
+        mixed = attend_with_reference(*each(-1), key, value, attn.heads, condition.mask)
+        if x.shape[0] > len(key):
+            mixed = jnp.stack([attend(*each(0), attn.heads), mixed], 1)
+        return attn.to_out[0](mixed.reshape(*x.shape[:-1], -1))
 
 
 class Transformer2DModel(nnx.Module):

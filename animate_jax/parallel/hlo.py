@@ -68,15 +68,20 @@ def allocated_bytes(buffers: str) -> float:
 
 
 def kernel_flops(hlo: str) -> float:
-    """FLOPs of the attention kernels, into which the compiler does not see: products of queries and keys' size."""
+    """FLOPs of the attention kernels, into which the compiler does not see: products of queries and keys' size.
+
+    Keys beyond the number of queries are a reference picture's. Each query then sees as many of its own frame's, and
+    the kernel leaves out the other frames.
+    """
     products = {"fwd": 2, "dq": 3, "dkv": 4}
     total = 0.0
     for times, line in executed(hlo):
         found = re.search(r"%splash_mha_(fwd|dq|dkv)\S* = .*operand_layout_constraints=\{(.*?\})\}", line)
         if found:
-            # [..., heads, tokens, width]: queries, then keys
+            # [..., heads, width, tokens]: queries, then keys
             query, key = [dims for kind, dims in arrays(found.group(2)) if "f" in kind and len(dims) >= 3][:2]
-            total += times * products[found.group(1)] * 2.0 * math.prod(query) * key[-2]
+            seen = 2 * (key[-1] - query[-1]) or key[-1]
+            total += times * products[found.group(1)] * 2.0 * math.prod(query) * seen
     return total
 
 

@@ -25,12 +25,6 @@ from animate_jax.parallel.mesh import compiler_options
 # Minutes instead of hours. The memory it finds is that of a less careful compilation: rather too much than too little.
 FAST = {"exec_time_optimization_effort": -1.0}
 UPDATE_FLOPS = 20  # of AdamW, clipping and averaging, per parameter
-CUTS = {
-    "weights": "raise --mesh.fsdp, or hold frozen ones in bfloat16 (--half)",
-    "optimizer": "raise --mesh.fsdp, or use --optim.moments factored",
-    "batch": "lower --data.batch or use more chips",
-    "activations": "use --remat blocks, --compute-dtype bfloat16, a larger --accumulate or --mesh.frames",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +33,8 @@ class Plan:
 
     mesh: dict[str, int]
     chip: Chip
-    memory: dict[str, float]  # by kind: the keys of CUTS
+    memory: dict[str, float]  # by kind
+    cuts: Mapping[str, str]  # what to do when that kind is too much
     overflow: str | None  # the compiler's words when the step does not fit
     flops: float = 0.0
     traffic: float = 0.0  # memory reads and writes
@@ -63,7 +58,7 @@ class Plan:
         lines.append(f"  {'memory in all':<20}{total / 1e9:9.2f} GB of {self.chip.memory / 1e9:.0f} GB per chip")
         if self.overflow is not None:
             kind = max(self.memory, key=self.memory.__getitem__)
-            lines += [f"does not fit: {self.overflow}", f"largest: {kind}; {CUTS[kind]}"]
+            lines += [f"does not fit: {self.overflow}", f"largest: {kind}; {self.cuts[kind]}"]
             return "\n".join(lines)
         lines.append(f"  {'FLOPs':<20}{self.flops / 1e12:9.2f} T")
         lines.append(f"  {'memory traffic':<20}{self.traffic / 1e9:9.2f} GB")
@@ -75,7 +70,7 @@ class Plan:
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
-    """The devices of "v5e:4x4", "v5p:2x2x4", or of several slices of them, "v5e:4x4*2". Only for compiling.
+    """The devices of "v5e:1x1", "v5p:2x2x4", or of several slices of them, "v5e:4x4*2". Only for compiling.
 
     Raises:
         UserError: libtpu, which holds the compiler, is not installed; or it knows no such topology.
@@ -91,7 +86,9 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
 
     one, _, slices = name.partition("*")
     try:
-        options = {"num_slices": int(slices)} if slices else {}
+        options: dict[str, Any] = {"num_slices": int(slices)} if slices else {}
+        if set(re.findall(r"\d+", one.partition(":")[2])) == {"1"}:
+            options["chips_per_host_bounds"] = (1, 1, 1)  # a host has more chips unless told
         return topologies.get_topology_desc(platform="tpu", topology_name=one, **options).devices
     except (ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:120]
@@ -99,13 +96,14 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
 
 
 def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapping[str, Any], mesh: Mesh,
-                 out_shardings: Any = None) -> Plan:  # fmt: skip
+                 cuts: Mapping[str, str], out_shardings: Any = None) -> Plan:  # fmt: skip
     """Compiles `step` for the mesh's chips, all but the machine code, and reads what it takes. The compiler then still
     works in a thread: the process should be left with `os._exit`.
 
     Args:
-        arguments: `jax.ShapeDtypeStruct`s with shardings; the first is donated.
-        kinds: the same leaves by what they are (keys of CUTS without "activations").
+        arguments: `jax.ShapeDtypeStruct`s with shardings; the first is donated. Those without use stay resident.
+        kinds: the same leaves by what they are.
+        cuts: what to do when a kind is too much; with the kind "activations" for the rest.
 
     Raises:
         UserError: the chip's peaks are unknown.
@@ -118,7 +116,8 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
     began = time.monotonic()
     try:
         with jax.set_mesh(mesh):
-            lowered = jax.jit(step, donate_argnums=0, out_shardings=out_shardings).lower(*arguments)
+            jitted = jax.jit(step, donate_argnums=0, out_shardings=out_shardings, keep_unused=True)
+            lowered = jitted.lower(*arguments)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             text, buffers = compile_to_text(lowered, compiler_options(mesh), pathlib.Path(folder))
     except jax.errors.JaxRuntimeError as error:
@@ -126,10 +125,10 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
             raise
         used, words = overflow(str(error))
         rest = max(used - sum(held.values()), 0.0)
-        return Plan(dict(mesh.shape), chip, {**held, "activations": rest}, words)
+        return Plan(dict(mesh.shape), chip, {**held, "activations": rest}, cuts, words)
     fresh = max(hlo.allocated_bytes(buffers) - sum(held.values()), 0.0)
     return Plan(
-        dict(mesh.shape), chip, {**held, "activations": fresh}, None,
+        dict(mesh.shape), chip, {**held, "activations": fresh}, cuts, None,
         flops=hlo.product_flops(text) + hlo.kernel_flops(text), traffic=hlo.memory_traffic(text),
         collectives=hlo.collective_bytes(text), compile_seconds=time.monotonic() - began,
     )  # fmt: skip

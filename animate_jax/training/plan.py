@@ -13,6 +13,13 @@ from animate_jax.parallel.plan import Plan, compile_plan, topology_devices
 from animate_jax.training.program import make_program
 from animate_jax.training.step import diffusion_loss
 
+CUTS = {
+    "weights": "raise --mesh.fsdp, or hold frozen ones in bfloat16 (--half)",
+    "optimizer": "raise --mesh.fsdp, or use --optim.moments factored",
+    "batch": "lower --data.batch or use more chips",
+    "activations": "use --remat blocks, --compute-dtype bfloat16, a larger --accumulate or --mesh.frames",
+}
+
 
 def plan(config: TrainConfig, preset: Preset, topology: str) -> Plan:
     """What a step of `config` takes on `topology` ("v5e:4x4"): memory by kind, work, communication, least time.
@@ -33,7 +40,7 @@ def plan(config: TrainConfig, preset: Preset, topology: str) -> Plan:
         "optimizer": state["opt"],
         "batch": batch,
     }
-    return compile_plan(program.step, (state, batch, key), kinds, mesh, (program.layout, None))
+    return compile_plan(program.step, (state, batch, key), kinds, mesh, CUTS, (program.layout, None))
 
 
 def abstract_batch(config: TrainConfig, preset: Preset, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:

@@ -25,8 +25,8 @@ def perfect(schedule):
     """Knows the clean clip, and that x_t lies between it and NOISE."""
 
     def denoise(x, t, frames):
-        clean = jnp.broadcast_to(CLEAN[:, frames], x.shape)
-        noise = jnp.broadcast_to(NOISE[:, frames], x.shape)
+        clean = jnp.broadcast_to(CLEAN[:, frames[0]], x.shape)
+        noise = jnp.broadcast_to(NOISE[:, frames[0]], x.shape)
         return schedule.target(clean, noise, t.astype(jnp.int32))
 
     return denoise
@@ -51,8 +51,8 @@ def test_every_window_is_denoised_once_per_step(frames, closed_loop):
     seen, progress = [], []
 
     def denoise(x, t, chunk):
-        seen.append((int(t[0, 0]), chunk.tolist()))
-        assert x.shape[1] == len(chunk) and t.shape == (1, 1)
+        seen.append((int(t[0, 0]), chunk[0].tolist()))
+        assert x.shape[1] == chunk.size and t.shape == (1, 1)
         return x
 
     result = sample(denoise, np.ones((1, frames, 2, 2, 1), np.float32), schedule, options, lambda: progress.append(1))
@@ -104,12 +104,32 @@ def test_overlapping_windows_are_averaged_and_the_rest_is_not_touched():
     number = {tuple(chunk): n for n, chunk in enumerate(chunks)}
 
     def denoise(x, t, frames):
-        return jnp.full(x.shape, float(number[tuple(frames.tolist())]))
+        return jnp.full(x.shape, float(number[tuple(frames[0].tolist())]))
 
     result = sample(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, steps=1))
     expected = [0, 0, (0 + 1) / 2, (0 + 1 + 2) / 3, (1 + 2) / 2, (1 + 2) / 2, 2]
     np.testing.assert_allclose(result[0, :, 0, 0, 0], expected, atol=1e-6)
     assert np.ptp(result, axis=(2, 3, 4)).max() < 1e-6
+
+
+@pytest.mark.parametrize("together", [2, 5])
+def test_windows_denoised_together_are_the_same(together):
+    """Two guided videos; what is predicted depends on the video, the window and the half of guidance."""
+    schedule, calls = make_schedule(ScheduleConfig(prediction="x0")), []
+    noise = np.random.default_rng(0).normal(size=(2, 7, 2, 2, 3)).astype(np.float32)
+    options = dataclasses.replace(OPTIONS, steps=2, guidance=2.0)
+
+    def denoise(x, t, frames):
+        calls.append(frames.shape)
+        by_video = x.reshape(2, len(frames), 2, *x.shape[1:])
+        halves = np.array([0.5, 1.5]).reshape(2, 1, 1, 1, 1)
+        return (by_video * halves + frames[None, :, :1, None, None, None, None]).reshape(x.shape).astype(np.float32)
+
+    alone, several = (sample(denoise, noise, schedule, options, together=count) for count in (1, together))
+    np.testing.assert_allclose(several, alone, rtol=1e-6)
+    number = len(windows(7, options.window, options.overlap))
+    assert number % together and calls == 2 * number * [(1, 4)] + 2 * -(-number // together) * [(together, 4)]
+    assert evaluations(7, schedule, options, together) == 2 * -(-number // together)
 
 
 @pytest.mark.parametrize("scale, expected", [(1.5, 1 + 1.5 * 2), (4.0, 1 + 4.0 * 2)])
@@ -153,7 +173,7 @@ def test_shifted_windows_put_no_seam_twice_in_the_same_place():
     schedule, starts = make_schedule(ScheduleConfig(prediction="x0")), {}
 
     def denoise(x, t, frames):
-        starts.setdefault(int(t[0, 0]), []).append(int(frames[0]))
+        starts.setdefault(int(t[0, 0]), []).append(int(frames[0, 0]))
         return x
 
     noise = np.ones((1, 60, 1, 1, 1), np.float32)
@@ -170,7 +190,7 @@ def test_every_sampler_denoises_long_guided_videos(sampler):
     options = dataclasses.replace(OPTIONS, sampler=sampler, guidance=2.0)
 
     def denoise(x, t, frames):
-        return jnp.broadcast_to(CLEAN[:, frames], x.shape)
+        return jnp.broadcast_to(CLEAN[:, frames[0]], x.shape)
 
     result = sample(denoise, NOISE, schedule, options, lambda: calls.append(1))
     np.testing.assert_allclose(result, CLEAN, atol=1e-5)

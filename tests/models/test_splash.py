@@ -26,10 +26,11 @@ def test_it_is_for_tpus_only():
     assert not splash.usable(query)
 
 
-def test_equals_reference_attention_and_its_gradients():
-    own, lent, heads = (2, 1, 128, 16), (2, 128, 16), 2
+@pytest.mark.parametrize("mask", [None, [True, False]], ids=["all rows", "the first row only"])
+def test_equals_reference_attention_and_its_gradients(mask):
+    own, lent, heads = (2, 3, 128, 16), (2, 128, 16), 2
     inputs = arrays(own, own, own, lent, lent)
-    mask = jnp.array([True, False])  # the second row does not see its reference
+    mask = mask and jnp.array(mask)  # rows that see their reference
 
     def plain(q, k, v, rk, rv):
         return attention.attend_with_reference(q, k, v, rk, rv, heads, mask)

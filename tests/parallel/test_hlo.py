@@ -17,7 +17,7 @@ HloModule jit_step, is_scheduled=true
   %all-gather.1 = bf16[16,8]{1,0} all-gather(%x), channel_id=1, dimensions={0}
   %start = (bf16[4,8]{1,0:T(8,128)}, bf16[16,8]{1,0}) all-gather-start(%x), channel_id=2
   %done = bf16[16,8]{1,0} all-gather-done(%start)
-  %splash_mha_fwd_no_residuals.3 = (f32[4,512,128]{2,1,0}, bf16[4,8,512,40]{3,2,1,0}) custom-call(%q, %k, %v), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,1,2]{2,1,0}, bf16[4,8,512,40]{3,2,1,0}, bf16[4,8,1024,40]{3,2,1,0}, bf16[4,8,1024,40]{3,2,1,0}, s32[4,512,128]{2,1,0}, s32[4,8,1024]{2,1,0}}, frontend_attributes={}
+  %splash_mha_fwd_no_residuals.3 = (f32[4,512,128]{2,1,0}, bf16[4,8,512,40]{3,2,1,0}) custom-call(%q, %k, %v), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,1,2]{2,1,0}, bf16[4,8,40,512]{3,2,1,0}, bf16[4,8,40,1024]{3,2,1,0}, bf16[4,8,40,1024]{3,2,1,0}, s32[4,512,128]{2,1,0}, s32[4,8,1024]{2,1,0}}, frontend_attributes={}
 }
 
 %condition (p: (s32[], bf16[4,8])) -> pred[] {

@@ -54,7 +54,9 @@ def test_overflow_is_told_in_one_line():
 def test_a_plan_tells_what_bounds_the_step_and_what_to_cut():
     chip = find_chip("TPU v5 lite")
     memory = {"weights": 2e9, "optimizer": 3e9, "batch": 1e8, "activations": 6e9}
-    fits = plan.Plan({"data": 4, "fsdp": 2, "frames": 2}, chip, memory, None, 197e12, 819e8, {"all-reduce": 2e10}, 60.0)
+    cuts = {"optimizer": "raise --mesh.fsdp"}
+    mesh, sent = {"data": 4, "fsdp": 2, "frames": 2}, {"all-reduce": 2e10}
+    fits = plan.Plan(mesh, chip, memory, cuts, None, 197e12, 819e8, sent, 60.0)
     assert fits.seconds == {"compute": 1.0, "memory": 0.1, "links": 0.1}
     assert "16 chips v5e: data 4 x fsdp 2 x frames 2" in str(fits)
     assert "step at least 1.000 s" in str(fits) and "11.10 GB of 16 GB" in str(fits)
@@ -102,16 +104,48 @@ print(json.dumps(dataclasses.asdict(plan(config, MICRO, "v5e:4x4"))), flush=True
 os._exit(0)
 """
 
+# The widths are those of heads that the kernel takes; 128x128 latents so that the first level is long enough for it.
+SAMPLE = """
+import dataclasses, json, os, sys
+sys.path.insert(0, "tests")
+from conftest import MICRO
+from animate_jax.config import MeshConfig
+from animate_jax.sampling_plan import plan
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'")
-def test_a_small_step_compiled_for_sixteen_chips():
+found = plan(MICRO, sys.argv[1], "bfloat16", MeshConfig(frames=int(sys.argv[2])), width=256, height=256, window=8)
+print(json.dumps(dataclasses.asdict(found)), flush=True)
+os._exit(0)
+"""
+
+
+needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'")
+
+
+def planned(script, *arguments):
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    answer = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_small_step_compiled_for_sixteen_chips():
+    answer = planned(COMPILE)
     assert answer["overflow"] is None and answer["flops"] > 0 and answer["compile_seconds"] > 0
     assert all(size > 0 for size in answer["memory"].values())
     assert answer["collectives"]["all-to-all"] > 0
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("topology, frames, kinds", [("v5e:1x1", 1, set()), ("v5e:2x4", 1, set()),
+                                                     ("v5e:2x2", 4, {"all-to-all"})])  # fmt: skip
+def test_sampling_sends_only_what_is_meant(topology, frames, kinds):
+    """Windows on chips of their own have nothing to tell each other; the frames of one go to the temporal layers and
+    back."""
+    answer = planned(SAMPLE, topology, str(frames))
+    assert answer["overflow"] is None and answer["flops"] > 0 and all(answer["memory"].values())
+    assert {kind for kind, size in answer["collectives"].items() if size} == kinds

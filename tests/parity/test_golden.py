@@ -210,7 +210,7 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     calls, steps = [], []
 
     def denoise_window(x, t, frames):
-        prediction, layers = denoise(whole, x, t, conditioning, pose[:, frames])
+        prediction, layers = denoise(whole, x, t, conditioning, pose[:, frames[0]])
         if not calls:
             for path, output in layers.items():
                 ours[f"trace/denoising/{path}"] = output[:, 0] if output.ndim == 3 else channels_first(output)
