@@ -94,7 +94,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     shutil.copy(EXAMPLE / "driving.mp4", "dance.mp4")
     for index, code in enumerate(blocks("python", page)):
         block = Path(f"block{index}.py")
-        block.write_text(code.replace("steps=8", "steps=1, frames=2" if "pipeline(" in code else "steps=1"))
+        short = "steps=1, frames=2" if "pipeline(" in code else "steps=1"
+        block.write_text(code.replace("steps=8", short).replace("frames=24", "frames=2"))
         runpy.run_path(str(block))
 
 
