@@ -140,7 +140,7 @@ def weights(path: str) -> Finding:
         preset = checkpoint.read_preset(checkpoint.find(BUNDLED if path == "tiny" else path))
     except UserError as error:
         return Finding("bad", "weights", str(error))
-    size = f"{preset.sampling.width}x{preset.sampling.height}"
+    size = f"{preset.sampling.width} pixels wide, {preset.sampling.height} high"
     return Finding("ok", "weights", f"{path}: preset {preset.name}, {size}; others: animate-jax weights import --help")
 
 
