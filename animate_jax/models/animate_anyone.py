@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from animate_jax.config import ModelConfig
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
+from animate_jax.models.layout import frames_divided
 from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.unet import Conditioning, UNet
@@ -57,7 +59,7 @@ class AnimateAnyone(nnx.Module):
         temporal: bool = True,
     ) -> Float[Array, "r f h w c"]:
         """The raw prediction (epsilon, v or x0, as trained). See `UNet.__call__`; `pose` comes from `pose_guider`."""
-        return self.denoising_unet(x, timesteps, conditioning, pose, temporal)[0]
+        return self._evaluate(x, timesteps, conditioning, pose, temporal, None)[0]
 
     def denoise_keeping(
         self,
@@ -68,5 +70,21 @@ class AnimateAnyone(nnx.Module):
         deep: Float[Array, "r f _ _ _"] | None = None,
     ) -> tuple[Float[Array, "r f h w c"], Float[Array, "r f _ _ _"]]:
         """`denoise`, and the deep features that the next steps may use again (see `UNet.__call__`)."""
-        prediction, _, deep = self.denoising_unet(x, timesteps, conditioning, pose, True, deep)
-        return prediction, deep
+        return self._evaluate(x, timesteps, conditioning, pose, True, deep)
+
+    def _evaluate(self, x, timesteps, conditioning, pose, temporal, deep):
+        """Both halves of guidance together; one after the other where the frames of a row are divided over devices:
+        convolutions merge rows and frames, and from two rows every device would need all frames."""
+        clips = len(jax.tree.leaves(conditioning)[0])
+        if len(x) == clips or not frames_divided():
+            prediction, _, deep = self.denoising_unet(x, timesteps, conditioning, pose, temporal, deep)
+            return prediction, deep
+        nothing = jnp.zeros((clips, self.config.unet.cross_attention_dim), x.dtype)
+        rows = x, timesteps, pose if len(pose) == len(x) else jnp.repeat(pose, 2, 0), deep
+        halves = []
+        for which, seen in enumerate((self.denoising_unet.condition(nothing), conditioning)):
+            each = jax.tree.map(lambda pairs, which=which: pairs.reshape(clips, 2, *pairs.shape[1:])[:, which], rows)
+            x, t, pose, deep = each
+            prediction, _, deep = self.denoising_unet(x, t, seen, pose, temporal, deep)
+            halves.append((prediction, deep))
+        return jax.tree.map(lambda *pair: jnp.stack(pair, 1).reshape(-1, *pair[0].shape[1:]), *halves)

@@ -21,6 +21,11 @@ def rows_over(count: int) -> tuple[str, ...] | None:
     return None if count % math.prod(mesh.shape[axis] for axis in ROWS) else ROWS
 
 
+def frames_divided() -> bool:
+    """Do several devices share the frames of a clip?"""
+    return dict(jax.sharding.get_abstract_mesh().shape).get("frames", 1) > 1
+
+
 def frames_apart(x: Shaped[Array, "r f *rest"]) -> Shaped[Array, "r f *rest"]:
     """Clips over `data` and `fsdp`, their frames over `frames`. Fewer frames than devices stay together."""
     mesh = jax.sharding.get_abstract_mesh()
