@@ -149,16 +149,20 @@ class SamplingConfig:
     blend: Literal["centre", "flat"] = "centre"  # overlapping windows: a frame counts most mid-window, or equally
     shift_windows: bool = False  # other window positions in every step, so that no seam stays put
     reuse: int = 1  # deep features are computed in every so-many-th step only (DeepCache); 1: in all
-    dtype: DType = "float32"  # of the denoising UNet's passes; weights held in bfloat16 compute in it anyway
+    # Of the denoising UNet's passes; weights held in bfloat16 compute in it anyway. int8: of its products only (qwix).
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
 
 
-# `--speed`: what SamplingConfig's fields become. docs/speed.md has the price of each.
-SPEEDS: dict[str, dict[str, Any]] = {
-    "exact": {},
-    "fast": {"reuse": 2},
-    "fastest": {"reuse": 3, "guidance_interval": (0.6, 1.0)},
-}
 Speed = Literal["exact", "fast", "fastest"]
+
+
+def speeds(sampling: SamplingConfig) -> dict[Speed, dict[str, Any]]:
+    """What `--speed` makes of a family's fields. docs/speed.md has the price of each."""
+    return {
+        "exact": {},
+        "fast": {"reuse": 2},
+        "fastest": {"reuse": 2, "sampler": "unipc", "steps": max(sampling.steps // 2, 1)},
+    }
 
 
 @dataclasses.dataclass(frozen=True)

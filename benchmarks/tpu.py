@@ -2,7 +2,8 @@
 
     python benchmarks/tpu.py [--topology v5e:2x2] [--parts temporal]
 
-bf16, one clip of 24 frames at 512x768 pixels. Needs `pip install -e ".[tpu]"`. Prints a Markdown table.
+bf16, one clip of 24 frames at 512x768 pixels. Needs `pip install -e ".[tpu]"`. Prints a Markdown table. A whole guided
+step: `sample.py --preset paper --dtype bfloat16 --plan v5e:1x1`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,18 @@ def temporal(channels: int, positions: int) -> tuple[Callable[..., Any], tuple[A
     return lambda params, x: P.merge(graphdef, params).over_frames(x), (params, clip)
 
 
+def with_reference(channels: int, positions: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    graphdef, params = split(lambda: Attention(channels, channels, HEADS, rngs=nnx.Rngs(0)))
+    clip, lent = shape(1, FRAMES, positions, channels), shape(1, positions, channels)
+
+    def function(params, x, reference_key, reference_value):
+        layer = P.merge(graphdef, params)
+        q, k, v = layer.to_q(x), layer.to_k(x), layer.to_v(x)
+        return layer.to_out[0](attention.attend_with_reference(q, k, v, reference_key, reference_value, HEADS))
+
+    return function, (params, clip, lent, lent)
+
+
 def cases(parts: tuple[Part, ...]) -> Iterator[tuple[str, Any, Callable[..., Any], tuple[Any, ...]]]:
     """(name, what is changed about the model, function, shapes of its inputs)"""
     for channels, positions in LEVELS:
@@ -61,18 +74,13 @@ def cases(parts: tuple[Part, ...]) -> Iterator[tuple[str, Any, Callable[..., Any
             yield f"{name}: pixels as batch", mock.patch.object(splash, "on_tpu", lambda: False), function, inputs
             yield f"{name}: channels on the lanes", mock.MagicMock(), function, inputs
         if "reference" in parts:
-            own, lent = shape(1, FRAMES, positions, channels), shape(1, positions, channels)
-
-            def function(q, k, v, rk, rv):
-                return attention.attend_with_reference(q, k, v, rk, rv, HEADS)
-
-            name = f"attention to own and reference, {tokens}, heads of {width}"
-            no_kernel = mock.patch.object(splash, "usable", lambda query: False)
-            yield f"{name}: XLA", no_kernel, function, (own, own, own, lent, lent)
-            yield f"{name}: splash kernel", mock.MagicMock(), function, (own, own, own, lent, lent)
+            function, inputs = with_reference(channels, positions)
+            name = f"attention to own and reference with projections, {tokens}, heads of {width}"
+            yield f"{name}: XLA", mock.patch.object(splash, "usable", lambda query: False), function, inputs
+            yield f"{name}: splash kernel", mock.MagicMock(), function, inputs
     if "decode" in parts:
         graphdef, params = split(lambda: AutoencoderKL(VAEConfig(), rngs=nnx.Rngs(0)))
-        for frames in (1, 4, 8):
+        for frames in (1, 8, 24):
             inputs = params, shape(frames, 96, 64, 4)
             yield (f"VAE decode, {frames} frames at once", mock.MagicMock(),
                    lambda params, x: P.merge(graphdef, params).to_images(x), inputs)  # fmt: skip

@@ -1,12 +1,13 @@
 """What is computed once stays computed, and what `--speed` approximates."""
 
 import dataclasses
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from animate_jax.config import SPEEDS
+from animate_jax.config import speeds
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.pipeline import Pipeline
@@ -89,9 +90,20 @@ def test_half_precision_is_near(pipeline):
     assert 0 < np.abs(half - exact).max() < 0.1 * np.abs(exact).max()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # qwix calls methods that flax will rename
+def test_products_of_8_bit_integers_are_near(pipeline):
+    """In one step; a random network multiplies the difference in every further one."""
+    exact = latents(pipeline, steps=1)
+    rounded = latents(pipeline, steps=1, dtype="int8")
+    assert rounded.dtype == np.float32
+    assert 0.001 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.1
+    with mock.patch.dict("sys.modules", qwix=None), pytest.raises(UserError, match=r"animate-jax\[int8\]"):
+        latents(pipeline, dtype="int8", reuse=2)
+
+
 def test_speeds(pipeline, micro):
     assert pipeline.options() == pipeline.options(speed="exact") == micro.sampling
-    for name, fields in SPEEDS.items():
+    for name, fields in speeds(micro.sampling).items():
         assert dataclasses.asdict(pipeline.options(speed=name)).items() >= fields.items()
     assert pipeline.options(speed="fastest", reuse=7).reuse == 7
     with pytest.raises(UserError, match="--reuse 0"):

@@ -1,0 +1,22 @@
+"""The denoising UNet with products of 8-bit integers, by qwix: an approximation."""
+
+import jax.numpy as jnp
+
+from animate_jax.errors import UserError
+from animate_jax.models.unet import UNet
+
+EXACT = "conv_in|conv_out"  # latents enter and leave as they are
+
+
+def in_int8(unet: UNet) -> UNet:
+    """Weights and what they are multiplied with are rounded to 8 bits for every product, one scale per channel.
+
+    Raises:
+        UserError: qwix is not installed.
+    """
+    try:
+        import qwix
+    except ImportError as error:
+        raise UserError("dtype int8: needs qwix; pip install 'animate-jax[int8]'") from error
+    rule = qwix.QuantizationRule(module_path=f"(?!{EXACT}).*", weight_qtype=jnp.int8, act_qtype=jnp.int8)
+    return qwix.quantize_model(unet, qwix.QtProvider([rule]), skip_nnx_init=True)
