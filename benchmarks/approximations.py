@@ -59,7 +59,7 @@ def variants(sampling: SamplingConfig) -> dict[str, dict[str, Any]]:
         f"{quarter} steps, UniPC": {"steps": quarter, "sampler": "unipc"},
         "bfloat16": {"dtype": "bfloat16"},
         "8-bit products": {"dtype": "int8"},
-        **{f"--speed {name}": fields for name, fields in speeds(sampling).items() if fields},
+        **{f"speed {name}": fields for name, fields in speeds(sampling).items() if fields},
     }
 
 
