@@ -62,18 +62,6 @@ def patch_basis(patch: int, count: int) -> tuple[Float[np.ndarray, "values count
     return np.stack(columns, -1).astype(np.float32), np.array(scales, np.float32)
 
 
-def _patch_moments(config: VAEConfig, rngs: nnx.Rngs) -> nnx.Linear:
-    """A patch's values -> mean and log variance of its latents."""
-    waves, scales = patch_basis(config.downscale, config.latent_channels)
-    kernel = np.concatenate([waves * scales, np.zeros_like(waves)], -1)
-    bias = np.repeat(np.float32([0, -6]), config.latent_channels)
-    return nnx.Linear(*kernel.shape, kernel_init=_constant(kernel), bias_init=_constant(bias), rngs=rngs)
-
-
-def _patches(images: Features, patch: int) -> Features:
-    return rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=patch, q=patch)
-
-
 class ResnetBlock(nnx.Module):
     def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, *, rngs: nnx.Rngs):
         self.norm1 = _group_norm(in_channels, config, rngs)
@@ -169,29 +157,28 @@ class Encoder(nnx.Module):
         ])  # fmt: skip
         self.mid_block = MidBlock(widths[-1], config, rngs=rngs)
         self.conv_norm_out = _group_norm(widths[-1], config, rngs)
-        conv_out = _silent if config.patch_shortcut else _conv
-        self.conv_out = conv_out(widths[-1], 2 * config.latent_channels, rngs)
-        self.patch = config.downscale
-        self.shortcut = _patch_moments(config, rngs) if config.patch_shortcut else nnx.data(None)
+        self.conv_out = _conv(widths[-1], 2 * config.latent_channels, rngs)
 
     def __call__(self, x: Features) -> Features:
-        images, x = x, self.conv_in(x)
+        x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        x = self.conv_out(nnx.silu(self.conv_norm_out(x)))
-        return x if self.shortcut is None else x + self.shortcut(_patches(images, self.patch))
+        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
 
 
 class PatchEncoder(nnx.Module):
-    """The linear patch encoder alone. It needs no training."""
+    """A patch's values -> mean and log variance of its latents, by a linear map. It needs no training."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        waves, scales = patch_basis(config.downscale, config.latent_channels)
+        kernel = np.concatenate([waves * scales, np.zeros_like(waves)], -1)
+        bias = np.repeat(np.float32([0, -6]), config.latent_channels)
         self.patch = config.downscale
-        self.shortcut = _patch_moments(config, rngs)
+        self.shortcut = nnx.Linear(*kernel.shape, kernel_init=_constant(kernel), bias_init=_constant(bias), rngs=rngs)
 
     def __call__(self, x: Features) -> Features:
-        return self.shortcut(_patches(x, self.patch))
+        return self.shortcut(rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch))
 
 
 class Decoder(nnx.Module):
@@ -229,7 +216,7 @@ class AutoencoderKL(nnx.Module):
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.encoder = (PatchEncoder if config.patch_encoder else Encoder)(config, rngs=rngs)
+        self.encoder = (PatchEncoder if config.patch_shortcut else Encoder)(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
         moments = 2 * config.latent_channels
         same = np.eye if config.patch_shortcut else lambda _: None

@@ -65,7 +65,7 @@ def compare(config: VAEConfig, height: int, width: int, tolerance: float) -> Non
 
 @pytest.mark.parametrize("size", [(64, 48), (40, 24)], ids=["even", "odd"])
 def test_tiny(size):
-    config = dataclasses.replace(ModelConfig.tiny().vae, patch_shortcut=False, patch_encoder=False)
+    config = dataclasses.replace(ModelConfig.tiny().vae, patch_shortcut=False)
     compare(config, *size, tolerance=1e-5)
 
 
