@@ -1,6 +1,6 @@
 """Stage 1 of the small model: single frames, everything but the temporal layers and the autoencoder.
 
-    python train.py configs/tiny_stage1.py --init runs/tiny_vae
+    python train.py configs/tiny_stage1.py
 
 Predicts x0; four frames of each clip share one pass of ReferenceNet. About 1.2 steps/s on 2 idle CPU cores; as many
 pictures as the bundled weights have seen, which took three runs (docs/model_card.md).
@@ -13,7 +13,6 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         stage="stage1",
         output="runs/tiny_stage1",
-        init="runs/tiny_vae",
         trainable=r"(?!vae\.)(?!.*motion_modules)",
         steps=11000,
         data=DataConfig(batch=4, frames=4),

@@ -2,8 +2,8 @@
 
 python train.py configs/tiny_vae.py
 
-Trains the decoder alone: the encoder is a fixed linear map of patches, so stage 1 need not wait for it. Untrained, the
-linear decoder reaches 33.1 dB on held-out people; about 15 minutes on 2 CPU cores.
+Optional: the encoder is a fixed linear map of patches, whose inverse the decoder starts as: 33 dB on held-out people before
+any training. This trains what stands beside that inverse; 500 steps gained 0.1 dB on training crops.
 """
 
 from animate_jax.config import DataConfig, OptimConfig, TrainConfig
