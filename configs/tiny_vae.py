@@ -2,8 +2,8 @@
 
 python train.py configs/tiny_vae.py
 
-Optional: the encoder is a fixed linear map of patches, whose inverse the decoder starts as: 33 dB on held-out people before
-any training. This trains what stands beside that inverse; 500 steps gained 0.1 dB on training crops.
+Optional: the encoder is a fixed linear map of patches, whose inverse the decoder starts as: 33 dB on held-out
+people before any training. This trains what stands beside that inverse; 500 steps gained 0.1 dB on training crops.
 """
 
 from animate_jax.config import DataConfig, OptimConfig, TrainConfig
