@@ -3,11 +3,12 @@
 import dataclasses
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from animate_jax.config import speeds
+from animate_jax.config import presets, speeds
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.pipeline import Pipeline
@@ -99,6 +100,23 @@ def test_products_of_8_bit_integers_are_near(pipeline):
     assert 0.001 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.1
     with mock.patch.dict("sys.modules", qwix=None), pytest.raises(UserError, match=r"animate-jax\[int8\]"):
         latents(pipeline, dtype="int8", reuse=2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_8_bit_products_of_the_bundled_model_can_be_traced():
+    """Its upsamplers multiply with sums of their weights."""
+    preset = presets()["tiny"]
+    shapes = P.abstract(preset.model)[1]
+    pipeline = Pipeline(shapes, preset)
+
+    def step(params, picture, square, t):
+        latents = pipeline._encode(params, picture)
+        conditioning = pipeline._condition(params, latents, square, picture)
+        pose = pipeline._guide_pose(params, picture[None])
+        return pipeline._denoise(params, latents[None], t, conditioning, pose, int8=True)
+
+    sides = (1, 128, 96, 3), (1, 64, 64, 3), (1, 1)
+    assert jax.eval_shape(step, shapes, *(jax.ShapeDtypeStruct(side, jnp.float32) for side in sides)).shape[-1] == 48
 
 
 def test_speeds(pipeline, micro):
