@@ -266,6 +266,7 @@ class DiffusionLossConfig:
     noise_offset: float = 0.0  # the peers use 0.05
     condition_dropout: float = 0.1  # share of clips that see neither reference nor CLIP token
     shared_noise: bool = False  # stage 2: one noise for all frames of a clip
+    timestep_shift: float = 1.0  # above 1, noisy timesteps are drawn more often (Esser et al. 2024, equation 23)
 
 
 @dataclasses.dataclass(frozen=True)

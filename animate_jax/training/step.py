@@ -131,7 +131,8 @@ def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
     [B, F, H, W, 3], `masks` [B, F, H, W] the person.
 
     Raises:
-        UserError: more frames than the temporal layers take, or a size that the autoencoder cannot halve.
+        UserError: more frames than the temporal layers take, a size that the autoencoder cannot halve, or a shift of
+            the timesteps that is not positive.
     """
     schedule, options, temporal = make_schedule(preset.schedule), config.loss, config.stage == "stage2"
     dtype = jnp.dtype(config.compute_dtype)
@@ -139,6 +140,8 @@ def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
     if temporal and config.data.frames > longest:
         raise UserError(f"--data.frames {config.data.frames}: this model's temporal layers take at most {longest}")
 
+    if options.timestep_shift <= 0:
+        raise UserError(f"--loss.timestep-shift {options.timestep_shift}: must be positive; 1 draws evenly")
     width, height, size = preset.sampling.width, preset.sampling.height, preset.model.vae.downscale
     if width % size or height % size:
         raise UserError(f"--size {width} {height}: width and height must be multiples of {size}")
@@ -149,12 +152,14 @@ def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
         # One stratified draw over the batch: every step sees all noise levels.
         count = clips if temporal else clips * frames
         strata = (jax.random.permutation(keys[1], count) + jax.random.uniform(keys[4], (count,))) / count
+        strata = options.timestep_shift * strata / (1 + (options.timestep_shift - 1) * strata)
+        last = preset.schedule.train_steps - 1  # where rounding would leave the schedule
         noise = draw_noise(keys[2], (clips, frames, *latent), options.noise_offset)
         if temporal and options.shared_noise:
             noise = jnp.broadcast_to(noise[:, :1], noise.shape)
         return {
             "posterior": jax.random.normal(keys[0], (clips, 1 + frames, *latent)),
-            "t": (strata * preset.schedule.train_steps).astype(jnp.int32).reshape(clips, -1),
+            "t": jnp.minimum((strata * preset.schedule.train_steps).astype(jnp.int32), last).reshape(clips, -1),
             "noise": noise,
             "keep": jax.random.bernoulli(keys[3], 1 - options.condition_dropout, (clips,)),
         }

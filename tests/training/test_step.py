@@ -107,6 +107,18 @@ def test_stage_1_gives_every_frame_its_own_time_and_skips_the_temporal_layers(mi
     assert sorted((watched.t.ravel() // 125).tolist()) == list(range(8))
 
 
+@pytest.mark.parametrize("config", [STAGE1, STAGE2], ids=["stage1", "stage2"])
+def test_a_timestep_shift_of_3_puts_the_middle_of_the_draws_at_three_quarters(config, micro, model, batch, monkeypatch):
+    watched, drawn = Watched(monkeypatch, micro), []
+    for seed in range(20):
+        step.diffusion_loss(with_loss(config, timestep_shift=3.0), micro)(model, batch, jax.random.key(seed))
+        drawn.append(watched.t)
+    drawn = np.concatenate(drawn)
+    assert abs(np.median(drawn) - 750) < 60 and drawn.min() < 200 and 950 < drawn.max() < 1000
+    with pytest.raises(UserError, match="--loss.timestep-shift 0"):
+        step.diffusion_loss(with_loss(config, timestep_shift=0.0), micro)
+
+
 def test_stage_2_gives_every_clip_one_time_and_runs_the_temporal_layers(micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
     step.diffusion_loss(STAGE2, micro)(model, batch, KEY)
