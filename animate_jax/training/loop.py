@@ -55,6 +55,8 @@ def run(
     for option in ("steps", "log_every", "save_every", "keep", "accumulate"):
         if getattr(config, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(config, option)}: must be at least 1")
+    if not 0 <= config.optim.decay_start <= 1:
+        raise UserError(f"--optim.decay-start {config.optim.decay_start}: is a share of all steps, from 0 to 1")
     mesh = mesh or make_mesh(config.mesh)
     step, initial, shapes, abstract, layout = make_program(config, preset, loss, mesh)
     step_fn = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
