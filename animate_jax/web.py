@@ -16,6 +16,7 @@ import os
 import pathlib
 import queue
 import secrets
+import sys
 import tempfile
 import threading
 import time
@@ -37,6 +38,7 @@ MOTION_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".json", ".n
 PREVIEW_EVERY = 2.0  # seconds
 KEEP = 3600  # seconds that uploads and results stay on the disk
 USER = "animate"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +278,9 @@ def served(args: Arguments, pipeline: Pipeline | None = None) -> Iterator[str]:
         except ImportError as error:
             raise UserError("gradio is not installed: pip install 'animate-jax[web]'") from error
         password = os.environ.get("ANIMATE_JAX_PASSWORD")
+        if not password and args.host not in LOOPBACK:
+            print(f"--host {args.host}: whoever reaches this machine may use the page; ANIMATE_JAX_PASSWORD=... asks",
+                  file=sys.stderr)  # fmt: skip
         blocks = page(Studio(pipeline or Pipeline.load(args.checkpoint), args, pathlib.Path(folder)))
         try:
             _, address, _ = blocks.launch(

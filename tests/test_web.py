@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -264,8 +265,17 @@ def test_a_password(monkeypatch, micro_params, micro):
                     visitor.open(address + "login", form)
 
 
+@pytest.mark.parametrize("password", ["", "open sesame"])
+def test_a_page_open_to_the_network_says_so(password, monkeypatch, micro_params, micro, capsys):
+    monkeypatch.setenv("ANIMATE_JAX_PASSWORD", password)
+    monkeypatch.setitem(sys.modules, "gradio", types.SimpleNamespace())  # the words come before the page
+    with pytest.raises(AttributeError), served(Arguments(host="0.0.0.0"), Pipeline(micro_params, micro)):
+        pass
+    assert ("ANIMATE_JAX_PASSWORD=... asks" in capsys.readouterr().err) is (not password)
+
+
 def test_without_gradio(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r"pip install 'animate-jax\[web\]'"), served(Arguments(port=0)):
         pass
 

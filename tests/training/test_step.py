@@ -115,7 +115,7 @@ def test_a_timestep_shift_of_3_puts_the_middle_of_the_draws_at_three_quarters(co
         drawn.append(watched.t)
     drawn = np.concatenate(drawn)
     assert abs(np.median(drawn) - 750) < 60 and drawn.min() < 200 and 950 < drawn.max() < 1000
-    with pytest.raises(UserError, match="--loss.timestep-shift 0"):
+    with pytest.raises(UserError, match=r"--loss\.timestep-shift 0"):
         step.diffusion_loss(with_loss(config, timestep_shift=0.0), micro)
 
 
