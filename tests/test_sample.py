@@ -207,7 +207,7 @@ def tiny_config(tmp_path):
         (["--optim.decay-start", "900"], "--optim.decay-start 900.0: is a share of all steps, from 0 to 1"),
         (["--trainable", "motion"], "--trainable 'motion' matches no parameter; paths look like"),
         (["--init", "nowhere"], "nowhere: no such checkpoint: give"),
-        (["--stage", "vae", "--vae-loss.perceptual-weights", "nowhere"], "nowhere"),
+        (["--stage", "vae", "--lpips-weights", "nowhere"], "nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -78,13 +78,13 @@ def train(config: TrainConfig, preset: Preset) -> None:
     from animate_jax.training.step import diffusion_loss, vae_loss
 
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
-    if config.stage == "vae":
+    perceptual = None
+    if config.stage == "vae" or config.loss.perceptual:
         from animate_jax.evaluation import lpips
 
-        weights = lpips.load(config.vae_loss.perceptual_weights)
-        loss = vae_loss(config, lambda a, b: lpips.lpips(weights, a, b, stages=4))
-    else:
-        loss = diffusion_loss(config, preset)
+        weights = lpips.load(config.lpips_weights)
+        perceptual = lambda a, b: lpips.lpips(weights, a, b, stages=4)  # noqa: E731
+    loss = vae_loss(config, perceptual) if config.stage == "vae" else diffusion_loss(config, preset, perceptual)
     mesh = make_mesh(config.mesh)
     data = batches(config.data, preset, *rows_of_process(mesh))
     preview = Preview(config, preset) if config.preview.every else None

@@ -87,7 +87,7 @@ class Preview:
             return
         self._clips = recorded_clips(config, preset) or rendered_clips(config, preset)
         try:
-            self._lpips = lpips.load(config.vae_loss.perceptual_weights)
+            self._lpips = lpips.load(config.lpips_weights)
         except UserError:
             self._lpips = None
 

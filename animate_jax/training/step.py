@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -123,16 +124,19 @@ def to_signed(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
     return images.astype(jnp.float32) / 127.5 - 1
 
 
-def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
+Distance = Callable[[Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Float[Array, " b"]]  # of [-1, 1] pictures
+
+
+def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | None = None) -> Loss:
     """Stage 1 (single frames, each with its own timestep, no temporal layers) and stage 2 (clips, one timestep).
 
     Follows Hu et al. 2023, section 3.3; the options of `config.loss` are the peers'. Batches are uint8:
     `reference` [B, H, W, 3], `reference_pose` likewise, `clip_pixels` [B, S, S, 3] float, `frames` and `poses`
-    [B, F, H, W, 3], `masks` [B, F, H, W] the person.
+    [B, F, H, W, 3], `masks` [B, F, H, W] the person. `perceptual` is needed if `config.loss.perceptual` is not 0.
 
     Raises:
-        UserError: more frames than the temporal layers take, a size that the autoencoder cannot halve, or a shift of
-            the timesteps that is not positive.
+        UserError: more frames than the temporal layers take, a size that the autoencoder cannot halve, a square that
+            does not fit, or a shift of the timesteps that is not positive.
     """
     schedule, options, temporal = make_schedule(preset.schedule), config.loss, config.stage == "stage2"
     dtype = jnp.dtype(config.compute_dtype)
@@ -157,7 +161,8 @@ def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
         noise = draw_noise(keys[2], (clips, frames, *latent), options.noise_offset)
         if temporal and options.shared_noise:
             noise = jnp.broadcast_to(noise[:, :1], noise.shape)
-        return {
+        squares = {"squares": jax.random.split(jax.random.fold_in(key, 5), clips)} if options.perceptual else {}
+        return squares | {
             "posterior": jax.random.normal(keys[0], (clips, 1 + frames, *latent)),
             "t": jnp.minimum((strata * preset.schedule.train_steps).astype(jnp.int32), last).reshape(clips, -1),
             "noise": noise,
@@ -195,7 +200,18 @@ def diffusion_loss(config: TrainConfig, preset: Preset) -> Loss:
         quarters = per_frame.reshape(-1) * 4 // preset.schedule.train_steps
         # NaN where no sample of the batch falls into that quarter of the noise levels.
         by_noise = {f"mse_q{q}": jnp.sum(error * (quarters == q)) / jnp.sum(quarters == q) for q in range(4)}
-        return jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
+        total, metrics = jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
+        if options.perceptual:
+            expected = schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0]
+            square = functools.partial(crops, flag="--loss.perceptual-crop")
+            # The same place of both: `crops` draws from as many, whether pixels or latents.
+            of_pixels = jax.vmap(lambda x, key: square(x, options.perceptual_crop, size, key))
+            of_latents = jax.vmap(lambda x, key: square(x, options.perceptual_crop // size, 1, key))
+            true = flat(of_pixels(to_signed(batch["frames"][:, :1]), batch["squares"]))
+            made = model.vae.to_images(flat(of_latents(expected[:, :1], batch["squares"])).astype(dtype))
+            metrics["lpips"] = perceptual(true, made.astype(jnp.float32)).mean()
+            total += options.perceptual * metrics["lpips"]
+        return total, metrics
 
     return Loss(draw, of)
 
@@ -212,8 +228,8 @@ def encode(
     return (mean + jnp.exp(0.5 * log_variance) * noise) * vae.config.scaling_factor
 
 
-def vae_loss(config: TrainConfig, perceptual: Callable[[Array, Array], Array]) -> Loss:
-    """Reconstruction of crops of the frames; `perceptual(a, b) -> [B]` takes [-1, 1] pictures."""
+def vae_loss(config: TrainConfig, perceptual: Distance) -> Loss:
+    """Reconstruction of crops of the frames."""
     options, dtype = config.vae_loss, jnp.dtype(config.compute_dtype)
 
     def draw(batch: Batch, key: Key[Array, ""]) -> Batch:
@@ -245,14 +261,16 @@ def vae_loss(config: TrainConfig, perceptual: Callable[[Array, Array], Array]) -
     return Loss(draw, of)
 
 
-def crops(images: Float[Array, "b h w c"], size: int, step: int, key: Key[Array, ""]) -> Float[Array, "b s s c"]:
+def crops(
+    images: Float[Array, "b h w c"], size: int, step: int, key: Key[Array, ""], flag: str = "--vae-loss.crop"
+) -> Float[Array, "b s s c"]:
     """One random square of every picture, its corner on the VAE's grid.
 
     Raises:
         UserError: the square is not on the grid or larger than the pictures.
     """
     if size % step or not 0 < size <= min(images.shape[1:3]):
-        raise UserError(f"--vae-loss.crop {size}: must be a multiple of {step}, at most {min(images.shape[1:3])}")
+        raise UserError(f"{flag} {size}: must be a multiple of {step}, at most {min(images.shape[1:3])}")
     rows, columns = ((side - size) // step + 1 for side in images.shape[1:3])
     y, x = (jax.random.randint(k, images.shape[:1], 0, n) * step for k, n in zip(jax.random.split(key), (rows, columns),
                                                                               strict=True))  # fmt: skip

@@ -119,6 +119,28 @@ def test_a_timestep_shift_of_3_puts_the_middle_of_the_draws_at_three_quarters(co
         step.diffusion_loss(with_loss(config, timestep_shift=0.0), micro)
 
 
+@pytest.mark.parametrize("config", [STAGE1, STAGE2], ids=["stage1", "stage2"])
+def test_the_perceptual_loss_sees_the_same_square_of_both(config, micro, model, batch, monkeypatch):
+    watched, weight = Watched(monkeypatch, predicting(micro, "v")), 0.3
+    watched.x0 = jnp.pad(step.to_signed(batch["frames"])[:, :, ::4, ::4], [(0, 0)] * 4 + [(0, 1)])
+    monkeypatch.setattr(AutoencoderKL, "to_images", lambda self, z: z.repeat(4, 1).repeat(4, 2)[..., :3])
+    seen = []
+
+    def distance(a, b):
+        seen.append((a, b))
+        return jnp.full(len(a), 2.0)
+
+    config = with_loss(config, perceptual=weight, perceptual_crop=16)
+    value, metrics = step.diffusion_loss(config, predicting(micro, "v"), distance)(model, batch, KEY)
+    (true, made), = seen  # fmt: skip
+    assert true.shape == made.shape == (CLIPS, 16, 16, 3)
+    np.testing.assert_allclose(true[:, ::4, ::4], made[:, ::4, ::4], atol=1e-5)
+    assert metrics["lpips"] == 2.0 and value == pytest.approx(weight * 2.0, abs=1e-4)
+    with pytest.raises(UserError, match=r"--loss\.perceptual-crop 52: must be a multiple of 4, at most 48"):
+        config = with_loss(config, perceptual=weight, perceptual_crop=52)
+        step.diffusion_loss(config, micro, distance)(model, batch, KEY)
+
+
 def test_stage_2_gives_every_clip_one_time_and_runs_the_temporal_layers(micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
     step.diffusion_loss(STAGE2, micro)(model, batch, KEY)
