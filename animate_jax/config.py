@@ -188,8 +188,8 @@ def presets() -> dict[str, Preset]:
     small_guider = dataclasses.replace(sd15, pose_guider=PoseGuiderConfig(block_out_channels=(16, 32, 64, 128)))
     novita = dataclasses.replace(moore, pose_style="paper", clip_resize="pad")
     tiny = Preset("tiny", ModelConfig.tiny(), ScheduleConfig(prediction="x0"),
-                  SamplingConfig(96, 128, steps=8, guidance=2.0, window=16, overlap=4, shared_noise=True,
-                                 pose_style="tiny", fps=10.0, sampler="unipc"))  # fmt: skip
+                  SamplingConfig(96, 128, steps=2, guidance=1.0, window=16, overlap=4, shared_noise=True,
+                                 pose_style="tiny", fps=10.0))  # fmt: skip
 
     def ablated(name: str, reference: ReferenceUse = "attention", pose_style: PoseStyle = "tiny") -> Preset:
         unet = dataclasses.replace(tiny.model.unet, reference=reference)

@@ -17,5 +17,5 @@ def get_config() -> TrainConfig:
         steps=11000,
         data=DataConfig(batch=4, frames=4),
         optim=OptimConfig(optimizer="muon", learning_rate=1.4e-3, warmup=100, decay="cosine", betas=(0.9, 0.99)),
-        loss=DiffusionLossConfig(weighting="x0", person=2.0),
+        loss=DiffusionLossConfig(weighting="x0", person=2.0, condition_dropout=0.05, timestep_shift=4.0),
     )

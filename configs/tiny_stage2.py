@@ -15,5 +15,5 @@ def get_config() -> TrainConfig:
         steps=300,
         data=DataConfig(batch=2, frames=12, consecutive=True),
         optim=OptimConfig(learning_rate=1e-3, warmup=20, decay="cosine", betas=(0.9, 0.99)),
-        loss=DiffusionLossConfig(weighting="x0", person=2.0, shared_noise=True),
+        loss=DiffusionLossConfig(weighting="x0", person=2.0, shared_noise=True, timestep_shift=4.0),
     )

@@ -95,7 +95,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     for index, code in enumerate(blocks("python", page)):
         block = Path(f"block{index}.py")
         short = "steps=1, frames=2" if "pipeline(" in code else "steps=1"
-        block.write_text(code.replace("steps=8", short).replace("frames=24", "frames=2"))
+        block.write_text(code.replace("steps=2", short).replace("frames=24", "frames=2"))
         runpy.run_path(str(block))
 
 
