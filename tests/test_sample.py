@@ -208,6 +208,8 @@ def tiny_config(tmp_path):
         (["--trainable", "motion"], "--trainable 'motion' matches no parameter; paths look like"),
         (["--init", "nowhere"], "nowhere: no such checkpoint: give"),
         (["--stage", "vae", "--lpips-weights", "nowhere"], "nowhere"),
+        (["--stage", "stage1", "--loss.perceptual", "0.3", "--lpips-weights", "nowhere"], "nowhere"),
+        (["--stage", "stage1", "--loss.perceptual", "0.3", "--plan", "v5e:4x4"], "--plan: does not know LPIPS"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -29,6 +29,8 @@ def plan(config: TrainConfig, preset: Preset, topology: str) -> Plan:
     """
     if config.stage == "vae":
         raise UserError("--plan: plans stage 1 and stage 2; the autoencoder trains on any chip")
+    if config.loss.perceptual:
+        raise UserError("--plan: does not know LPIPS; leave out --loss.perceptual")
     jax.config.update("jax_platforms", "cpu")  # nothing runs; libtpu must not look for a TPU
     mesh = make_mesh(config.mesh, topology_devices(topology))
     program = make_program(config, preset, diffusion_loss(config, preset), mesh)
