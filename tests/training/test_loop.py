@@ -352,7 +352,7 @@ def batch():
 
 
 def test_stage_1_learns_one_batch(stage, micro, micro_params, batch):
-    config = stage("stage1", steps=50)
+    config = stage("stage1", steps=150)  # its timesteps are mostly noisy, where there is little to see
     state = run(config, micro, diffusion_loss(config, micro), Same(batch))
     assert_only_moved(state, micro_params, lambda path: "motion_modules" not in path and not path.startswith("vae."))
     assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])
