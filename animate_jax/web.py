@@ -279,8 +279,8 @@ def served(args: Arguments, pipeline: Pipeline | None = None) -> Iterator[str]:
             raise UserError("gradio is not installed: pip install 'animate-jax[web]'") from error
         password = os.environ.get("ANIMATE_JAX_PASSWORD")
         if not password and args.host not in LOOPBACK:
-            print(f"--host {args.host}: whoever reaches this machine may use the page; ANIMATE_JAX_PASSWORD=... asks",
-                  file=sys.stderr)  # fmt: skip
+            print(f"--host {args.host}: whoever reaches this machine may use the page; "
+                  "ANIMATE_JAX_PASSWORD=... asks for a password", file=sys.stderr)  # fmt: skip
         blocks = page(Studio(pipeline or Pipeline.load(args.checkpoint), args, pathlib.Path(folder)))
         try:
             _, address, _ = blocks.launch(

