@@ -267,6 +267,9 @@ class DiffusionLossConfig:
     condition_dropout: float = 0.1  # share of clips that see neither reference nor CLIP token
     shared_noise: bool = False  # stage 2: one noise for all frames of a clip
     timestep_shift: float = 1.0  # above 1, noisy timesteps are drawn more often (Esser et al. 2024, equation 23)
+    # Share of clips that are denoised from what the model itself makes of pure noise, as while sampling, instead of
+    # from the truth: later steps learn to mend the first one (Bengio et al. 2015; Ren et al. 2024).
+    scheduled_sampling: float = 0.0
     # Times LPIPS(VGG) between a square of one frame per clip and what the prediction of x0 decodes to: sharper pictures
     # in few steps (Lin & Yang 2024).
     perceptual: float = 0.0

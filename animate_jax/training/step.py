@@ -136,7 +136,7 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
 
     Raises:
         UserError: more frames than the temporal layers take, a size that the autoencoder cannot halve, a square that
-            does not fit, or a shift of the timesteps that is not positive.
+            does not fit, a shift of the timesteps that is not positive, or a share outside 0..1.
     """
     schedule, options, temporal = make_schedule(preset.schedule), config.loss, config.stage == "stage2"
     dtype = jnp.dtype(config.compute_dtype)
@@ -146,7 +146,10 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
 
     if options.timestep_shift <= 0:
         raise UserError(f"--loss.timestep-shift {options.timestep_shift}: must be positive; 1 draws evenly")
+    if not 0 <= options.scheduled_sampling <= 1:
+        raise UserError(f"--loss.scheduled-sampling {options.scheduled_sampling}: must be a share, 0 to 1")
     width, height, size = preset.sampling.width, preset.sampling.height, preset.model.vae.downscale
+    last = preset.schedule.train_steps - 1
     if width % size or height % size:
         raise UserError(f"--size {width} {height}: width and height must be multiples of {size}")
 
@@ -157,13 +160,18 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         count = clips if temporal else clips * frames
         strata = (jax.random.permutation(keys[1], count) + jax.random.uniform(keys[4], (count,))) / count
         strata = options.timestep_shift * strata / (1 + (options.timestep_shift - 1) * strata)
-        last = preset.schedule.train_steps - 1  # where rounding would leave the schedule
         noise = draw_noise(keys[2], (clips, frames, *latent), options.noise_offset)
         if temporal and options.shared_noise:
             noise = jnp.broadcast_to(noise[:, :1], noise.shape)
-        squares = {"squares": jax.random.split(jax.random.fold_in(key, 5), clips)} if options.perceptual else {}
-        return squares | {
+        optional = {}
+        if options.perceptual:
+            optional["squares"] = jax.random.split(jax.random.fold_in(key, 5), clips)
+        if options.scheduled_sampling:
+            own = jax.random.bernoulli(jax.random.fold_in(key, 6), options.scheduled_sampling, (clips, 1, 1, 1, 1))
+            optional["own"] = own
+        return optional | {
             "posterior": jax.random.normal(keys[0], (clips, 1 + frames, *latent)),
+            # rounding could leave the schedule
             "t": jnp.minimum((strata * preset.schedule.train_steps).astype(jnp.int32), last).reshape(clips, -1),
             "noise": noise,
             "keep": jax.random.bernoulli(keys[3], 1 - options.condition_dropout, (clips,)),
@@ -182,12 +190,24 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         )
         reference = reference[:, 0]
         per_frame = jnp.broadcast_to(t, (clips, frames))
-        x_t = schedule.add_noise(x0, noise, per_frame)
         reference_pose, poses = (to_unit(batch[name]).astype(dtype) for name in ("reference_pose", "poses"))
         clip_pixels = batch["clip_pixels"].astype(dtype)
         conditioning = model.condition(reference.astype(dtype), clip_pixels, reference_pose, batch["keep"])
         pose = model.pose_guider(frames_apart(poses))
-        prediction = model.denoise(x_t.astype(dtype), t.astype(jnp.float32), conditioning, pose, temporal)
+
+        def denoise(x: Array, t: Array) -> Array:
+            return model.denoise(x.astype(dtype), t.astype(jnp.float32), conditioning, pose, temporal)
+
+        if options.scheduled_sampling:
+            at_last = jnp.full_like(per_frame, last)
+            x_last = schedule.add_noise(x0, noise, at_last)
+            made = denoise(x_last, jnp.full_like(t, last)).astype(jnp.float32)
+            made = jax.lax.stop_gradient(schedule.to_x0_epsilon(made, x_last, at_last)[0])
+            # Its error counts as noise: then x_t holds `made` in place of x0, and the target is still x0's.
+            ratio = jnp.sqrt(schedule.snr(per_frame))[..., None, None, None]
+            noise = noise + jnp.where(batch["own"], ratio * (made - x0), 0)
+        x_t = schedule.add_noise(x0, noise, per_frame)
+        prediction = denoise(x_t, t)
 
         person = None
         if options.person:

@@ -120,6 +120,50 @@ def test_a_timestep_shift_of_3_puts_the_middle_of_the_draws_at_three_quarters(co
 
 
 @pytest.mark.parametrize("config", [STAGE1, STAGE2], ids=["stage1", "stage2"])
+@pytest.mark.parametrize("prediction, error", [("x0", 0.5), ("v", -0.5)])
+def test_scheduled_sampling_denoises_what_the_model_made_of_pure_noise(
+    config, prediction, error, micro, model, batch, monkeypatch
+):
+    preset = predicting(micro, prediction)
+    watched, asked = Watched(monkeypatch, preset), []
+    watched.error = error  # at pure noise the prediction is x0, or -x0: what is made is x0 + 0.5 both times
+
+    def denoise(x_t, t, *rest):
+        asked.append((x_t, jnp.broadcast_to(t.astype(jnp.int32), (CLIPS, FRAMES))))
+        return watched.denoise(x_t, t, *rest)
+
+    monkeypatch.setattr(AnimateAnyone, "denoise", lambda self, *inputs: denoise(*inputs))
+    full = with_loss(config, scheduled_sampling=1.0)
+    _, metrics = step.diffusion_loss(full, preset)(model, batch, KEY)
+    (pure, last), (x_t, t) = asked
+    assert (np.asarray(last) == 999).all()
+    np.testing.assert_allclose(x_t, watched.schedule.add_noise(watched.x0 + 0.5, pure, t), atol=1e-4)
+    assert metrics["mse"] == pytest.approx(0.25, rel=1e-3)  # the target is still x0's
+    watched.error, asked[:] = 0.0, []
+    assert step.diffusion_loss(full, preset)(model, batch, KEY)[0] < 1e-4
+    step.diffusion_loss(config, preset)(model, batch, KEY)
+    assert len(asked) == 3  # twice with, once without
+    with pytest.raises(UserError, match=r"--loss\.scheduled-sampling 1\.5"):
+        step.diffusion_loss(with_loss(config, scheduled_sampling=1.5), preset)
+
+
+def test_scheduled_sampling_takes_its_share_of_the_clips(micro, micro_params, batch):
+    loss = step.diffusion_loss(with_loss(STAGE1, scheduled_sampling=0.5), micro)
+    owned = [loss.draw(batch, jax.random.key(seed))["own"].mean() for seed in range(200)]
+    assert 0.4 < np.mean(owned) < 0.6
+    drawn = {**batch, **loss.draw(batch, KEY)}
+
+    @jax.jit
+    def value(own):
+        model = P.merge(P.abstract(micro.model)[0], micro_params)
+        return loss.of(model, {**drawn, "own": own.reshape(CLIPS, 1, 1, 1, 1)})[0]
+
+    rows = [float(value(jnp.array(own))) for own in ([True, False], [False, True], [False, False], [True, True])]
+    # the mean of rows: what each changes adds up
+    assert rows[0] + rows[1] == pytest.approx(rows[2] + rows[3], rel=1e-5) and rows[0] != rows[2] != rows[3]
+
+
+@pytest.mark.parametrize("config", [STAGE1, STAGE2], ids=["stage1", "stage2"])
 def test_the_perceptual_loss_sees_the_same_square_of_both(config, micro, model, batch, monkeypatch):
     watched, weight = Watched(monkeypatch, predicting(micro, "v")), 0.3
     watched.x0 = jnp.pad(step.to_signed(batch["frames"])[:, :, ::4, ::4], [(0, 0)] * 4 + [(0, 1)])
