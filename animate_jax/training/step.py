@@ -203,7 +203,8 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
             x_last = schedule.add_noise(x0, noise, at_last)
             made = denoise(x_last, jnp.full_like(t, last)).astype(jnp.float32)
             made = jax.lax.stop_gradient(schedule.to_x0_epsilon(made, x_last, at_last)[0])
-            # Its error counts as noise: then x_t holds `made` in place of x0, and the target is still x0's.
+            # Its error counts as noise: then x_t holds `made` in place of x0, and the target is still x0's. As x_t then
+            # says no more about x0 than pure noise did, it weighs as much.
             ratio = jnp.sqrt(schedule.snr(per_frame))[..., None, None, None]
             noise = noise + jnp.where(batch["own"], ratio * (made - x0), 0)
         x_t = schedule.add_noise(x0, noise, per_frame)
@@ -215,12 +216,18 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
             masks = masks.reshape(*masks.shape[:2], x0.shape[2], size, x0.shape[3], size).mean((3, 5))
             person = flat(1 + options.person * masks[..., None])
         target = schedule.target(x0, noise, per_frame)
-        weight = loss_weight(schedule, per_frame.reshape(-1), options.weighting, options.gamma)
+        effective_t = jnp.where(batch["own"][..., 0, 0, 0], last, per_frame) if options.scheduled_sampling else per_frame
+        weight = loss_weight(schedule, effective_t.reshape(-1), options.weighting, options.gamma)
         error = weighted_mse(flat(prediction), flat(target), jnp.ones_like(weight), person)
         quarters = per_frame.reshape(-1) * 4 // preset.schedule.train_steps
         # NaN where no sample of the batch falls into that quarter of the noise levels.
         by_noise = {f"mse_q{q}": jnp.sum(error * (quarters == q)) / jnp.sum(quarters == q) for q in range(4)}
         total, metrics = jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
+        if temporal and options.temporal_difference:
+            changes = (flat(x[:, 1:].astype(jnp.float32) - x[:, :-1]) for x in (prediction, target))
+            change = weighted_mse(*changes, weight.reshape(clips, frames)[:, 1:].reshape(-1)).mean()
+            metrics["change"] = change
+            total += options.temporal_difference * change
         if options.perceptual:
             expected = schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0]
             square = functools.partial(crops, flag="--loss.perceptual-crop")

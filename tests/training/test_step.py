@@ -133,12 +133,13 @@ def test_scheduled_sampling_denoises_what_the_model_made_of_pure_noise(
         return watched.denoise(x_t, t, *rest)
 
     monkeypatch.setattr(AnimateAnyone, "denoise", lambda self, *inputs: denoise(*inputs))
-    full = with_loss(config, scheduled_sampling=1.0)
-    _, metrics = step.diffusion_loss(full, preset)(model, batch, KEY)
+    full = with_loss(config, scheduled_sampling=1.0, weighting="x0")
+    value, metrics = step.diffusion_loss(full, preset)(model, batch, KEY)
     (pure, last), (x_t, t) = asked
     assert (np.asarray(last) == 999).all()
     np.testing.assert_allclose(x_t, watched.schedule.add_noise(watched.x0 + 0.5, pure, t), atol=1e-4)
     assert metrics["mse"] == pytest.approx(0.25, rel=1e-3)  # the target is still x0's
+    assert value == pytest.approx(0.25, rel=1e-3)  # the weight that pure noise has, not up to 5
     watched.error, asked[:] = 0.0, []
     assert step.diffusion_loss(full, preset)(model, batch, KEY)[0] < 1e-4
     step.diffusion_loss(config, preset)(model, batch, KEY)
@@ -161,6 +162,19 @@ def test_scheduled_sampling_takes_its_share_of_the_clips(micro, micro_params, ba
     rows = [float(value(jnp.array(own))) for own in ([True, False], [False, True], [False, False], [True, True])]
     # the mean of rows: what each changes adds up
     assert rows[0] + rows[1] == pytest.approx(rows[2] + rows[3], rel=1e-5) and rows[0] != rows[2] != rows[3]
+
+
+def test_the_temporal_difference_sees_what_changes_from_frame_to_frame(micro, model, batch, monkeypatch):
+    watched, weight = Watched(monkeypatch, micro), 3.0
+    loss = step.diffusion_loss(with_loss(STAGE2, temporal_difference=weight), micro)
+    watched.error = 0.5
+    value, metrics = loss(model, batch, KEY)
+    assert metrics["change"] < 1e-6 and value == pytest.approx(0.25, rel=1e-3)
+    watched.error = jnp.array([0.5, -0.5, 0.5, -0.5]).reshape(FRAMES, 1, 1, 1)
+    value, metrics = loss(model, batch, KEY)
+    assert metrics["change"] == pytest.approx(1.0, rel=1e-3) and value == pytest.approx(0.25 + weight, rel=1e-3)
+    stage1 = step.diffusion_loss(with_loss(STAGE1, temporal_difference=weight), micro)
+    assert stage1(model, batch, KEY)[0] == pytest.approx(0.25, rel=1e-3)
 
 
 @pytest.mark.parametrize("config", [STAGE1, STAGE2], ids=["stage1", "stage2"])
