@@ -216,8 +216,8 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
             masks = masks.reshape(*masks.shape[:2], x0.shape[2], size, x0.shape[3], size).mean((3, 5))
             person = flat(1 + options.person * masks[..., None])
         target = schedule.target(x0, noise, per_frame)
-        effective_t = jnp.where(batch["own"][..., 0, 0, 0], last, per_frame) if options.scheduled_sampling else per_frame
-        weight = loss_weight(schedule, effective_t.reshape(-1), options.weighting, options.gamma)
+        seen_as = jnp.where(batch["own"][..., 0, 0, 0], last, per_frame) if options.scheduled_sampling else per_frame
+        weight = loss_weight(schedule, seen_as.reshape(-1), options.weighting, options.gamma)
         error = weighted_mse(flat(prediction), flat(target), jnp.ones_like(weight), person)
         quarters = per_frame.reshape(-1) * 4 // preset.schedule.train_steps
         # NaN where no sample of the batch falls into that quarter of the noise levels.
