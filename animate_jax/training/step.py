@@ -210,11 +210,11 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         x_t = schedule.add_noise(x0, noise, per_frame)
         prediction = denoise(x_t, t)
 
-        person = None
-        if options.person:
+        steady = temporal and options.temporal_difference
+        if options.person or steady:
             masks = batch["masks"].astype(jnp.float32) / 255
-            masks = masks.reshape(*masks.shape[:2], x0.shape[2], size, x0.shape[3], size).mean((3, 5))
-            person = flat(1 + options.person * masks[..., None])
+            inside = masks.reshape(clips, frames, x0.shape[2], size, x0.shape[3], size).mean((3, 5))[..., None]
+        person = flat(1 + options.person * inside) if options.person else None
         target = schedule.target(x0, noise, per_frame)
         seen_as = jnp.where(batch["own"][..., 0, 0, 0], last, per_frame) if options.scheduled_sampling else per_frame
         weight = loss_weight(schedule, seen_as.reshape(-1), options.weighting, options.gamma)
@@ -223,9 +223,10 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         # NaN where no sample of the batch falls into that quarter of the noise levels.
         by_noise = {f"mse_q{q}": jnp.sum(error * (quarters == q)) / jnp.sum(quarters == q) for q in range(4)}
         total, metrics = jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
-        if temporal and options.temporal_difference:
+        if steady:
             changes = (flat(x[:, 1:].astype(jnp.float32) - x[:, :-1]) for x in (prediction, target))
-            change = weighted_mse(*changes, weight.reshape(clips, frames)[:, 1:].reshape(-1)).mean()
+            outside = flat(1 + 1e-6 - jnp.maximum(inside[:, 1:], inside[:, :-1]))  # a person may fill the picture
+            change = weighted_mse(*changes, weight.reshape(clips, frames)[:, 1:].reshape(-1), outside).mean()
             metrics["change"] = change
             total += options.temporal_difference * change
         if options.perceptual:

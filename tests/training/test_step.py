@@ -164,17 +164,23 @@ def test_scheduled_sampling_takes_its_share_of_the_clips(micro, micro_params, ba
     assert rows[0] + rows[1] == pytest.approx(rows[2] + rows[3], rel=1e-5) and rows[0] != rows[2] != rows[3]
 
 
-def test_the_temporal_difference_sees_what_changes_from_frame_to_frame(micro, model, batch, monkeypatch):
+def test_the_temporal_difference_sees_what_changes_beside_the_person(micro, model, batch, monkeypatch):
     watched, weight = Watched(monkeypatch, micro), 3.0
     loss = step.diffusion_loss(with_loss(STAGE2, temporal_difference=weight), micro)
     watched.error = 0.5
     value, metrics = loss(model, batch, KEY)
     assert metrics["change"] < 1e-6 and value == pytest.approx(0.25, rel=1e-3)
-    watched.error = jnp.array([0.5, -0.5, 0.5, -0.5]).reshape(FRAMES, 1, 1, 1)
+    flicker = jnp.array([0.5, -0.5, 0.5, -0.5]).reshape(FRAMES, 1, 1, 1)
+    right = jnp.arange(12).reshape(12, 1) >= 6  # the person stands in the left half
+    watched.error = flicker * ~right
+    assert loss(model, batch, KEY)[1]["change"] < 1e-5
+    watched.error = flicker * right
     value, metrics = loss(model, batch, KEY)
-    assert metrics["change"] == pytest.approx(1.0, rel=1e-3) and value == pytest.approx(0.25 + weight, rel=1e-3)
+    assert metrics["change"] == pytest.approx(1.0, rel=1e-3) and value == pytest.approx(0.125 + weight, rel=1e-3)
+    filled = {**batch, "masks": jnp.full_like(batch["masks"], 255)}
+    assert np.isfinite(loss(model, filled, KEY)[0])
     stage1 = step.diffusion_loss(with_loss(STAGE1, temporal_difference=weight), micro)
-    assert stage1(model, batch, KEY)[0] == pytest.approx(0.25, rel=1e-3)
+    assert stage1(model, batch, KEY)[0] == pytest.approx(0.125, rel=1e-3)
 
 
 @pytest.mark.parametrize("config", [STAGE1, STAGE2], ids=["stage1", "stage2"])
