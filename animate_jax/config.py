@@ -270,8 +270,8 @@ class DiffusionLossConfig:
     # Share of clips that are denoised from what the model itself makes of pure noise, as while sampling, instead of
     # from the truth: later steps learn to mend the first one (Bengio et al. 2015; Ren et al. 2024).
     scheduled_sampling: float = 0.0
-    # Stage 2: times the squared error of the change from frame to frame where the person is not: stiller backgrounds.
-    temporal_difference: float = 0.0
+    # Stage 2: times the predicted x0's mean absolute change from frame to frame where the true frames stand still.
+    flicker: float = 0.0
     # Times LPIPS(VGG) between a square of one frame per clip and what the prediction of x0 decodes to: sharper pictures
     # in few steps (Lin & Yang 2024).
     perceptual: float = 0.0

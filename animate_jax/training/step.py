@@ -27,6 +27,7 @@ from animate_jax.training.state import State, update_ema
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 Value = tuple[Float[Array, ""], Metrics]
+STILL = 2  # levels of 255 by which a still pixel may change from frame to frame, as evaluation counts flicker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,11 +211,11 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         x_t = schedule.add_noise(x0, noise, per_frame)
         prediction = denoise(x_t, t)
 
-        steady = temporal and options.temporal_difference
-        if options.person or steady:
+        person = None
+        if options.person:
             masks = batch["masks"].astype(jnp.float32) / 255
             inside = masks.reshape(clips, frames, x0.shape[2], size, x0.shape[3], size).mean((3, 5))[..., None]
-        person = flat(1 + options.person * inside) if options.person else None
+            person = flat(1 + options.person * inside)
         target = schedule.target(x0, noise, per_frame)
         seen_as = jnp.where(batch["own"][..., 0, 0, 0], last, per_frame) if options.scheduled_sampling else per_frame
         weight = loss_weight(schedule, seen_as.reshape(-1), options.weighting, options.gamma)
@@ -223,14 +224,17 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         # NaN where no sample of the batch falls into that quarter of the noise levels.
         by_noise = {f"mse_q{q}": jnp.sum(error * (quarters == q)) / jnp.sum(quarters == q) for q in range(4)}
         total, metrics = jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
-        if steady:
-            changes = (flat(x[:, 1:].astype(jnp.float32) - x[:, :-1]) for x in (prediction, target))
-            outside = flat(1 + 1e-6 - jnp.maximum(inside[:, 1:], inside[:, :-1]))  # a person may fill the picture
-            change = weighted_mse(*changes, weight.reshape(clips, frames)[:, 1:].reshape(-1), outside).mean()
-            metrics["change"] = change
-            total += options.temporal_difference * change
+        expected = schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0]
+        if temporal and options.flicker:
+            levels = batch["frames"].astype(jnp.int16)
+            moves = jnp.abs(levels[:, 1:] - levels[:, :-1]).max(-1)
+            still = moves.reshape(clips, frames - 1, x0.shape[2], size, x0.shape[3], size).max((3, 5)) <= STILL
+            changes = jnp.abs(expected[:, 1:] - expected[:, :-1]).mean(-1)
+            by_clip = (1, 2, 3)
+            flicker = jnp.sum(changes * still, by_clip) / jnp.maximum(still.sum(by_clip), 1)
+            metrics["flicker"] = flicker.mean()
+            total += options.flicker * metrics["flicker"]
         if options.perceptual:
-            expected = schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0]
             square = functools.partial(crops, flag="--loss.perceptual-crop")
             # The same place of both: `crops` draws from as many, whether pixels or latents.
             of_pixels = jax.vmap(lambda x, key: square(x, options.perceptual_crop, size, key))

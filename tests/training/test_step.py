@@ -164,22 +164,29 @@ def test_scheduled_sampling_takes_its_share_of_the_clips(micro, micro_params, ba
     assert rows[0] + rows[1] == pytest.approx(rows[2] + rows[3], rel=1e-5) and rows[0] != rows[2] != rows[3]
 
 
-def test_the_temporal_difference_sees_what_changes_beside_the_person(micro, model, batch, monkeypatch):
-    watched, weight = Watched(monkeypatch, micro), 3.0
-    loss = step.diffusion_loss(with_loss(STAGE2, temporal_difference=weight), micro)
+def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(micro, model, batch, monkeypatch):
+    preset, weight = predicting(micro, "x0"), 3.0
+    watched = Watched(monkeypatch, preset)
+    watched.x0 = jnp.broadcast_to(watched.x0[:, :1], watched.x0.shape)
+    loss = step.diffusion_loss(with_loss(STAGE2, flicker=weight), preset)
+    right = np.arange(12) >= 6  # of the latents' columns
+    pixels = np.repeat(right, 4)
+    moves = 3 * np.arange(FRAMES, dtype=np.uint8).reshape(FRAMES, 1, 1, 1)
+    noise = 2 * (np.arange(FRAMES, dtype=np.uint8) % 2).reshape(FRAMES, 1, 1, 1)  # an encoder's
+    frames = np.broadcast_to(np.where(pixels[:, None], noise, moves), batch["frames"].shape[1:])
+    batch = {**batch, "frames": jnp.asarray(np.broadcast_to(frames, batch["frames"].shape))}
     watched.error = 0.5
     value, metrics = loss(model, batch, KEY)
-    assert metrics["change"] < 1e-6 and value == pytest.approx(0.25, rel=1e-3)
+    assert metrics["flicker"] < 1e-6 and value == pytest.approx(0.25, rel=1e-3)
     flicker = jnp.array([0.5, -0.5, 0.5, -0.5]).reshape(FRAMES, 1, 1, 1)
-    right = jnp.arange(12).reshape(12, 1) >= 6  # the person stands in the left half
-    watched.error = flicker * ~right
-    assert loss(model, batch, KEY)[1]["change"] < 1e-5
-    watched.error = flicker * right
+    watched.error = flicker * ~right[:, None]
+    assert loss(model, batch, KEY)[1]["flicker"] < 1e-5
+    watched.error = flicker * right[:, None]
     value, metrics = loss(model, batch, KEY)
-    assert metrics["change"] == pytest.approx(1.0, rel=1e-3) and value == pytest.approx(0.125 + weight, rel=1e-3)
-    filled = {**batch, "masks": jnp.full_like(batch["masks"], 255)}
-    assert np.isfinite(loss(model, filled, KEY)[0])
-    stage1 = step.diffusion_loss(with_loss(STAGE1, temporal_difference=weight), micro)
+    assert metrics["flicker"] == pytest.approx(1.0, rel=1e-3) and value == pytest.approx(0.125 + weight, rel=1e-3)
+    nothing_still = {**batch, "frames": jnp.asarray(np.broadcast_to(moves, batch["frames"].shape))}
+    assert loss(model, nothing_still, KEY)[1]["flicker"] == 0
+    stage1 = step.diffusion_loss(with_loss(STAGE1, flicker=weight), preset)
     assert stage1(model, batch, KEY)[0] == pytest.approx(0.125, rel=1e-3)
 
 
