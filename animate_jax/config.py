@@ -272,10 +272,11 @@ class DiffusionLossConfig:
     scheduled_sampling: float = 0.0
     # Stage 2: times the predicted x0's mean absolute change from frame to frame where the true frames stand still.
     flicker: float = 0.0
-    # Times LPIPS(VGG) between a square of one frame per clip and what the prediction of x0 decodes to: sharper pictures
-    # in few steps (Lin & Yang 2024).
+    # Times LPIPS(VGG) between squares of the frames and what the prediction of x0 decodes to: sharper pictures in few
+    # steps (Lin & Yang 2024).
     perceptual: float = 0.0
     perceptual_crop: int = 64  # pixels
+    perceptual_frames: int = 1  # of each clip, drawn anew in each step
 
 
 @dataclasses.dataclass(frozen=True)

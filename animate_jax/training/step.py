@@ -166,7 +166,9 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
             noise = jnp.broadcast_to(noise[:, :1], noise.shape)
         optional = {}
         if options.perceptual:
+            shuffled = jax.vmap(functools.partial(jax.random.permutation, x=frames))
             optional["squares"] = jax.random.split(jax.random.fold_in(key, 5), clips)
+            optional["seen"] = shuffled(jax.random.split(jax.random.fold_in(key, 7), clips))
         if options.scheduled_sampling:
             own = jax.random.bernoulli(jax.random.fold_in(key, 6), options.scheduled_sampling, (clips, 1, 1, 1, 1))
             optional["own"] = own
@@ -236,11 +238,14 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
             total += options.flicker * metrics["flicker"]
         if options.perceptual:
             square = functools.partial(crops, flag="--loss.perceptual-crop")
-            # The same place of both: `crops` draws from as many, whether pixels or latents.
-            of_pixels = jax.vmap(lambda x, key: square(x, options.perceptual_crop, size, key))
-            of_latents = jax.vmap(lambda x, key: square(x, options.perceptual_crop // size, 1, key))
-            true = flat(of_pixels(to_signed(batch["frames"][:, :1]), batch["squares"]))
-            made = model.vae.to_images(flat(of_latents(expected[:, :1], batch["squares"])).astype(dtype))
+
+            def seen(x: Array, step: int) -> Array:
+                """The same places of the same frames, whether of pixels or latents."""
+                side, frames = options.perceptual_crop * step // size, batch["seen"][:, : options.perceptual_frames]
+                return flat(jax.vmap(lambda x, i, key: square(x[i], side, step, key))(x, frames, batch["squares"]))
+
+            true = seen(to_signed(batch["frames"]), size)
+            made = model.vae.to_images(seen(expected, 1).astype(dtype))
             metrics["lpips"] = perceptual(true, made.astype(jnp.float32)).mean()
             total += options.perceptual * metrics["lpips"]
         return total, metrics

@@ -190,8 +190,8 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
     assert stage1(model, batch, KEY)[0] == pytest.approx(0.125, rel=1e-3)
 
 
-@pytest.mark.parametrize("config", [STAGE1, STAGE2], ids=["stage1", "stage2"])
-def test_the_perceptual_loss_sees_the_same_square_of_both(config, micro, model, batch, monkeypatch):
+@pytest.mark.parametrize("config, frames", [(STAGE1, 1), (STAGE2, 3)], ids=["stage1", "stage2"])
+def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, frames, micro, model, batch, monkeypatch):
     watched, weight = Watched(monkeypatch, predicting(micro, "v")), 0.3
     watched.x0 = jnp.pad(step.to_signed(batch["frames"])[:, :, ::4, ::4], [(0, 0)] * 4 + [(0, 1)])
     monkeypatch.setattr(AutoencoderKL, "to_images", lambda self, z: z.repeat(4, 1).repeat(4, 2)[..., :3])
@@ -201,11 +201,12 @@ def test_the_perceptual_loss_sees_the_same_square_of_both(config, micro, model, 
         seen.append((a, b))
         return jnp.full(len(a), 2.0)
 
-    config = with_loss(config, perceptual=weight, perceptual_crop=16)
+    config = with_loss(config, perceptual=weight, perceptual_crop=16, perceptual_frames=frames)
     value, metrics = step.diffusion_loss(config, predicting(micro, "v"), distance)(model, batch, KEY)
     (true, made), = seen  # fmt: skip
-    assert true.shape == made.shape == (CLIPS, 16, 16, 3)
+    assert true.shape == made.shape == (CLIPS * frames, 16, 16, 3)
     np.testing.assert_allclose(true[:, ::4, ::4], made[:, ::4, ::4], atol=1e-5)
+    assert len(np.unique(true, axis=0)) == CLIPS * frames  # no frame twice
     assert metrics["lpips"] == 2.0 and value == pytest.approx(weight * 2.0, abs=1e-4)
     with pytest.raises(UserError, match=r"--loss\.perceptual-crop 52: must be a multiple of 4, at most 48"):
         config = with_loss(config, perceptual=weight, perceptual_crop=52)
