@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from animate_jax.diffusion.schedule import Schedule
 
@@ -66,3 +66,18 @@ def weighted_mse(
         axes = tuple(range(1, spatial_weight.ndim))
         error = error * (spatial_weight / jnp.mean(spatial_weight, axis=axes, keepdims=True))
     return weight * jnp.mean(error, axis=tuple(range(1, error.ndim)))
+
+
+def flicker(
+    latents: Float[Array, "batch frames h w c"], truth: UInt8[Array, "batch frames height width 3"]
+) -> Float[Array, " batch"]:
+    """Every clip's mean absolute change of the latents from frame to frame where the true frames stand still.
+
+    A position stands still if no level of its pixels changes by more than 2, as in evaluation's figure of this name.
+    """
+    batch, frames, h, w, _ = latents.shape
+    levels = truth.astype(jnp.int16)
+    moves = jnp.abs(levels[:, 1:] - levels[:, :-1]).reshape(batch, frames - 1, h, truth.shape[2] // h, w, -1)
+    still = moves.max((3, 5)) <= 2
+    changes = jnp.abs(latents[:, 1:] - latents[:, :-1]).mean(-1)
+    return jnp.sum(changes * still, (1, 2, 3)) / jnp.maximum(still.sum((1, 2, 3)), 1)

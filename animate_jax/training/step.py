@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, UInt8
 
 from animate_jax.config import Preset, TrainConfig
-from animate_jax.diffusion.losses import draw_noise, loss_weight, weighted_mse
+from animate_jax.diffusion.losses import draw_noise, flicker, loss_weight, weighted_mse
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
@@ -27,7 +27,6 @@ from animate_jax.training.state import State, update_ema
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 Value = tuple[Float[Array, ""], Metrics]
-STILL = 2  # levels of 255 by which a still pixel may change from frame to frame, as evaluation counts flicker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,13 +227,7 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         total, metrics = jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
         expected = schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0]
         if temporal and options.flicker:
-            levels = batch["frames"].astype(jnp.int16)
-            moves = jnp.abs(levels[:, 1:] - levels[:, :-1]).max(-1)
-            still = moves.reshape(clips, frames - 1, x0.shape[2], size, x0.shape[3], size).max((3, 5)) <= STILL
-            changes = jnp.abs(expected[:, 1:] - expected[:, :-1]).mean(-1)
-            by_clip = (1, 2, 3)
-            flicker = jnp.sum(changes * still, by_clip) / jnp.maximum(still.sum(by_clip), 1)
-            metrics["flicker"] = flicker.mean()
+            metrics["flicker"] = flicker(expected, batch["frames"]).mean()
             total += options.flicker * metrics["flicker"]
         if options.perceptual:
             square = functools.partial(crops, flag="--loss.perceptual-crop")
