@@ -1,6 +1,9 @@
 """Stage 2 of the small model: only the temporal layers, on short clips with shared noise (as it samples).
 
-python train.py configs/tiny_stage2.py --init runs/tiny_stage1
+    python train.py configs/tiny_stage2.py --init runs/tiny_stage1
+
+The bundled weights took `--data.frames 16 --loss.flicker 15` for a stiller background, and a perceptual loss of several
+frames of each clip so that pictures stay sharp (docs/model_card.md).
 """
 
 from animate_jax.config import DataConfig, DiffusionLossConfig, OptimConfig, TrainConfig
