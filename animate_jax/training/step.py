@@ -136,7 +136,7 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
 
     Raises:
         UserError: more frames than the temporal layers take, a size that the autoencoder cannot halve, a square that
-            does not fit, a shift of the timesteps that is not positive, or a share outside 0..1.
+            does not fit, a shift of the timesteps that is not positive, a share outside 0..1, or no frame to see.
     """
     schedule, options, temporal = make_schedule(preset.schedule), config.loss, config.stage == "stage2"
     dtype = jnp.dtype(config.compute_dtype)
@@ -148,6 +148,8 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         raise UserError(f"--loss.timestep-shift {options.timestep_shift}: must be positive; 1 draws evenly")
     if not 0 <= options.scheduled_sampling <= 1:
         raise UserError(f"--loss.scheduled-sampling {options.scheduled_sampling}: must be a share, 0 to 1")
+    if options.perceptual_frames < 1:
+        raise UserError(f"--loss.perceptual-frames {options.perceptual_frames}: must be at least 1")
     width, height, size = preset.sampling.width, preset.sampling.height, preset.model.vae.downscale
     last = preset.schedule.train_steps - 1
     if width % size or height % size:

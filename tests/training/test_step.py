@@ -211,6 +211,8 @@ def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, fr
     with pytest.raises(UserError, match=r"--loss\.perceptual-crop 52: must be a multiple of 4, at most 48"):
         config = with_loss(config, perceptual=weight, perceptual_crop=52)
         step.diffusion_loss(config, micro, distance)(model, batch, KEY)
+    with pytest.raises(UserError, match=r"--loss\.perceptual-frames 0: must be at least 1"):
+        step.diffusion_loss(with_loss(config, perceptual_frames=0), micro, distance)
 
 
 def test_stage_2_gives_every_clip_one_time_and_runs_the_temporal_layers(micro, model, batch, monkeypatch):
