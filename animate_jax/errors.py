@@ -1,9 +1,11 @@
-"""The one exception that is meant for the user's eyes, and how command lines show it."""
+"""The one exception that is meant for the user's eyes, and how files that are read and command lines show it."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class UserError(Exception):
@@ -11,6 +13,33 @@ class UserError(Exception):
 
     Command-line programs print it without a traceback and exit with status 2.
     """
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike, kind: str, advice: str) -> Iterator[None]:
+    """Everything that a block raises while it reads a user's file becomes one line.
+
+    Readers of hostile or damaged files raise nearly anything: RecursionError, MemoryError, struct.error, zlib.error,
+    a library's own. A `UserError` passes as it is, as it says more.
+
+    Args:
+        kind: what the file was taken for, as in "not a readable {kind}".
+        advice: what to do, as in "give a whole PNG, JPEG or WebP file".
+
+    Raises:
+        UserError: the block raised any `Exception`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file: check the path") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be read ({error.strerror}): change its permissions") from error
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        raise UserError(f"{path}: not a readable {kind} ({reason}): {advice}") from error
 
 
 def exit_status(program: str, work: Callable[[], int | None], interrupted: str) -> int:

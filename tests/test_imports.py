@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "animate_jax"
 
-# Room -> the rooms it may import besides itself and, as all may, config and errors.
-BASICS = {"config", "errors"}
+# Room -> the rooms it may import besides itself and, as all may, config, errors and limits.
+BASICS = {"config", "errors", "limits"}
 ALLOWED = {
     "config": set(),
     "errors": set(),
+    "limits": set(),
     "models": set(),
     "diffusion": set(),
     "pose": set(),

@@ -1,0 +1,29 @@
+"""How much of a user's file is believed: beyond these, a file is refused in one line before its contents cost anything.
+
+docs/troubleshooting.md lists them. They are generous for real material and small beside a machine's memory.
+"""
+
+MEGABYTE = 1 << 20
+
+# Pictures and videos
+IMAGE_PIXELS = 100_000_000  # of one picture file
+VIDEO_PIXELS = 8192 * 4352  # of one frame: 8K
+VIDEO_FRAMES = 100_000  # of one video, at its result's rate: nearly an hour at 30 frames/s
+VIDEO_GAP = 60.0  # seconds between two neighboring frames, over which one is repeated
+
+# Keypoints
+CANVAS_SIDE = 16_384  # pixels of the pictures behind keypoints, per side
+CANVAS_RATIO = 16.0  # of its longer to its shorter side
+KEYPOINTS_BYTES = 512 * MEGABYTE  # of one file, also unpacked
+KEYPOINT_POSITION = 1e6  # largest coordinate, in pixels
+
+# Text and structure
+JSON_BYTES = 64 * MEGABYTE  # of indices, presets and other small documents
+NESTING = 64  # lists and dictionaries within each other
+NAME_LENGTH = 255  # letters of a file's name, and of a tensor's or entry's
+
+# Weights
+HEADER_BYTES = 100 * MEGABYTE  # safetensors' own limit
+PICKLE_BYTES = 64 * MEGABYTE  # the structure of a torch file, without its tensors
+PICKLE_VALUES = 2_000_000  # objects that a pickle may build
+TENSOR_DIMENSIONS = 8
