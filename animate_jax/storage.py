@@ -1,0 +1,145 @@
+"""Folders that may lie in a bucket (gs://, s3://, ...): every such address a user gives goes through here.
+
+etils' epath reads and writes them, with fsspec's packages underneath; Orbax and array_record know gs:// themselves.
+Object stores can neither append to a file nor rename a folder. So a run's logs, pictures and traces are written into a
+local folder that is uploaded as it changes (`Mirror`), and checkpoints are complete when a marker was written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from etils import epath
+
+from animate_jax.errors import UserError
+
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # what opens each kind of address
+Address = str | os.PathLike
+
+
+def is_remote(address: Address) -> bool:
+    return "://" in os.fspath(address)
+
+
+def to_path(address: Address) -> epath.Path:
+    """A folder or file, local (made absolute, `~` expanded) or in a bucket.
+
+    Raises:
+        UserError: an unknown kind of address, or the package that opens it is not installed.
+    """
+    if not is_remote(address):
+        return epath.Path(pathlib.Path(address).expanduser().absolute())
+    kind = os.fspath(address).partition("://")[0]
+    if kind not in PACKAGES:
+        raise UserError(f"{address}: unknown kind of address: give a local path or one of {', '.join(PACKAGES)}://")
+    with talking_to(address):
+        path = epath.Path(address)
+        path.exists()  # meets a missing package or key now
+    return path
+
+
+@contextlib.contextmanager
+def talking_to(address: Address) -> Iterator[None]:
+    """Turns what a store's client raises into one line.
+
+    Raises:
+        UserError: the block raised any `Exception`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        package = PACKAGES.get(os.fspath(address).partition("://")[0], "fsspec")
+        raise UserError(f"{address}: needs the package {package}: pip install {package}") from error
+    except Exception as error:  # of gcsfs, aiohttp, google.auth, botocore, ...
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        advice = "check the address and the key (for gs:// `gcloud auth application-default login`)"
+        raise UserError(f"{address}: the store does not answer as it should ({reason}): {advice}") from error
+
+
+def check_writable(address: Address) -> None:
+    """Writes and removes a small object before hours of work depend on the place.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = to_path(address)
+    if is_remote(address):
+        with talking_to(address):
+            probe = path / f".animate_jax_probe_{os.getpid()}"
+            probe.write_text("may this run write here?")
+            probe.unlink()
+
+
+class Mirror:
+    """A local folder whose files are uploaded to a bucket as they change; for a local address, that folder itself.
+
+    A failed upload is kept for the next one: what a store refuses for a minute must not end a training. Only the last
+    upload, at the end of the `with` block, raises.
+
+    Attributes:
+        path: the local folder.
+        failure: what the last upload in the background met, or None.
+
+    Args:
+        fetch: files that are continued rather than written anew, downloaded first if they are there.
+
+    Raises:
+        UserError: the bucket cannot be read or, at the end, written.
+    """
+
+    def __init__(self, address: Address, fetch: Sequence[str] = ()):
+        self._remote = to_path(address) if is_remote(address) else None
+        self._uploaded: dict[pathlib.Path, tuple[int, int]] = {}
+        self._running: Future[None] | None = None
+        self.failure: UserError | None = None
+        if self._remote is None:
+            self.path = pathlib.Path(address)
+            self.path.mkdir(parents=True, exist_ok=True)
+            return
+        self.path = pathlib.Path(tempfile.mkdtemp(prefix="animate_jax_run_"))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        with talking_to(address):
+            for name in fetch:
+                if (self._remote / name).exists():
+                    (self.path / name).write_bytes((self._remote / name).read_bytes())
+
+    def __enter__(self) -> Mirror:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if self._remote is None:
+            return
+        try:
+            self._thread.shutdown()
+            self._upload()
+        except UserError as error:
+            if kind is None:
+                raise UserError(f"{error}; the files are in {self.path}") from error
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def sync(self) -> None:
+        """Uploads what has changed, in the background; does nothing while the last upload is still under way."""
+        if self._remote is None or (self._running is not None and not self._running.done()):
+            return
+        if self._running is not None:
+            self.failure = self._running.exception()
+        self._running = self._thread.submit(self._upload)
+
+    def _upload(self) -> None:
+        with talking_to(self._remote):
+            for file in sorted(self.path.rglob("*")):
+                if not file.is_file() or file.name.startswith("."):  # hidden: being written
+                    continue
+                state = file.stat().st_size, file.stat().st_mtime_ns
+                if self._uploaded.get(file) != state:
+                    epath.Path(file).copy(self._remote / file.relative_to(self.path).as_posix(), overwrite=True)
+                    self._uploaded[file] = state

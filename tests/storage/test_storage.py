@@ -1,0 +1,73 @@
+"""Addresses in a bucket: read, written, mirrored, and what is said when the store fails."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from animate_jax.errors import UserError
+from animate_jax.storage import Mirror, to_path
+
+
+def python(bucket, code, status=0):
+    """What a program says that lives in the bucket's world; the store's clients read their environment once."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=os.environ | bucket.environment,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_a_local_mirror_is_the_folder_itself(tmp_path):
+    with Mirror(tmp_path / "run") as mirror:
+        (mirror.path / "log").write_text("line")
+        mirror.sync()
+    assert (tmp_path / "run" / "log").read_text() == "line"
+
+
+def test_unknown_addresses_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UserError, match="unknown kind of address"):
+        to_path("ftp://host/folder")
+    with pytest.raises(UserError, match="needs the package s3fs"):
+        to_path("s3://bucket/folder")
+
+
+MIRROR = """
+    import sys
+    from animate_jax.storage import Mirror
+    with Mirror("gs://bucket/run", fetch=["log"]) as mirror:
+        with (mirror.path / "log").open("a") as file:
+            file.write("one more\\n")
+        (mirror.path / "previews").mkdir()
+        (mirror.path / "previews" / "1.png").write_bytes(b"picture")
+        (mirror.path / ".half").write_text("being written")
+        mirror.sync()
+"""
+
+
+def test_a_mirror_uploads_what_changed_and_continues_what_was_there(bucket):
+    python(bucket, MIRROR)
+    python(bucket, MIRROR)
+    assert bucket.names() == ["run/log", "run/previews/1.png"]
+    assert bucket.read("run/log") == b"one more\n" * 2
+
+
+def test_a_store_that_fails_now_and_then_is_asked_again(bucket):
+    bucket.unavailable = 3
+    python(bucket, MIRROR)
+    assert bucket.read("run/log") == b"one more\n"
+
+
+def test_a_wrong_key_is_one_line(bucket):
+    bucket.refused = True
+    code = """
+        from animate_jax.errors import exit_status
+        from animate_jax.storage import check_writable
+        raise SystemExit(exit_status("train", lambda: check_writable("gs://bucket/run"), ""))
+    """
+    _, told = python(bucket, code, status=2)
+    assert told.count("\n") == 1 and "gs://bucket/run" in told and "Forbidden" in told
