@@ -34,7 +34,8 @@ def make_program(config: TrainConfig, preset: Preset, loss: Loss | LossFunction,
     Raises:
         UserError: a batch that the mesh does not divide, or nothing to train.
     """
-    check_batch(mesh, config.data.batch // config.accumulate)
+    # The autoencoder sees single pictures.
+    check_batch(mesh, config.data.batch // config.accumulate, 1 if config.stage == "vae" else config.data.frames)
     graphdef, shapes = P.abstract(preset.model)
     tx = optimizer(config.optim, config.steps)
     initial = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0,

@@ -41,7 +41,7 @@ def losses(mesh, passes):
     random = np.random.default_rng(1)
     batch = {name: random.integers(0, 256, leaf.shape).astype(leaf.dtype)
              for name, leaf in abstract_batch(config, MICRO, None).items()}
-    check_batch(mesh, 8 // passes)
+    check_batch(mesh, 8 // passes, 8)
     tx = optimizer(config.optim, 10)
     state = make_state(jax.tree.map(jnp.asarray, params), config.trainable, tx, True)
     layout = rules.shardings(state, mesh)

@@ -41,11 +41,11 @@ def refuses(words, function, *arguments):
 
 refuses("--mesh.fsdp 3 --mesh.frames 1: the 8 devices do not divide", make_mesh, MeshConfig(fsdp=3))
 refuses("--mesh.fsdp 0", make_mesh, MeshConfig(fsdp=0))
-check_batch(mesh, 16)
-refuses("12 clips per pass do not divide over data x fsdp = 8 devices", check_batch, mesh, 12)
-refuses("--mesh.frames 2", check_batch, mesh, 4)  # advice that is right:
-check_batch(make_mesh(MeshConfig(frames=2)), 4)
-refuses("--mesh.frames 1 divides the work", check_batch, make_mesh(MeshConfig(frames=2)), 8)
+check_batch(mesh, 16, 2)
+refuses("12 clips per pass do not divide over data x fsdp = 8 devices", check_batch, mesh, 12, 2)
+refuses("--mesh.frames 2", check_batch, mesh, 4, 2)  # advice that is right:
+check_batch(make_mesh(MeshConfig(frames=2)), 4, 2)
+refuses("--mesh.frames 1 divides the work", check_batch, make_mesh(MeshConfig(frames=2)), 8, 2)
 assert rows_of_process(mesh) == (0, 1)
 
 # Single arrays: the largest divisible axis; small, odd and one-dimensional ones whole.
