@@ -38,7 +38,8 @@ def reading(path: str | os.PathLike, kind: str, advice: str) -> Iterator[None]:
     except PermissionError as error:
         raise UserError(f"{path}: may not be read ({error.strerror}): change its permissions") from error
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        told = getattr(error, "strerror", None) or str(error)
+        reason = told.strip().partition("\n")[0][:200] or type(error).__name__
         raise UserError(f"{path}: not a readable {kind} ({reason}): {advice}") from error
 
 

@@ -9,11 +9,13 @@ MEGABYTE = 1 << 20
 IMAGE_PIXELS = 100_000_000  # of one picture file
 VIDEO_PIXELS = 8192 * 4352  # of one frame: 8K
 VIDEO_FRAMES = 100_000  # of one video, at its result's rate: nearly an hour at 30 frames/s
+VIDEO_REPEATS = 100_000  # frames shown once more in one video, where its rate is uneven or lower than is asked for
 VIDEO_GAP = 60.0  # seconds between two neighboring frames, over which one is repeated
+VIDEO_RATE = 1000.0  # frames/s; the least is a frame per VIDEO_GAP
 
 # Keypoints
 CANVAS_SIDE = 16_384  # pixels of the pictures behind keypoints, per side
-CANVAS_RATIO = 16.0  # of its longer to its shorter side
+CANVAS_RATIO = 16.0  # of its longer to its shorter side; of all pictures and videos
 KEYPOINTS_BYTES = 512 * MEGABYTE  # of one file, also unpacked
 KEYPOINT_POSITION = 1e6  # largest coordinate, in pixels
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,11 +19,11 @@ import grain
 import numpy as np
 from etils import epath
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
 from jaxtyping import UInt8
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, reading
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.video.open import open_video
 
 INFO = "dataset_info.json"
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # TFDS's default
@@ -41,9 +41,15 @@ class Clip:
     width: int  # pixels
     height: int
     keypoints: Keypoints  # [F], in units of the video's width and height
+    shard: str = ""  # the file that holds it
 
     def __len__(self) -> int:
         return len(self.keypoints)
+
+    @property
+    def place(self) -> str:
+        """Where to look for it, for errors."""
+        return f"clip {self.id} of {self.shard}" if self.shard else f"clip {self.id}"
 
 
 class RecordedClips:
@@ -86,8 +92,8 @@ class RecordedClips:
                 f"{folder / min(missing)}: {len(missing)} of {count} shards missing: copy the whole data set"
             )
         # With its length given, a shard is not opened before a record of it is wanted.
-        spans = zip(shards, lengths, strict=True)
-        self._records = grain.sources.ArrayRecordDataSource([f"{folder / shard}[0:{n}]" for shard, n in spans if n])
+        self._shards = [(shard, n) for shard, n in zip(shards, lengths, strict=True) if n]
+        self._records = grain.sources.ArrayRecordDataSource([f"{folder / shard}[0:{n}]" for shard, n in self._shards])
         self[0]
 
     def __len__(self) -> int:
@@ -98,13 +104,23 @@ class RecordedClips:
         Raises:
             UserError: the record cannot be read, or is none of a video with keypoints.
         """
+        shard, number = self._place(index)
         try:
-            return to_clip(parse(self._records[index]))
-        except (DecodeError, LookupError, ValueError, AttributeError, OSError, RuntimeError) as error:
+            return dataclasses.replace(to_clip(parse(self._records[index])), shard=shard)
+        except Exception as error:  # of the file, of Protocol Buffers, of values that no clip has
+            reason = str(error).partition("\n")[0]
             raise UserError(
-                f"{self._where}: record {index} is damaged or no clip with keypoints "
-                f"({type(error).__name__}: {error}): build the data set again"
+                f"{self._where}: record {number} of {shard} is damaged or no clip with keypoints "
+                f"({type(error).__name__}: {reason}): build the data set again"
             ) from error
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """The shard of a record and its number there."""
+        for shard, length in self._shards:
+            if index < length:
+                return shard, index
+            index -= length
+        raise IndexError(f"record {index} behind the last one")
 
 
 def find_data_set(root: str) -> epath.Path:
@@ -139,12 +155,15 @@ def to_clip(fields: dict[str, Any]) -> Clip:
         LookupError, ValueError, AttributeError: a field is missing, of another kind or of another length.
     """
     width, height, frames = (int(fields[name][0]) for name in ("width", "height", "frames"))
+    identity, fps = fields["id"][0].decode(), float(fields["fps"][0])
+    if min(width, height, frames) < 1 or not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"{frames} frames of {width} x {height} pixels, {fps} frames/s")
     points = {}
     for name, shape in POINTS.items():
         points[name] = fields[name].reshape(frames, *shape)
         points[f"{name}_confidence"] = fields[f"{name}_confidence"].reshape(frames, *shape[:-1])
     keypoints = Keypoints(**points).moved((1 / width, 1 / height), (0, 0))
-    return Clip(fields["id"][0].decode(), fields["video"][0], float(fields["fps"][0]), width, height, keypoints)
+    return Clip(identity, fields["video"][0], fps, width, height, keypoints)
 
 
 def parse(record: bytes) -> dict[str, Any]:
@@ -209,15 +228,18 @@ def pictures(clip: Clip, numbers: Sequence[int]) -> Iterator[tuple[int, UInt8[np
             missing.remove(number)
             yield number, frame.to_ndarray(format="rgb24")
     if missing:
-        raise UserError(f"clip {clip.id}: its video has no frame {min(missing)}: build the data set again")
+        raise UserError(f"{clip.place}: its video has no frame {min(missing)}: build the data set again")
 
 
 def decoded(clip: Clip, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """All frames that must be decoded to see those wanted (rising numbers): after a jump to the keyframe before a
-    wanted frame, the ones up to it."""
-    try:
-        with av.open(io.BytesIO(clip.video)) as container:
-            stream = container.streams.video[0]
+    wanted frame, the ones up to it.
+
+    Raises:
+        UserError: the video is damaged, or none of the clip's size.
+    """
+    with reading(clip.place, "video", "build the data set again"):
+        with open_video(clip.video, clip.place) as (container, stream):
             stream.codec_context.thread_count = 1  # workers are the parallelism
             ticks = 1 / (stream.average_rate * stream.time_base)  # per frame
             origin = stream.start_time or 0
@@ -231,7 +253,8 @@ def decoded(clip: Clip, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFr
                     frame = next(frames, None)
                     if frame is None:
                         return
+                    spare = frame.width - clip.width, frame.height - clip.height
+                    if not {0, 1}.issuperset(spare):  # H.264 has even sides
+                        raise ValueError(f"{frame.width} x {frame.height} pixels, not {clip.width} x {clip.height}")
                     number = round((frame.pts - origin) / ticks)
                     yield number, frame
-    except (av.FFmpegError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"clip {clip.id}: its video is damaged ({error}): build the data set again") from error

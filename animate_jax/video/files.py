@@ -23,14 +23,15 @@ import PIL.Image
 import PIL.ImageOps
 from jaxtyping import UInt8
 
+from animate_jax import limits
 from animate_jax.errors import UserError
+from animate_jax.video.open import check_size, open_picture, open_video
 
-# Containers that hold their pictures: a playlist would open other files of this machine.
-CONTAINERS = "asf,avi,flv,gif,matroska,webm,mov,mp4,mpeg,mpegts,ogg"
 VIDEO_SUFFIXES = (".mp4", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PLAUSIBLE_RATE = 120  # frames/s; containers that do not know their rate often state their clock's, 1000
 FALLBACK_RATE = Fraction(25)  # frames/s of a stream with a single frame or without timestamps
+FROM_ZERO = ("matroska,webm", "asf")  # containers whose length includes the time before their first frame
 COMPLETE = 0.75  # part of the promised length (which may be the sound's) that pictures must fill
 GIF_RATE = 50  # frames/s; players slow down gifs that ask for more
 
@@ -46,14 +47,36 @@ def read_video(
 
 def frame_count(path: str | os.PathLike, fps: Real) -> int:
     """About how many frames `iter_frames` will give at `fps` frames/s, from what the file promises."""
-    with _open_video(Path(path)) as (container, stream):
+    with open_video(Path(path)) as (container, stream):
         return max(round(_promised(container, stream) * fps), 1)
 
 
 def frame_rate(path: str | os.PathLike) -> float:
-    """A video's mean frame rate in frames/s."""
-    with _open_video(Path(path)) as (container, stream):
-        return float(_mean_rate(container, stream))
+    """A video's mean frame rate in frames/s.
+
+    Raises:
+        UserError: not a readable video, or its time stamps give no usual rate.
+    """
+    with open_video(Path(path)) as (container, stream):
+        rate = float(_mean_rate(container, stream))
+    if not usual_rate(rate):
+        raise UserError(f"{path}: has {rate:.3g} frames/s by its time stamps: re-encode it at a common rate")
+    return rate
+
+
+def check_rate(fps: Real, name: str) -> None:
+    """
+    Raises:
+        UserError: no rate that a video can be written at; `name` is what asked for it.
+    """
+    if not usual_rate(fps):
+        least = 1 / limits.VIDEO_GAP
+        raise UserError(f"{name}: a video has {least:.3f} to {limits.VIDEO_RATE:.0f} frames/s, not {fps:g}")
+
+
+def usual_rate(fps: Real) -> bool:
+    """Whether videos of so many frames/s are read and written."""
+    return 1 / limits.VIDEO_GAP <= fps <= limits.VIDEO_RATE
 
 
 def iter_frames(
@@ -72,14 +95,15 @@ def iter_frames(
         fps: frame rate of the result in frames/s; None keeps the video's mean rate.
 
     Raises:
-        UserError: there is no such file, it is not a video, is damaged, or has no frame at or after `start`.
+        UserError: there is no such file, it is not a video, is damaged, stands still for very long, or has no frame at
+            or after `start`.
     """
     path = Path(path)
     rate, count = frame_rate(path), 0
     fps = fps or rate
-    with _open_video(path) as (container, stream):
+    with open_video(path) as (container, stream):
         stream.thread_type = "AUTO"
-        pictures = _at_constant_rate(_decode(path, container, stream, rate), fps)
+        pictures = _at_constant_rate(path, _decode(path, container, stream, rate), fps)
         for picture in itertools.islice(pictures, start, None if frames is None else start + frames):
             yield picture
             count += 1
@@ -88,47 +112,66 @@ def iter_frames(
         raise UserError(f"{path}: no frames {reason}")
 
 
-def _at_constant_rate(timed: Iterable[tuple[float, float, Frame]], fps: Real) -> Iterator[Frame]:
+def _at_constant_rate(path: Path, timed: Iterable[tuple[float, float, Frame]], fps: Real) -> Iterator[Frame]:
     """From (time, duration, frame) triples, picks the frame nearest to every multiple of 1 / fps."""
-    count, previous, end = 0, None, 0.0
+    count, previous, end, most = 0, None, 0.0, limits.VIDEO_REPEATS
     for time, duration, frame in timed:
+        most += 1
         if previous is not None:
             while count / fps < (previous[0] + time) / 2:
                 yield previous[1]
                 count += 1
+                if count > most:
+                    raise UserError(f"{path}: stands still for most of its time: re-encode it at a common rate")
         previous, end = (time, frame), time + duration
     while previous is not None and count / fps <= max(previous[0], end - 0.5 / fps) + 1e-6:
         yield previous[1]
         count += 1
 
 
-def _decode(path, container, stream, rate: float) -> Iterator[tuple[float, float, Frame]]:
+def _decode(path: Path, container, stream, rate: float) -> Iterator[tuple[float, float, Frame]]:
     """Time since the first frame and duration, in seconds, and picture of every frame."""
     size, origin, time, end = {}, None, -1 / rate, 0.0
     try:
         for frame in container.decode(stream):
-            if not size:  # a stream may change its size on the way
-                size = {"width": frame.width, "height": frame.height}
+            before = time
             if frame.time is None:
                 time += 1 / rate
             else:
                 origin = frame.time if origin is None else origin
                 time = max(time, frame.time - origin)
+            if not size:  # a stream may change its size on the way
+                size = {"width": frame.width, "height": frame.height}
+                check_size(str(path), frame.width, frame.height, limits.VIDEO_PIXELS)
+            else:
+                _check_gap(path, before, time)
             duration = float(frame.duration * frame.time_base) if frame.duration else 1 / rate
             end = time + duration
             yield time, duration, _upright(_rgb(frame, size), frame.side_data.get("DISPLAYMATRIX"))
-    except av.FFmpegError as error:
+    except UserError:
+        raise
+    except Exception as error:  # FFmpeg's, or PyAV's about odd sizes and formats
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{path}: damaged after {max(time, 0):.2f} s ({error.strerror}): re-encode it or copy it again"
+            f"{path}: damaged after {max(time, 0):.2f} s ({reason}): re-encode it or copy it again"
         ) from error
+    _check_gap(path, time, end)
     promised = _promised(container, stream)
     if size and end < COMPLETE * promised:  # mkv and webm just end where they were cut off
         raise UserError(f"{path}: ends after {end:.2f} of {promised:.2f} s: take a whole copy")
 
 
+def _check_gap(path: Path, time: float, following: float) -> None:
+    if following - time > limits.VIDEO_GAP:
+        raise UserError(
+            f"{path}: stands still from {time:.0f} to {following:.0f} s, longer than {limits.VIDEO_GAP:.0f} s: cut it"
+        )
+
+
 def _promised(container, stream) -> float:
     """The video's length in seconds by what the file says; 0 when it does not."""
-    return float(stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6)
+    length = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+    return length - max(container.start_time or 0, 0) / 1e6 if container.format.name in FROM_ZERO else length
 
 
 def _rgb(frame: av.VideoFrame, size: dict[str, int]) -> Frame:
@@ -152,39 +195,18 @@ def _upright(picture: Frame, matrix) -> UInt8[np.ndarray, "_ _ 3"]:
     return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-@contextlib.contextmanager
-def _open_video(path: Path):
-    """The container and its first real video stream (not the cover picture of a piece of music)."""
-    _check_input(path)
-    try:
-        container = av.open(path, options={"format_whitelist": CONTAINERS})
-    except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{path}: not a readable video: give a whole mp4, mov, webm, mkv or gif file") from error
-    with container:
-        for stream in container.streams.video:
-            if not stream.disposition & av.stream.Disposition.attached_pic:
-                break
-        else:
-            raise UserError(f"{path}: has no video stream: give a file with moving pictures")
-        last = stream.index_entries[-1] if len(stream.index_entries) else None
-        if last and last.pos + last.size > path.stat().st_size:  # FFmpeg would end early without a word
-            raise UserError(f"{path}: is cut off: take a whole copy")
-        yield container, stream
-
-
 def _mean_rate(container, stream) -> Fraction:
-    """What the container says, counted where that is a guess (FFmpeg's for a gif, from a few frames)."""
-    if container.format.name != "gif" and stream.average_rate and stream.average_rate <= PLAUSIBLE_RATE:
-        return Fraction(stream.average_rate)  # since PyAV 19 a type of its own
-    try:
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-    except av.FFmpegError:
-        packets = []  # decoding meets the same damage and reports it
-    if not packets:
-        return FALLBACK_RATE
-    begin = min(packet.pts for packet in packets)
-    span = max(packet.pts + (packet.duration or 0) for packet in packets) - begin
-    return len(packets) / (span * stream.time_base) if span else FALLBACK_RATE
+    """What the container says, counted where that is a guess (FFmpeg's for a gif, from a few frames) or cannot be."""
+    told = stream.average_rate
+    if container.format.name != "gif" and told and told <= PLAUSIBLE_RATE and usual_rate(told):
+        return Fraction(told)  # since PyAV 19 a type of its own
+    count, begin, end = 0, math.inf, -math.inf
+    with contextlib.suppress(av.FFmpegError):  # decoding meets the same damage and reports it
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                count, begin = count + 1, min(begin, packet.pts)
+                end = max(end, packet.pts + (packet.duration or 0))
+    return count / ((end - begin) * stream.time_base) if end > begin else FALLBACK_RATE
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[Frame], fps: Real) -> None:
@@ -210,8 +232,7 @@ def video_writer(path: str | os.PathLike, fps: Real) -> Iterator[Callable[[Frame
         UserError: the place cannot be written or the name's ending is unknown.
         ValueError: no frame was written.
     """
-    if not fps > 0:
-        raise UserError(f"{path}: a video needs a positive frame rate, not {fps}")
+    check_rate(fps, str(path))
     with _replacing(Path(path), VIDEO_SUFFIXES) as partial:
         with (_gif if partial.suffix.lower() == ".gif" else _mp4)(partial, fps) as write:
             yield write
@@ -276,24 +297,19 @@ def _gif(path: Path, fps: Real) -> Iterator[Callable[[Frame], None]]:
 
 
 def read_image(path: str | os.PathLike) -> Frame:
-    """Any picture Pillow reads, turned as its EXIF data say, transparency on white.
+    """A PNG, JPEG, WebP, AVIF, GIF (its first frame) or BMP, turned as its EXIF data say, transparency on white.
 
     Raises:
-        UserError: there is no such file, it is not a picture, or it is damaged.
+        UserError: there is no such file, it is not such a picture, is damaged, or too large.
     """
-    path = Path(path)
-    _check_input(path)
-    try:
-        with PIL.Image.open(path) as image:
-            image = PIL.ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits
-                gray = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
-                return np.repeat(gray[..., None], 3, axis=-1)
-            if image.has_transparency_data:
-                return _on_white(np.asarray(image.convert("RGBA")))
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable picture: give a whole PNG, JPEG or WebP file") from error
+    with open_picture(Path(path)) as image:
+        image = PIL.ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits
+            gray = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
+            return np.repeat(gray[..., None], 3, axis=-1)
+        if image.has_transparency_data:
+            return _on_white(np.asarray(image.convert("RGBA")))
+        return np.array(image.convert("RGB"))
 
 
 def write_image(path: str | os.PathLike, image: Frame) -> None:
@@ -355,12 +371,3 @@ def _alive(process: str) -> bool:
     except (ValueError, OSError):  # not a number, or somebody else's
         pass
     return True
-
-
-def _check_input(path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder: give a file name")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: check the path")
-    if not path.stat().st_size:
-        raise UserError(f"{path}: is empty: take a whole copy")

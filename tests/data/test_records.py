@@ -84,7 +84,7 @@ def test_other_parts_of_the_video_are_not_even_looked_at(recorded):
     video[start:end] = bytes(end - start)
     torn = dataclasses.replace(clip, video=bytes(video))
     assert [number_of(picture) for _, picture in pictures(torn, [3, 30])] == [3, 30]
-    with pytest.raises(UserError, match=r"clip clip0: .*build the data set again"):
+    with pytest.raises(UserError, match=r"clip clip0 of .*build the data set again"):
         list(pictures(torn, [13]))
 
 
@@ -92,14 +92,19 @@ def test_videos_with_reordered_frames_and_odd_rates(tmp_path, recorded):
     """Any other program's H.264: B-frames, a keyframe where the picture changes, 30000/1001 frames/s."""
     frames = np.full((60, 32, 32, 3), 20, np.uint8) + (3 * np.arange(60, dtype=np.uint8))[:, None, None, None]
     write_video(tmp_path / "a.mp4", frames, Fraction(30000, 1001))
-    clip = dataclasses.replace(recorded[0], video=(tmp_path / "a.mp4").read_bytes())
+    clip = dataclasses.replace(recorded[0], width=32, height=32, video=(tmp_path / "a.mp4").read_bytes())
     seen = dict(pictures(clip, [0, 7, 31, 59]))
     assert {n: round((float(picture.mean()) - 20) / 3) for n, picture in seen.items()} == {n: n for n in seen}
 
 
 def test_a_frame_behind_the_end(recorded):
-    with pytest.raises(UserError, match="clip0: its video has no frame 40"):
+    with pytest.raises(UserError, match=r"clip0 of clips-train.array_record-00000-of-00002: its video has no frame 40"):
         list(pictures(recorded[0], [2, 40]))
+
+
+def test_a_video_of_another_size_than_the_clip_s(recorded):
+    with pytest.raises(UserError, match=r"clip0 of .*: not a readable video \(80 x 96 pixels, not 90 x 96\)"):
+        list(pictures(dataclasses.replace(recorded[0], width=90), [2]))
 
 
 def test_examples_as_tensorflow_writes_them():
@@ -163,11 +168,12 @@ def test_records_of_another_kind(tmp_path, write, clips):
     strange = example_message()().SerializeToString(), b"no message", {**fields, "body": fields["body"][:-1]}
     for number, record in enumerate(strange):
         with pytest.raises(
-            UserError, match=r"record 0 is damaged or no clip with keypoints .*build the data set again"
+            UserError,
+            match=r"record 0 of .*-00000-of-00001 is damaged or no clip with keypoints .*build the data set again",
         ):
             RecordedClips(str(write(tmp_path / str(number), [record], shards=1)), "train")
     cut = write(tmp_path / "cut", [fields, clips(1)], shards=1)
     shard = next(cut.glob("*.array_record*"))
     shard.write_bytes(shard.read_bytes()[:5000])
-    with pytest.raises(UserError, match="record 0 is damaged"):
+    with pytest.raises(UserError, match=r"record 0 of .* is damaged"):
         RecordedClips(str(cut), "train")

@@ -1,0 +1,114 @@
+"""The one way to open a video or a picture of unknown origin.
+
+FFmpeg and Pillow tell a file's format from its contents, whatever its name says, and some formats name other files and
+addresses to open (playlists, lists of parts, session descriptions) or are programs for another program (PostScript).
+Here only formats that hold their pictures themselves are opened, whose size is believed before it costs memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import PIL.Image
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from animate_jax import limits
+from animate_jax.errors import UserError, reading
+
+CONTAINERS = "asf,avi,flv,gif,matroska,webm,mov,mp4,mpeg,mpegts,ogg"
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
+VIDEO_ADVICE, PICTURE_ADVICE = "give a whole mp4, mov, webm, mkv or gif file", "give a whole PNG, JPEG or WebP file"
+
+
+@contextlib.contextmanager
+def open_video(source: Path | bytes, name: str | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its first real video stream (not the cover picture of a piece of music).
+
+    Args:
+        source: a file, or its contents.
+        name: of the contents, for errors.
+
+    Raises:
+        UserError: there is no such file, it is not a video, is cut off, or its frames are too large.
+    """
+    name = name or str(source)
+    with contextlib.ExitStack() as opened:
+        if isinstance(source, Path):
+            check_input(source)
+        with reading(name, "video", VIDEO_ADVICE):
+            # A file that is open already: FFmpeg takes names for addresses ("concat:a|b"), and may open nothing itself.
+            file = io.BytesIO(source) if isinstance(source, bytes) else opened.enter_context(source.open("rb"))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+            container = opened.enter_context(av.open(file, options=options, metadata_errors="replace"))
+            for stream in container.streams.video:
+                if not stream.disposition & av.stream.Disposition.attached_pic:
+                    break
+            else:
+                raise UserError(f"{name}: has no video stream: give a file with moving pictures")
+            codec = stream.codec_context
+            if codec.width and codec.height:  # else the first frame tells
+                check_size(name, codec.width, codec.height, limits.VIDEO_PIXELS)
+            codec.options = {"max_pixels": str(limits.VIDEO_PIXELS)}  # of a stream that grows on its way
+            last = stream.index_entries[-1] if len(stream.index_entries) else None
+            if last and last.pos + last.size > size:  # FFmpeg would end early without a word
+                raise UserError(f"{name}: is cut off: take a whole copy")
+        yield container, stream
+
+
+@contextlib.contextmanager
+def open_picture(path: Path) -> Iterator[PIL.Image.Image]:
+    """A picture whose size is known but whose pixels are not decoded yet. What the block raises becomes one line.
+
+    Raises:
+        UserError: there is no such file, it is not a picture, is damaged, or too large.
+    """
+    check_input(path)
+    with reading(path, "picture", PICTURE_ADVICE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata, and sizes that are checked here
+        try:
+            image = PIL.Image.open(path, formats=PICTURES)
+        except PIL.Image.DecompressionBombError as error:
+            raise UserError(f"{path}: {_too_large(limits.IMAGE_PIXELS)}") from error
+        with image:
+            check_size(str(path), *image.size, limits.IMAGE_PIXELS)
+            yield image
+
+
+def check_size(name: str, width: int, height: int, pixels: int) -> None:
+    """
+    Raises:
+        UserError: more than so many pixels, or hardly more than a line of them.
+    """
+    if width * height > pixels:
+        raise UserError(f"{name}: {width} x {height} pixels: {_too_large(pixels)}")
+    if max(width, height) > limits.CANVAS_RATIO * min(width, height):
+        raise UserError(f"{name}: {width} x {height} pixels: one side is over {limits.CANVAS_RATIO:g} times the other")
+
+
+def _too_large(pixels: int) -> str:
+    return f"more than {pixels / 1e6:.0f} million pixels: scale it down"
+
+
+def check_input(path: Path) -> None:
+    """
+    Raises:
+        UserError: it is no file, or an empty one.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder: give a file name")
+        if not path.is_file():
+            raise UserError(f"{path}: no such file: check the path")
+        if not path.stat().st_size:
+            raise UserError(f"{path}: is empty: take a whole copy")
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
