@@ -5,7 +5,8 @@
 Person A does a motion before a camera; person B, of another body, does the same motion before the same camera,
 which tells where every joint of B truly is. What an alignment makes of A's keypoints and ONE picture of B is
 compared with that. In the first table B's picture shows the motion's first frame; in the second B stands in a frame
-of another motion, facing the camera more or less, at the place where the motion starts. Prints Markdown.
+of another motion, facing the camera more or less, at the place where the motion starts. In the third one frame of
+A's motion shows nobody, and B's picture may end at the waist. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from animate_jax.pose.retarget import ALIGNMENTS, bring
 BONES = (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0)
 ANKLES = [15, 16]  # of COCO-17
 FRAMES, HEIGHT, WIDTH = 48, 512, 384
+LOST = 7  # the frame that shows nobody
+BELOW_WAIST = [8, 9, 10, 11, 12, 13]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,30 @@ def scores(result: Keypoints, truth: Keypoints) -> np.ndarray:
     return np.array([(distance < 0.1).mean(), (distance < 0.2).mean(), distance.mean(), error])
 
 
+def without(keypoints: Keypoints, place) -> Keypoints:
+    """The body points at `place` are missing."""
+    confidence = keypoints.body_confidence.copy()
+    confidence[place] = 0
+    return dataclasses.replace(keypoints, body_confidence=confidence)
+
+
+def print_lost_frames(cases: list[Case]) -> None:
+    print("\nOne frame of A's motion shows nobody\n")
+    print("| B's picture | PCK@0.1 of the other frames | with every frame | videos with NaN |\n|---|---|---|---|")
+    others = np.arange(FRAMES) != LOST
+    for picture, name in (("the first frame", "same_pose"), ("another pose", "other_pose")):
+        for cut, missing in (("", []), (", cut at the waist", BELOW_WAIST)):
+            found, bad = [], 0
+            for each in cases:
+                reference = without(getattr(each, name), missing)
+                for driving in (without(each.driving, LOST), each.driving):
+                    result = bring(driving, (HEIGHT, WIDTH), reference, (HEIGHT, WIDTH))
+                    bad += not np.isfinite(result.body).all()
+                    found.append(scores(result[others], each.truth[others])[0])
+            lost, whole = np.reshape(found, (-1, 2)).mean(0)
+            print(f"| {picture}{cut} | {lost:.3f} | {whole:.3f} | {bad} of {len(cases)} |")
+
+
 def main(args: Arguments) -> None:
     people = MocapPeople(args.split, height=HEIGHT, width=WIDTH)
     cases = [case(people, index) for index in range(args.pairs)]
@@ -131,6 +158,7 @@ def main(args: Arguments) -> None:
             pck1, pck2, distance, bones = results.mean(0)
             wins = (best == row).sum()
             print(f"| {alignment} | {pck1:.3f} | {pck2:.3f} | {distance:.3f} | {bones:.3f} | {wins} of {len(cases)} |")
+    print_lost_frames(cases)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ Canvas = tuple[int, int]  # height, width
 NECK, RIGHT_HIP, LEFT_HIP = 1, 8, 11
 TORSO_AND_LEGS = (1, 8), (1, 11), (8, 9), (9, 10), (11, 12), (12, 13), (2, 5), (0, 1)
 SEEN = 0.3  # confidence from which a point counts
+SHORTEST = 1e-6  # lengths below, in pixels or picture heights, are none
 
 
 def pixels(keypoints: Keypoints, canvas: Canvas) -> Float[np.ndarray, "*frames 18 2"]:
@@ -84,7 +85,7 @@ def align_musepose(driving: Keypoints, driving_canvas: Canvas, reference: Keypoi
     def ratio(*pairs: tuple[int, int]) -> float:
         pairs = [p for p in pairs if ref_seen[list(p)].all() and drv_seen[list(p)].all()]
         mean = lambda points: np.mean([np.linalg.norm(points[a] - points[b]) for a, b in pairs])  # noqa: E731
-        return float(mean(ref) / mean(drv)) if pairs and mean(drv) > 0 else 1.0
+        return float(mean(ref) / mean(drv)) if pairs and mean(drv) > SHORTEST else 1.0
 
     scale = {
         "neck": ratio((0, 1)), "face": ratio((16, 17)), "shoulder": ratio((2, 5)),
@@ -94,7 +95,7 @@ def align_musepose(driving: Keypoints, driving_canvas: Canvas, reference: Keypoi
     body = [8, 11]
     known = ref_seen[[1, *body]].all() and drv_seen[[1, *body]].all()
     length = lambda points: np.linalg.norm(points[1] - points[body].mean(0))  # noqa: E731
-    scale["body"] = float(length(ref) / length(drv)) if known and length(drv) > 0 else 1.0
+    scale["body"] = float(length(ref) / length(drv)) if known and length(drv) > SHORTEST else 1.0
     knuckles = []
     for hand in range(2):
         for finger in (1, 5, 9, 13, 17):
@@ -103,7 +104,7 @@ def align_musepose(driving: Keypoints, driving_canvas: Canvas, reference: Keypoi
             if all(both):
                 a = np.linalg.norm((reference.hands[hand, 0] - reference.hands[hand, finger]) * unit)
                 b = np.linalg.norm((driving.hands[0, hand, 0] - driving.hands[0, hand, finger]) * own_unit)
-                knuckles += [a / b] if b > 0 else []
+                knuckles += [a / b] if b > SHORTEST else []
     arms = [scale["upper_arm"], scale["lower_arm"]]
     scale["hand"] = float(np.mean([np.mean(knuckles), *arms] if knuckles else arms))
 
@@ -137,6 +138,7 @@ def portrait(keypoints: Keypoints, canvas: Canvas, aspect: float, margin: float 
         left, top, right, bottom in pixels; may reach outside the picture. With nobody in it, the largest centred cut.
     """
     height, width = canvas
+    keypoints = keypoints.bounded()
     points = pixels(keypoints, canvas)[keypoints.body_confidence > SEEN]
     if len(points) < 2:
         size = min(height, width / aspect)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from animate_jax.config import PoseStyle
+from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import Keypoints
 
 VISIBLE = 0.3  # least confidence of a point that is drawn (DWPose's)
@@ -83,7 +84,18 @@ def draw(
     """Draws every frame as an RGB picture on black; missing points and their limbs are left out.
 
     "none" draws nothing.
+
+    Raises:
+        UserError: a point that is not missing has a position that is not a finite number.
     """
+    for name in ("body", "hands", "face"):
+        lost = ~np.isfinite(getattr(keypoints, name)).all(-1) & (getattr(keypoints, f"{name}_confidence") >= VISIBLE)
+        if lost.any():
+            raise UserError(
+                f"keypoints: {lost.sum()} of {lost.size} {name} points are nowhere (NaN or infinite): "
+                "mark them as missing with confidence 0"
+            )
+    keypoints = keypoints.bounded()
     frames = keypoints.body.shape[:-2]
     pictures = np.zeros((*frames, height, width, 3), np.uint8)
     for index in np.ndindex(frames):

@@ -21,6 +21,7 @@ FACE_MIRROR = tuple(
     [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), 45, 44, 43, 42, 47, 46,
      39, 38, 37, 36, 41, 40, *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
 )  # fmt: skip
+FARTHEST = 1e4  # sizes of the picture that `bounded` lets a point be away
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,16 @@ class Keypoints:
 
     def __len__(self) -> int:
         return self.body.shape[0]
+
+    def bounded(self) -> Keypoints:
+        """Points whose position or confidence is not finite become missing ones; none is further than `FARTHEST`."""
+        arrays = {}
+        for name in ("body", "hands", "face"):
+            points, confidence = getattr(self, name), getattr(self, f"{name}_confidence")
+            finite = np.isfinite(points).all(-1) & np.isfinite(confidence)
+            arrays[name] = np.where(finite[..., None], points, 0).clip(-FARTHEST, FARTHEST)
+            arrays[f"{name}_confidence"] = np.where(finite, confidence, 0)
+        return Keypoints(**arrays)
 
     def mirrored(self) -> Keypoints:
         """The pose of the horizontally flipped picture: x becomes 1 - x, left and right trade names."""

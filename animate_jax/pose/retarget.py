@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from animate_jax.pose.align import SEEN, Canvas, align_global, align_musepose, align_none, pixels
+from animate_jax.pose.align import SEEN, SHORTEST, Canvas, align_global, align_musepose, align_none, pixels
 from animate_jax.pose.keypoints import Keypoints
 
 Alignment = Literal["none", "global", "musepose", "bones"]
@@ -104,10 +104,10 @@ def bring(
         alignment: "bones": `retarget`; "global", "musepose": what MimicMotion and MusePose do; "none": not at all.
 
     Returns:
-        [F] keypoints in units of `canvas`.
+        [F] keypoints in units of `canvas`; every number is finite, whatever the inputs hold.
     """
     functions = {"none": align_none, "global": align_global, "musepose": align_musepose, "bones": retarget}
-    return functions[alignment](driving, driving_canvas, reference, canvas)
+    return functions[alignment](driving.bounded(), driving_canvas, reference.bounded(), canvas)
 
 
 def retarget(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints:
@@ -195,7 +195,7 @@ def _lengths(points: Points, seen: Seen) -> Float[np.ndarray, "frames bones"]:
     for column, bone in enumerate(BONES.values()):
         for a, b in bone.pairs:
             length = np.linalg.norm(points[:, a] - points[:, b], axis=-1)
-            shown = seen[:, a] & seen[:, b] & (length > 0)
+            shown = seen[:, a] & seen[:, b] & (length > SHORTEST)
             result[shown, column] = np.fmax(result[shown, column], np.log(length[shown]))
     return result
 
@@ -254,7 +254,7 @@ def _same_pose(
     vectors, reference = driven[:, b] - driven[:, a], target[:, b] - target[:, a]
     length, own_length = (np.linalg.norm(v, axis=-1) for v in (vectors, reference))
     seen = driven_seen[:, a] & driven_seen[:, b] & target_seen[:, a] & target_seen[:, b]
-    seen &= (length > 0) & (own_length > 0)
+    seen &= (length > SHORTEST) & (own_length > SHORTEST)
     cross = vectors[..., 0] * reference[..., 1] - vectors[..., 1] * reference[..., 0]
     angle = np.arctan2(np.abs(cross), (vectors * reference).sum(-1))
     body = seen & ~np.isin(kinds, [list(BONES).index(name) for name in HEAD])
@@ -265,7 +265,9 @@ def _same_pose(
     error = (weight * (angle**2 + uneven**2)).sum(1) / weight.sum(1).clip(1e-9)
     enough = body.sum(1) >= 6
     trust = np.exp(-error / (2 * SAME_DIRECTION**2)) * enough
-    likeness = np.exp(-(error - error[enough].min(initial=error.max())) / (2 * CLOSEST_DIRECTION**2)) * enough
+    # Frames that show too little of a person are like nothing; their error is 0.
+    worse = np.where(enough, error - error[enough].min(initial=np.inf), np.inf)
+    likeness = np.exp(-worse / (2 * CLOSEST_DIRECTION**2))
     weight = likeness[:, None] * seen * length
     shown = length / np.exp(true[kinds] + sizes[:, None])  # 1: sideways, 0: pointing at the camera
     total, ratio, shown = (

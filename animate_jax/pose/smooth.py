@@ -22,7 +22,7 @@ def smooth(keypoints: Keypoints, canvas: tuple[int, int], fps: float) -> Keypoin
     Args:
         keypoints: [F] frames, in units of `canvas` (height, width), which came at `fps` frames a second.
     """
-    size = np.array(canvas[::-1], np.float64)
+    keypoints, size = keypoints.bounded(), np.array(canvas[::-1], np.float64)
     seen = keypoints.body_confidence > 0
     body = np.where(seen[..., None], keypoints.body * size, np.nan)
     shown = seen.sum(1) > 1

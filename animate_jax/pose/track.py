@@ -35,7 +35,7 @@ class Found:
     @classmethod
     def of(cls, pose: Keypoints, frame: UInt8[np.ndarray, "height width 3"]) -> Found | None:
         """None where fewer than three points are seen."""
-        height, width, _ = frame.shape
+        (height, width, _), pose = frame.shape, pose.bounded()
         seen = pose.body_confidence > SEEN
         if seen.sum() < 3:
             return None
@@ -129,5 +129,6 @@ def _pose(chosen: _Track, tracks: list[_Track], frame: int) -> Keypoints:
 
 def check_person(person: str) -> None:
     """Raises a UserError unless it is a choice that `follow` knows."""
-    if person not in ("largest", "center") and not (person.isdigit() and int(person) > 0):
+    number = person.isascii() and person.isdigit()  # "²" is a digit, too
+    if person not in ("largest", "center") and not (number and len(person) < 10 and int(person) > 0):
         raise UserError(f"--person {person}: must be largest, center, or a number from 1, counted from the left")
