@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from animate_jax.data.clips import Video
-from animate_jax.data.video_folder import SUFFIXES
+from animate_jax.data.video_folder import SUFFIXES, name_of
 from animate_jax.errors import UserError
 
 TIKTOK_RATE = 30.0  # frames/s of its pictures
@@ -51,7 +51,7 @@ class Benchmark:
 def _split_folders(folder: Path) -> list[Video]:
     """train/*.mp4 and test/*.mp4."""
     return [
-        Video(path.relative_to(folder).as_posix(), path, split)
+        Video(name_of(path, folder), path, split)
         for split in ("train", "test")
         for path in sorted((folder / split).glob("*"))
         if path.suffix.lower() in SUFFIXES
@@ -66,7 +66,7 @@ def _ubc_fashion(folder: Path) -> list[Video]:
     paths = {path.name: path for path in sorted(folder.rglob("*.mp4"))}
     names = {split: [line.strip().rpartition("/")[2] for line in open(path)] for split, path in lists.items()}
     return [
-        Video(paths[name].relative_to(folder).as_posix(), paths[name], split)
+        Video(name_of(paths[name], folder), paths[name], split)
         for split in names
         for name in dict.fromkeys(names[split])
         if name in paths

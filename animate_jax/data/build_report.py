@@ -85,7 +85,7 @@ def write_report(
         longest = sorted(dropped_rows, key=lambda row: -row[0])
         parts += [f"<h2>Dropped: {reason}{_first(longest, DROPPED_SHOWN, 'longest')}</h2>"]
         parts += [figure(row) for row in longest[:DROPPED_SHOWN]]
-    (folder / "report.html").write_text("\n".join(parts))
+    (folder / "report.html").write_text("\n".join(parts), encoding="utf-8")
     (folder / "build.json").write_text(json.dumps(report, indent=1))
     return report
 

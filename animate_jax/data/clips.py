@@ -21,6 +21,7 @@ from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import IMAGE_SUFFIXES, encode_mp4, frame_rate, iter_frames, read_image
 
 LEAST_FRAMES = 25  # a stage 2 window and a reference
+LEAST_RATE = 1.0  # frames/s
 LEAST_POINTS = 8  # body points that must be seen, both shoulders among them
 SHOULDERS = [2, 5]
 JUMP = 0.5  # in heights of the person: farther from frame to frame, it is another person
@@ -28,6 +29,7 @@ PADDING = 0.15  # of the person's height around the points: hair, hands, feet
 KEYFRAMES = 12  # frames from one that can be decoded alone to the next
 
 THUMBNAIL = 240  # pixels, height
+WIDEST = 16 * THUMBNAIL  # a JPEG of four ends at 65500 pixels
 SAMPLES = 4  # pictures of a kept clip in the report
 
 Frame = UInt8[np.ndarray, "_ _ 3"]
@@ -47,7 +49,7 @@ class ClipOptions:
     whole: bool = False  # take every video as one clip of its whole picture: nothing is cut, cropped or weeded out
 
     def __post_init__(self):
-        for name, least in {"fps": 1, "max_side": 32, "min_seconds": 0, "max_seconds": 1}.items():
+        for name, least in {"fps": LEAST_RATE, "max_side": 32, "min_seconds": 0, "max_seconds": 1}.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
@@ -126,9 +128,11 @@ def extract(
         The frame rate in frames/s; what was kept (clips) and dropped (pieces), in order; a JPEG of each.
 
     Raises:
-        UserError: the video cannot be read.
+        UserError: the video cannot be read, or shows hardly a frame per second.
     """
     fps = options.fps or video.rate()
+    if fps < LEAST_RATE:
+        raise UserError(f"{video.path}: {fps:.3g} frames/s show no motion: leave it out, or give --fps")
     detect = detect or detector(options)
     parts, size = _pieces(video, fps, options, detect)
     results, pictures, position = [], [], 0
@@ -269,7 +273,8 @@ def _cut_out(part: Piece, frames: Iterator[Frame], size, fps: float, options: Cl
 def _thumbnail(picture: Frame, pose: Keypoints | None = None) -> Frame:
     """A small copy, with the pose drawn over it."""
     height, width, _ = picture.shape
-    small = cv2.resize(picture, (max(1, round(width * THUMBNAIL / height)), THUMBNAIL), interpolation=cv2.INTER_AREA)
+    size = min(max(1, round(width * THUMBNAIL / height)), WIDEST), THUMBNAIL
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     if pose is None:
         return small
     drawn = draw(pose, *small.shape[:2], "tiny")

@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -55,7 +56,16 @@ def videos_in(folder: Path) -> list[Video]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         raise UserError(f"--videos {folder}: no videos in it: give a folder of {', '.join(SUFFIXES)} files")
-    return [Video(path.relative_to(folder).as_posix(), path) for path in paths]
+    return [Video(name_of(path, folder), path) for path in paths]
+
+
+def name_of(path: Path, folder: Path) -> str:
+    """A file's path below `folder`, as text that can be written anywhere: a file's name may be any bytes."""
+    return _text(path.relative_to(folder).as_posix())
+
+
+def _text(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def build(name: str, videos: list[Video], output: Path, options: ClipOptions, engine: Engine) -> dict[str, Any]:
@@ -178,7 +188,7 @@ def _features():
 def _examples(video: Video, results: Path, options: ClipOptions) -> Iterator[tuple[str, dict[str, Any]]]:
     """Key and record of every clip of a video, which is read now unless it was before."""
     path = _result_path(results, video)
-    if not path.exists():
+    if not _whole(path):
         _save(path, _process(video, options))
     with np.load(path) as arrays:
         summary = json.loads(str(arrays["summary"]))
@@ -203,8 +213,9 @@ def _process(video: Video, options: ClipOptions) -> dict[str, np.ndarray]:
     summary: dict[str, Any] = {"fps": 0.0, "damage": "", "pieces": []}
     try:
         summary["fps"], results, pictures = extract(video, options)
-    except UserError as error:
-        summary["damage"] = str(error).removeprefix(f"{video.path}: ")
+    except Exception as error:  # whatever it is, the other videos are worth having
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        summary["damage"] = _text(reason.removeprefix(f"{video.path}: ").partition("\n")[0])
         results, pictures = [], []
     for index, (result, picture) in enumerate(zip(results, pictures, strict=True)):
         piece = result if isinstance(result, Piece) else result.piece
@@ -228,6 +239,15 @@ def _result_path(results: Path, video: Video) -> Path:
     paths = video.pictures() if video.path.is_dir() else [video.path]
     state = [video.name, video.fps, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]]
     return results / f"{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]}.npz"
+
+
+def _whole(path: Path) -> bool:
+    """Whether a video's file is there and undamaged; after a power loss it may be empty."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except Exception:
+        return False
 
 
 def _load(results: Path, video: Video):

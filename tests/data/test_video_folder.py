@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -120,6 +121,61 @@ def test_a_build_that_failed_goes_on_and_gives_the_same_shards(folder, tmp_path,
     build_here(folder, tmp_path / "mine")
     assert sorted(done + later) == sorted(video.name for video in videos_in(folder))
     assert shards(tmp_path / "mine") == shards(tmp_path / "at_once")
+
+
+def test_odd_videos_are_counted_and_the_build_goes_on(folder, tmp_path):
+    good = (folder / "a.mp4").read_bytes()
+    times = bytearray(good)
+    place = times.find(b"stts") + 12
+    times[place : place + 8] = b"\x7f\xff\xff\xff" * 2
+    clock = bytearray(good)
+    place = clock.find(b"mdhd") + 16
+    clock[place : place + 8] = b"\0\0\0\1\x7f\xff\xff\xff"
+    (folder / "times.mp4").write_bytes(times)
+    (folder / "clock.mp4").write_bytes(clock)
+    write_video(folder / "slow.mp4", np.full((4, 48, 64, 3), 255, np.uint8), 0.02)
+    write_video(folder / "wide.mp4", np.full((4, 16, 8000, 3), 255, np.uint8), 10)
+    (folder / "text.mp4").rename(folder / os.fsdecode(b"text\xe9.mp4"))
+    shutil.copy(folder / "a.mp4", os.fsdecode(os.fsencode(folder) + b"/caf\xe9.mp4"))
+    output = tmp_path / "mine"
+    report = build_here(folder, output)
+    assert report["kept"]["clips"] == 3
+    reasons = {"wide.mp4": "8000 x 16 pixels", "slow.mp4": "0.02 frames/s", "text\\udce9.mp4": "not a readable video"}
+    for name, reason in reasons.items():
+        assert reason in report["damaged"][name]
+    assert {"times.mp4", "clock.mp4"} < set(report["damaged"])
+    assert "8000 x 16 pixels" in (output / "report.html").read_text(encoding="utf-8")
+    source = tfds.data_source("video_folder", data_dir=output, split="train")
+    assert b"caf\\udce9.mp4:000000" in [record["id"] for record in source]
+
+
+def test_an_error_of_any_kind_is_one_video_s(folder, tmp_path, monkeypatch):
+    def detector(options):
+        def find(frames):
+            if len(frames := list(frames)) and not frames[0][10:34, :4].any():
+                raise cv2.error("a library's own\nin two lines")
+            return find_dots(frames)
+
+        return find
+
+    write_video(folder / "black.mp4", np.zeros((4, 48, 64, 3), np.uint8), 25)
+    monkeypatch.setattr("animate_jax.data.clips.detector", detector)
+    report = build_here(folder, tmp_path / "mine")
+    assert report["kept"]["clips"] == 2 and report["damaged"]["black.mp4"] == "error: a library's own"
+
+
+@pytest.mark.parametrize("left", [b"", b"PK\3\4 half", bytes(5000), "flipped"])
+def test_results_that_a_power_loss_left_damaged_are_made_anew(folder, tmp_path, monkeypatch, left):
+    video = videos_in(folder)[0]
+    path = video_folder._result_path(tmp_path, video)
+    whole = list(video_folder._examples(video, tmp_path, OPTIONS))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if left == "flipped" else left)
+    again = list(video_folder._examples(video, tmp_path, OPTIONS))
+    assert again[0][0] == whole[0][0] and again[0][1]["video"] == whole[0][1]["video"]
+    monkeypatch.setattr(video_folder, "_process", None)
+    assert len(list(video_folder._examples(video, tmp_path, OPTIONS))) == 1  # this time it was kept
 
 
 def test_other_options_and_exchanged_videos_are_read_anew(folder, tmp_path):
