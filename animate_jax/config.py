@@ -306,7 +306,7 @@ class TrainConfig:
 
     stage: Literal["vae", "stage1", "stage2"]
     output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
-    preset: str = "tiny"
+    preset: str = "tiny"  # on the command line it decides, else that of `init` comes first
     size: tuple[int, int] | None = None  # width and height; this and the next two replace the preset's
     prediction: Prediction | None = None  # what the UNet predicts
     zero_terminal_snr: bool | None = None  # the last step is pure noise; epsilon cannot work with it
@@ -314,6 +314,7 @@ class TrainConfig:
     freeze: str | None = None  # regular expression: taken away from the trainable ones
     half: str | None = None  # regular expression: frozen parameters held (and saved) in bfloat16
     init: str | None = None  # checkpoint to start from (weights only); None starts fresh
+    allow_changes: bool = False  # go on though options that decide the result differ from the ones it began with
     steps: int = 1000
     seed: int = 0
     data: DataConfig = DataConfig()
@@ -335,9 +336,10 @@ class TrainConfig:
     wandb: bool = False  # log to Weights & Biases, too
 
 
-def preset_of(config: TrainConfig) -> Preset:
-    """The run's preset, with what the run replaces. Raises KeyError if its name is unknown."""
-    preset = presets()[config.preset]
+def preset_of(config: TrainConfig, carried: Preset | None = None) -> Preset:
+    """The preset that a checkpoint carries, or the run's by its name, with what the run replaces. Raises KeyError if
+    the name is unknown."""
+    preset = carried or presets()[config.preset]
     width, height = config.size or (preset.sampling.width, preset.sampling.height)
     schedule = {"prediction": config.prediction, "zero_terminal_snr": config.zero_terminal_snr}
     schedule = {name: value for name, value in schedule.items() if value is not None}

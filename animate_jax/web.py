@@ -302,7 +302,8 @@ def main(arguments: list[str], program: str) -> int:
 
 
 def serve(args: Arguments) -> None:
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
     with served(args) as address:
         print(f"{address}   (Ctrl-C stops)", flush=True)
         threading.Event().wait()

@@ -80,7 +80,8 @@ def animate(args: Arguments) -> None:
     if args.plan:
         tell_plan(args)
     outputs = names(args)
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
     mesh = make_mesh(args.mesh) if jax.device_count() > 1 else None
     pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None, mesh, args.dtype)
     streams = pipeline.stream(

@@ -59,15 +59,36 @@ def plan_or_train(program: str, name: str, *options: str) -> None:
     config = tyro.cli(TrainConfig, default=configuration(name), args=options, prog=f"{program} {name}")
     if config.preset not in presets():
         raise UserError(f"--preset {config.preset!r}: choose one of {', '.join(presets())}")
-    preset = preset_of(config)
+    named = any(option.partition("=")[0] == "--preset" for option in options)
     if config.plan is None:
         with processes.joined():
-            train(config, preset)
+            train(config, chosen_preset(config, named))
     else:
         from animate_jax.training.plan import plan
 
-        print(plan(config, preset, config.plan), flush=True)
+        print(plan(config, chosen_preset(config, named), config.plan), flush=True)
         os._exit(0)  # the compiler is still busy in a thread
+
+
+def chosen_preset(config: TrainConfig, named: bool) -> Preset:
+    """What the run's numbers are: a checkpoint's own, that of the run itself or of `config.init`, unless --preset is
+    `named` on the command line. Weights that predict v must go on with v, and AnimateDiff's v1 and v3 have another
+    model than any named preset."""
+    from animate_jax.training.progress import say
+    from animate_jax.weights import checkpoint
+
+    for path in () if named else filter(None, (config.output, config.init)):
+        try:
+            found = checkpoint.find(path)
+        except UserError:
+            continue  # a new run, or a missing checkpoint, which loading will report
+        carried = checkpoint.read_preset(found)
+        usual = presets()[config.preset]
+        if path == config.init and (carried.model, carried.schedule) != (usual.model, usual.schedule):
+            say(f"preset {carried.name} of {path} (predicts {carried.schedule.prediction}), "
+                f"not the configuration's {usual.name}: --preset {usual.name} would take that")  # fmt: skip
+        return preset_of(config, carried)
+    return preset_of(config)
 
 
 def train(config: TrainConfig, preset: Preset) -> None:
@@ -77,7 +98,8 @@ def train(config: TrainConfig, preset: Preset) -> None:
     from animate_jax.training.preview import Preview
     from animate_jax.training.step import diffusion_loss, vae_loss
 
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
     perceptual = None
     if config.stage == "vae" or config.loss.perceptual:
         from animate_jax.evaluation import lpips

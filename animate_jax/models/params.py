@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -56,10 +57,16 @@ def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
     return split(nnx.eval_shape(lambda: AnimateAnyone(config, rngs=Keys(jax.random.key(0)))))
 
 
-def initialise(config: ModelConfig, seed: int) -> Params:
-    """Fresh parameters of the whole model, built under jit so that no more than the result is held.
+def initialise(config: ModelConfig, seed: int, wanted: Collection[str] | None = None) -> Params:
+    """Fresh parameters of the whole model or of the `wanted` paths, the same numbers either way, built under jit so
+    that no more than the result is held.
 
     The "rbg" generator compiles in seconds where the default one, inlined a thousand times, takes minutes.
     """
     key = jax.random.key(seed, impl="rbg")
-    return jax.jit(lambda key: split(AnimateAnyone(config, rngs=Keys(key)))[1])(key)
+
+    def fresh(key: jax.Array) -> Params:
+        params = split(AnimateAnyone(config, rngs=Keys(key)))[1]
+        return params if wanted is None else {path: params[path] for path in wanted}
+
+    return jax.jit(fresh)(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 from collections.abc import Awaitable
 from typing import Any
@@ -12,6 +13,8 @@ from orbax.checkpoint import v1 as ocp
 
 from animate_jax.config import Preset, TrainConfig, to_dict
 from animate_jax.errors import UserError
+from animate_jax.training.options import differences
+from animate_jax.training.progress import reason, say
 from animate_jax.training.state import State, sampling_params
 
 
@@ -30,6 +33,7 @@ class Checkpoints:
         if config.keep_every:
             keep.append(policies.EveryNSteps(config.keep_every))
         directory = pathlib.Path(config.output).absolute() / "checkpoints"
+        self._allow_changes = config.allow_changes
         self._metadata = {"preset": to_dict(preset), "config": to_dict(config)}
         self._orbax = ocp.training.Checkpointer(
             directory,
@@ -55,24 +59,52 @@ class Checkpoints:
         # Forced: while the previous save is under way, Orbax would otherwise skip this one without a word.
         self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=self._metadata)
 
+    def _changes(self, path: Any) -> list[str]:
+        """What differs from the options that a checkpoint was made with, as far as it tells them."""
+        try:
+            stored = json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+            return differences(stored, self._metadata)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return []  # what is wrong with it, restoring says
+
     def restore(self, state: State, layout: State, data: Any) -> State | None:
         """The latest state in the shapes of `state` and the shardings of `layout`, with the data iterator moved to its
         place; None when the run has no checkpoint yet. Mesh and number of processes may have changed.
 
         Raises:
-            UserError: it is damaged, or the run was started with other trainable parameters or another preset.
+            UserError: it was started with other options that decide the result; or it cannot be read.
         """
         latest = self._orbax.latest
         if latest is None:
             return None
+        directory = self._orbax.directory
+        changes = self._changes(directory / str(latest.step))
+        if changes and not self._allow_changes:
+            raise UserError(
+                f"{directory.parent}: was started with other options: {'; '.join(changes)}: give the old ones again, "
+                "or --allow-changes to go on with the new ones, or another --output"
+            )
+        if changes:
+            say(f"goes on with other options than before: {'; '.join(changes)}")
         wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout)
         items = {"params": sampling_params(wanted), "train": only_for_training(wanted), "data": Position(data)}
         try:
             loaded = self._orbax.load_checkpointables(latest.step, items)
-        except Exception as error:  # Orbax raises many kinds; all mean the files are not what they should be
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises many kinds
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # every abandoned read would report itself
+            where = f"{directory / str(latest.step)}: cannot be restored ({reason(error)})"
+            if changes:
+                raise UserError(
+                    f"{where}: its moments do not fit these changes; start a new run from its weights: "
+                    f"--init {directory.parent} --output NEW"
+                ) from error
+            before = [each.step for each in self._orbax.checkpoints[:-1]]
+            other = f"to go on from step {before[-1]}" if before else "to start again"
             raise UserError(
-                f"{self._orbax.directory / str(latest.step)}: this run cannot go on ({type(error).__name__}): its "
-                "checkpoint is damaged, or it was started with other options: choose another --output"
+                f"{where}: if the storage was at fault, the same command tries again; if the files are damaged, "
+                f"move this folder away {other}"
             ) from error
         params = loaded["params"]
         return {

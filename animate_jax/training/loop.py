@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -20,9 +21,12 @@ from animate_jax.parallel.rules import shardings
 from animate_jax.training.checkpoint import Checkpoints
 from animate_jax.training.metrics import Clock, MetricWriter, Profile, describe
 from animate_jax.training.program import LossFunction, make_program
+from animate_jax.training.progress import say
 from animate_jax.training.state import State, sampling_params
 from animate_jax.training.step import Loss
 from animate_jax.weights import checkpoint
+
+STARTS_AS_IDENTITY = ("pose_guider", "reference_pose_guider", "motion_module")
 
 Evaluate = Callable[[P.Params, int], dict[str, float]]  # (weights to sample from, step) -> metrics
 
@@ -49,8 +53,8 @@ def run(
             that it must not keep.
 
     Raises:
-        UserError: impossible options; weights to start from that are missing, damaged or of another shape; or the
-            loss became NaN or infinite (nothing is saved over the last checkpoint).
+        UserError: impossible options; weights to start from that are missing, damaged or of another shape; or loss or
+            gradient stayed NaN or infinite.
     """
     for option in ("steps", "log_every", "save_every", "keep", "accumulate"):
         if getattr(config, option) < 1:
@@ -66,12 +70,13 @@ def run(
     with jax.set_mesh(mesh), Checkpoints(config, preset) as checkpoints, Interrupt() as stop:
         state = checkpoints.restore(abstract, layout, data)
         if state is None:
-            params = starting_params(config, preset, shardings(shapes, mesh))
+            params = starting_params(config, preset, shardings(shapes, mesh), abstract["trainable"])
             state = jax.jit(initial, out_shardings=layout)(params)
             del params
         first = int(state["step"])
         clock = Clock(config.data.batch * config.data.frames, mesh.devices.flat[0].device_kind)
         window: list[dict[str, jax.Array]] = []
+        skips = Skips(config.output)
         compiled = None
         with (
             MetricWriter(config.output, first, to_dict(config) if config.wandb else None) as writer,
@@ -97,7 +102,8 @@ def run(
                 save = last or done % config.save_every == 0
                 show = preview is not None and config.preview.every and done % config.preview.every == 0
                 if save or show or done % config.log_every == 0:
-                    means = summarise(window, done - len(window) + 1, config.output) | clock.rates(len(window))
+                    skips.look(window, done - len(window) + 1)
+                    means = summarise(window) | clock.rates(len(window))
                     bar.set_postfix_str(describe(means))
                     if save:
                         checkpoints.save(state, data)
@@ -111,19 +117,36 @@ def run(
     return state
 
 
-def starting_params(config: TrainConfig, preset: Preset, layout: Any) -> P.Params:
+def starting_params(config: TrainConfig, preset: Preset, layout: Any, trained: Collection[str]) -> P.Params:
     """The parameters of `config.init`, or fresh ones, where `layout` wants them.
 
+    Parts of the model that start as identity, their last layer being zero, may be missing in `init` and start fresh:
+    stage 1 can begin with Stable Diffusion and CLIP alone, as in the paper.
+
+    Args:
+        trained: paths of what is trained. A missing part must be among them, unless the stage does not use it.
+
     Raises:
-        UserError: the checkpoint is missing or of another shape.
+        UserError: the checkpoint is missing, of another shape, or lacks a part that is needed.
     """
-    if config.init is not None:
-        return checkpoint.load(config.init, preset, shardings=layout)[0]
-    fresh = jax.device_get(P.initialise(preset.model, config.seed))  # the same in every process
-    return {
-        path: jax.make_array_from_callback(array.shape, layout[path], array.__getitem__)
-        for path, array in fresh.items()
-    }
+
+    def fresh(paths: Collection[str] | None = None) -> P.Params:
+        arrays = jax.device_get(P.initialise(preset.model, config.seed, *([paths] if paths else [])))
+        return {  # the same in every process
+            path: jax.make_array_from_callback(array.shape, layout[path], array.__getitem__)
+            for path, array in arrays.items()
+        }
+
+    if config.init is None:
+        return fresh()
+    unused = {"stage1": {"motion_module"}, "vae": set(STARTS_AS_IDENTITY)}.get(config.stage, set())
+    optional = [part for part in STARTS_AS_IDENTITY if part in unused | set(map(checkpoint.part_of, trained))]
+    params = checkpoint.load(config.init, preset, shardings=layout, optional=optional)[0]
+    if lacking := layout.keys() - params.keys():
+        parts = checkpoint.missing_parts(params, layout)
+        say(f"{config.init}: has no {', '.join(parts)}: starting fresh, as identity")
+        params |= fresh(sorted(lacking))
+    return params
 
 
 def on_first_device(params: P.Params, mesh: Mesh) -> P.Params:
@@ -135,21 +158,38 @@ def on_first_device(params: P.Params, mesh: Mesh) -> P.Params:
     }
 
 
-def summarise(window: list[dict[str, jax.Array]], first: int, output: str) -> dict[str, float]:
-    """Every metric's mean over the steps that have it. NaN stands for none, as with noise levels that were not drawn.
-
-    Raises:
-        UserError: loss or gradient of a step, counted from `first`, is not finite.
-    """
+def summarise(window: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """Every metric's mean over the steps that count: not over skipped ones, of which there is the number, nor over
+    those that do not have it (NaN, as with noise levels that were not drawn)."""
     values = {name: np.stack([metrics[name] for metrics in jax.device_get(window)]) for name in window[0]}
-    finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
-    if not finite.all():
-        bad = int(finite.argmin())
-        raise UserError(
-            f"{output}: loss {values['loss'][bad]}, gradient {values['grad_norm'][bad]} at step {first + bad}; "
-            "the last checkpoint is intact: lower --optim.learning-rate or look at the data"
-        )
-    return {name: float(np.nanmean(value)) for name, value in values.items() if not np.isnan(value).all()}
+    skipped = values.pop("skipped", np.zeros(len(window))).astype(bool)
+    known = {name: value[~skipped & ~np.isnan(value)] for name, value in values.items()}
+    means = {name: float(value.mean()) for name, value in known.items() if len(value)}
+    return {"loss": math.nan, "grad_norm": math.nan} | means | {"skipped": float(skipped.sum())}
+
+
+class Skips:
+    """Counts the steps in a row whose update was skipped."""
+
+    MOST = 20
+
+    def __init__(self, output: str):
+        self._output, self._row = output, 0
+
+    def look(self, window: list[dict[str, jax.Array]], first: int) -> None:
+        """At the metrics of the steps from `first` on.
+
+        Raises:
+            UserError: `MOST` steps in a row were skipped: this does not mend itself.
+        """
+        for step, metrics in enumerate(jax.device_get(window), first):
+            self._row = self._row + 1 if metrics["skipped"] else 0
+            if self._row >= self.MOST:
+                raise UserError(
+                    f"{self._output}: loss {metrics['loss']:g}, gradient {metrics['grad_norm']:g} at step {step}: "
+                    f"{self._row} steps in a row without an update; the last checkpoint is good: go on from it with "
+                    "--allow-changes and another --seed, or a lower --optim.learning-rate"
+                )
 
 
 class Interrupt:

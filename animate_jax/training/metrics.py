@@ -71,8 +71,8 @@ class MetricWriter:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._lines.write(json.dumps({"step": step, **finite}) + "\n")
         self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for name in filter(lambda name: finite[name] is not None, finite):
+            self._board.add_scalar(name, finite[name], step)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 

@@ -56,7 +56,8 @@ def make_step(
     """`step(state, batch, key) -> (state, metrics)`; pure, to be jitted with the state donated.
 
     Only trainable parameters have gradients and moments; parameters, gradients and moments keep the dtypes of the
-    state. The key is folded with the step, so that a resumed run draws the same noise.
+    state. The key is folded with the step, so that a resumed run draws the same noise. A step whose loss or gradient is
+    not finite leaves everything but the count of steps as it is, and the metric `skipped` is 1.
 
     Args:
         loss: a `Loss`; without accumulation any function (model, batch, key) -> (value, metrics).
@@ -89,15 +90,14 @@ def make_step(
             metrics = {name: jnp.nanmean(each) for name, each in metrics.items()}
         updates, opt = tx.update(grads, state["opt"], state["trainable"])
         trainable = optax.apply_updates(state["trainable"], updates)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
-        ema_params = update_ema(state["ema"], trainable, state["step"], ema)
-        return {
-            **state,
-            "step": state["step"] + 1,
-            "trainable": trainable,
-            "opt": opt,
-            "ema": ema_params,
-        }, metrics
+        norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+        updated = {"trainable": trainable, "opt": opt, "ema": update_ema(state["ema"], trainable, state["step"], ema)}
+        finite = jnp.isfinite(value) & jnp.isfinite(norms["grad_norm"])  # of the whole batch: the same everywhere
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), updated, {name: state[name] for name in updated}
+        )
+        metrics = {"loss": value, **norms, "param_norm": optax.tree.norm(kept["trainable"]), **metrics}
+        return {**state, "step": state["step"] + 1, **kept}, {**metrics, "skipped": 1.0 - finite}
 
     return step
 

@@ -8,7 +8,7 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -128,12 +128,14 @@ def read_preset(path: pathlib.Path) -> Preset:
 
 
 def load(path: str | pathlib.Path, preset: Preset | None = None, dtype: DTypeLike = jnp.float32,
-         shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> tuple[P.Params, Preset]:  # fmt: skip
+         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+         optional: Collection[str] = ()) -> tuple[P.Params, Preset]:  # fmt: skip
     """Parameters (cast to `dtype`) and preset of a checkpoint.
 
     Args:
         preset: replaces the numerical choices that the checkpoint carries; its model must have the same shapes.
         shardings: where each array goes; default: whole on the first device.
+        optional: parts that the checkpoint need not have; those that it lacks are left out.
 
     Raises:
         UserError: no checkpoint there, a damaged one, or one whose arrays do not fit the model.
@@ -154,12 +156,13 @@ def load(path: str | pathlib.Path, preset: Preset | None = None, dtype: DTypeLik
             f"{path}: does not fit the model of preset '{preset.name}': {len(wrong)} arrays missing or of another "
             f"shape, {len(surplus)} unknown, first {(wrong + surplus)[0]!r}: choose the checkpoint's own preset"
         )
-    if lacking:
-        flags = " ".join(f"{FLAGS[part]} FILE" for part in lacking if part in FLAGS)
+    if needed := [part for part in lacking if part not in optional]:
+        flags = " ".join(f"{FLAGS[part]} FILE" for part in needed if part in FLAGS)
         raise UserError(
-            f"{path}: lacks {', '.join(lacking)}: add it with python -m animate_jax.weights import sd15 {flags} "
+            f"{path}: lacks {', '.join(needed)}: add it with python -m animate_jax.weights import sd15 {flags} "
             f"--output {path}"
         )
+    expected = {key: leaf for key, leaf in expected.items() if part_of(key) not in lacking}
     shardings = shardings or dict.fromkeys(expected, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     target = {key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[key]) for key, leaf in expected.items()}
     try:

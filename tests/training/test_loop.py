@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import runpy
 import shutil
 import signal
@@ -14,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from animate_jax.config import DataConfig, OptimConfig, PreviewConfig, TrainConfig, VAELossConfig
+from animate_jax.config import DataConfig, MeshConfig, OptimConfig, PreviewConfig, TrainConfig, VAELossConfig
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
-from animate_jax.training.loop import Interrupt, run
+from animate_jax.training.loop import Interrupt, Skips, run
 from animate_jax.training.state import sampling_params
 from animate_jax.training.step import diffusion_loss, vae_loss
 from animate_jax.weights import checkpoint
@@ -172,26 +173,40 @@ def test_every_checkpoint_holds_the_state_of_its_own_step(config, micro, tmp_pat
     np.testing.assert_array_equal(stored[TRAINED], state["ema"][TRAINED])
 
 
-def test_nan_is_noticed_before_it_is_saved(config, micro):
-    """The third batch is bad; the next save is due at step 4, the next log at 100."""
+def spoilt(*bad):
+    """`pull`, whose loss is not a number in batches of these numbers."""
 
-    def spoilt(model, batch, key):
+    def loss(model, batch, key):
         value, metrics = pull(model, batch, key)
-        return jnp.where(metrics["number"] == 4.5, jnp.nan, value), metrics
+        return jnp.where(jnp.isin(metrics["number"], jnp.array(bad)), jnp.nan, value), metrics
 
-    bad = changed(config, log_every=100, save_every=2)
-    message = refusal(bad, micro, spoilt, Numbers())
-    assert "loss nan" in message and "at step 3;" in message and config.output in message
-    assert "--optim.learning-rate" in message
-    assert saved(bad) == [2]
+    return loss
 
 
-def test_a_gradient_that_is_not_a_number_is_noticed_too(config, micro):
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(config, micro):
+    """The third batch of six is bad: the run is, but for the number of steps, one without that step."""
+    state = run(changed(config, save_every=1), micro, spoilt(4.5), Numbers())
+    before, after = (checkpoint.load(Path(config.output) / "checkpoints" / str(step))[0] for step in (2, 3))
+    assert_equal(before, after)
+    assert int(state["step"]) == 6 and int(state["opt"][1][0].count) == 5
+    assert [line["skipped"] for line in log(config)] == [0, 0, 1, 0, 0, 0]
+    assert log(config)[2]["loss"] is None and np.isfinite(state["trainable"][TRAINED]).all()
+
+
+def test_only_a_row_of_skipped_steps_ends_the_run(config, micro, monkeypatch):
+    monkeypatch.setattr(Skips, "MOST", 2)
+    bad = spoilt(4.5, 8.5, 10.5)  # steps 3, 5 and 6
+    message = refusal(changed(config, log_every=5, save_every=2), micro, bad, Numbers())
+    assert f"{config.output}: loss nan, gradient 0 at step 6: 2 steps in a row" in message
+    assert "--seed" in message and "--optim.learning-rate" in message and saved(config) == [2, 4]
+
+
+def test_a_gradient_that_is_not_a_number_is_skipped_too(config, micro, monkeypatch):
     def steep(model, batch, key):  # 0 at 0, where the slope is infinite
         return jnp.sqrt(jnp.abs(model.vae.quant_conv.bias[...] * 0)).sum(), {}
 
-    assert "loss 0.0, gradient nan at step 1;" in refusal(config, micro, steep, Numbers())
-    assert saved(config) == []
+    monkeypatch.setattr(Skips, "MOST", 6)
+    assert "loss 0, gradient nan at step 6" in refusal(config, micro, steep, Numbers())
 
 
 def test_init_takes_weights_only(config, finished, micro):
@@ -219,16 +234,61 @@ def test_without_averages(config, micro):
     np.testing.assert_array_equal(checkpoint.load(config.output)[0][TRAINED], state["trainable"][TRAINED])
 
 
+def other(micro, **schedule):
+    return dataclasses.replace(micro, name="other", schedule=dataclasses.replace(micro.schedule, **schedule))
+
+
+def test_what_decides_the_result_cannot_change_unnoticed(config, micro):
+    run(config, micro, pull, Numbers(stop=2))
+    data = dataclasses.replace(config.data, seed=7)
+    message = refusal(
+        changed(config, data=data, trainable=r"vae\.quant_conv"), other(micro, prediction="v"), pull, Numbers()
+    )
+    assert message.startswith(f"{config.output}: was started with other options: ")
+    for part in ("--prediction x0 -> v; ", "--data.seed 0 -> 7", r"vae\.quant_conv\.bias -> vae\.quant_conv;"):
+        assert part in message
+    assert "--allow-changes" in message
+    wider = dataclasses.replace(micro, sampling=dataclasses.replace(micro.sampling, width=64))
+    assert "other options: --size 48 -> 64: give" in refusal(config, wider, pull, Numbers())
+
+
+def test_harmless_changes_and_wanted_ones_go_on(config, micro, capfd):
+    run(config, micro, pull, Numbers(stop=2))
+    harmless = changed(config, steps=3, log_every=1, keep=3, mesh=MeshConfig(), data=DataConfig(batch=2, workers=3))
+    run(harmless, micro, pull, Numbers())
+    assert "other options" not in capfd.readouterr().err
+    wanted = changed(config, steps=4, seed=7, allow_changes=True)
+    assert int(run(wanted, micro, pull, Numbers())["step"]) == 4
+    assert "goes on with other options than before: --seed 0 -> 7" in capfd.readouterr().err
+
+
 def test_other_trainable_parameters_cannot_go_on(config, micro):
     run(config, micro, pull, Numbers(stop=2))
-    message = refusal(changed(config, trainable=r"vae\.quant_conv"), micro, pull, Numbers())
-    assert f"{config.output}/checkpoints/2: this run cannot go on" in message and "--output" in message
+    more = changed(config, trainable=r"vae\.quant_conv", allow_changes=True)
+    message = refusal(more, micro, pull, Numbers())
+    assert f"{config.output}/checkpoints/2: cannot be restored" in message and f"--init {config.output}" in message
 
 
-def test_a_damaged_run_cannot_go_on(config, micro):
+@pytest.mark.parametrize("steps, advice", [([2], "to start again"), ([2, 3], "to go on from step 2")], ids=str)
+def test_a_damaged_run_says_what_happened(config, micro, steps, advice):
+    for step in steps:
+        run(changed(config, steps=step), micro, pull, Numbers())
+    shutil.rmtree(Path(config.output) / "checkpoints" / str(steps[-1]) / "train")
+    message = refusal(config, micro, pull, Numbers())
+    assert f"checkpoints/{steps[-1]}: cannot be restored" in message and advice in message
+
+
+def test_a_storage_that_fails_is_not_called_damage(config, micro, monkeypatch):
     run(config, micro, pull, Numbers(stop=2))
-    shutil.rmtree(Path(config.output) / "checkpoints" / "2" / "train")
-    assert "checkpoints/2: this run cannot go on" in refusal(config, micro, pull, Numbers())
+
+    def fails(*_):
+        raise TimeoutError("the storage answered 503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.v1.training.Checkpointer.load_checkpointables", fails)
+        message = refusal(config, micro, pull, Numbers())
+    assert "(TimeoutError: the storage answered 503)" in message and "another --output" not in message
+    assert int(run(config, micro, pull, Numbers())["step"]) == 6
 
 
 def test_without_a_checkpoint_the_weights_are_fresh(config, micro, micro_params, monkeypatch):
@@ -238,6 +298,39 @@ def test_without_a_checkpoint_the_weights_are_fresh(config, micro, micro_params,
     state = run(changed(config, init=None, seed=7, steps=1), micro, pull, Numbers())
     assert asked == [(micro.model, 7)]
     assert_equal(state["frozen"], {path: fresh[path] for path in state["frozen"]})
+
+
+def without(micro_params, tmp_path, pattern, preset):
+    """A checkpoint that lacks a part."""
+    left = {path: np.asarray(array) for path, array in micro_params.items() if not re.search(pattern, path)}
+    checkpoint.write(tmp_path / "partial", [left], preset)
+    return str(tmp_path / "partial")
+
+
+def test_parts_that_start_as_identity_may_be_missing(config, micro, micro_params, tmp_path, capfd):
+    """As in a checkpoint of Stable Diffusion alone, without temporal layers and Pose Guiders."""
+    init = without(micro_params, tmp_path, r"^(reference_)?pose_guider\.|motion_modules", micro)
+    begun = changed(config, init=init, trainable=r"vae\.quant_conv\.bias|(reference_)?pose_guider", steps=1, seed=5)
+    state = run(begun, micro, pull, Numbers())
+    assert "partial: has no motion_module, pose_guider, reference_pose_guider: starting fresh" in capfd.readouterr().err
+    params, fresh = sampling_params(state), P.initialise(micro.model, 5)
+    for path in fresh:
+        still = path not in state["trainable"]
+        if still and "motion_modules" in path:
+            np.testing.assert_array_equal(params[path], fresh[path])
+        elif still:
+            np.testing.assert_array_equal(params[path], micro_params[path])
+        if re.search(r"pose_guider\.conv_out|motion_modules.*proj_out", path):
+            assert not np.any(fresh[path]), "starts as identity"
+
+
+@pytest.mark.parametrize("stage, part", [("stage1", "pose_guider"), ("stage2", "motion_module"), ("stage1", "vae")])
+def test_a_missing_part_that_would_stay_as_it_is_is_refused(config, micro, micro_params, tmp_path, stage, part):
+    """Nobody trains the Pose Guider here, or the temporal layers in stage 2; and nothing replaces a VAE."""
+    pattern = "motion_modules" if part == "motion_module" else rf"^{part}\."
+    init = without(micro_params, tmp_path, pattern, micro)
+    begun = changed(config, init=init, stage=stage, trainable=r"vae|reference_unet\.conv_in")
+    assert f"lacks {part}: add it with" in refusal(begun, micro, pull, Numbers())
 
 
 @pytest.mark.parametrize(

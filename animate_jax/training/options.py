@@ -1,0 +1,52 @@
+"""Which of a run's options may differ when it goes on, and what a user is told about those that may not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+# These decide neither the data's order nor what a step computes. Whatever is not listed is compared.
+FREE = (
+    "output", "init", "steps", "accumulate", "remat", "lpips_weights", "log_every", "save_every", "save_minutes",
+    "keep", "keep_every", "hang_minutes", "allow_changes", "plan", "profile", "wandb", "data.workers", "data.max_bad",
+)  # fmt: skip
+FREE_GROUPS = ("mesh.", "preview.")
+# Compared as the preset that they lead to.
+IN_PRESET = ("preset", "size", "prediction", "zero_terminal_snr")
+# What training takes from a preset, and the flag that replaces it; the rest of `sampling` is for making videos.
+PRESET_FLAGS = {
+    "schedule.prediction": "--prediction", "schedule.zero_terminal_snr": "--zero-terminal-snr",
+    "sampling.width": "--size", "sampling.height": "--size",
+}  # fmt: skip
+PRESET_PARTS = ("model.", "schedule.", "sampling.width", "sampling.height", "sampling.pose_style",
+                "sampling.clip_resize", "sampling.fps")  # fmt: skip
+
+
+def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two runs' `{"preset": ..., "config": ...}` and decides the result, as "--flag old -> new".
+
+    Options that one of them does not know, of an older or newer version of the program, are left out.
+    """
+    stored, now = ({part: _flat(values[part]) for part in ("config", "preset")} for values in (stored, now))
+    found = []
+    names = stored["preset"].get("name"), now["preset"]["name"]
+    for path, old, new in _changed(stored["preset"], now["preset"]):
+        if path.startswith(PRESET_PARTS):
+            flag = PRESET_FLAGS.get(path, f"--preset {names[0]} -> {names[1]}:" if names[0] != names[1] else "--preset")
+            found.append(f"{flag} {'' if path in PRESET_FLAGS else path + ' '}{old} -> {new}")
+    for path, old, new in _changed(stored["config"], now["config"]):
+        if path not in IN_PRESET + FREE and not path.startswith(FREE_GROUPS):
+            found.append(f"--{path.replace('_', '-')} {old} -> {new}")
+    return found
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(path, old[path], value) for path, value in new.items() if path in old and old[path] != value]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value, as JSON gives them back."""
+    flat = {}
+    for name, value in json.loads(json.dumps(values)).items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,61 @@
+"""Which preset a run trains with."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from animate_jax.commands.train import chosen_preset
+from animate_jax.config import TrainConfig, presets
+from animate_jax.models import params as P
+from animate_jax.weights import checkpoint
+
+
+@pytest.fixture(scope="module")
+def carrying(tmp_path_factory, micro, micro_params):
+    """Checkpoints by what is unusual about them: they predict v, or have no temporal layers in the middle."""
+    root = tmp_path_factory.mktemp("carrying")
+    v = dataclasses.replace(micro, schedule=dataclasses.replace(micro.schedule, prediction="v"))
+    checkpoint.save(root / "v", micro_params, v)
+    unet = dataclasses.replace(micro.model.unet, motion_mid_block=False)
+    v3 = dataclasses.replace(micro, model=dataclasses.replace(micro.model, unet=unet))
+    kept = P.abstract(v3.model)[1].keys()
+    checkpoint.save(root / "v3", {path: micro_params[path] for path in kept}, v3)
+    return root
+
+
+def config(output, init, **fields):
+    return TrainConfig("stage2", str(output), init=init and str(init), size=(48, 64), **fields)
+
+
+@pytest.mark.parametrize("name", ["v", "v3"])
+def test_weights_bring_their_preset(carrying, tmp_path, name, capfd):
+    chosen = chosen_preset(config(tmp_path / "run", carrying / name), named=False)
+    assert chosen == checkpoint.read_preset(carrying / name)
+    line = capfd.readouterr().err
+    assert (
+        f"preset micro of {carrying / name} (predicts {chosen.schedule.prediction})" in line and "--preset tiny" in line
+    )
+    params, _ = checkpoint.load(carrying / name, chosen)
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == {
+        path: leaf.shape for path, leaf in P.abstract(chosen.model)[1].items()
+    }
+
+
+def test_the_command_line_decides(carrying, tmp_path):
+    own = chosen_preset(config(tmp_path / "run", carrying / "v", prediction="x0", zero_terminal_snr=False), named=False)
+    assert own.name == "micro" and (own.schedule.prediction, own.schedule.zero_terminal_snr) == ("x0", False)
+    named = chosen_preset(config(tmp_path / "run", carrying / "v", preset="moore"), named=True)
+    assert named.name == "moore" and named.schedule == presets()["moore"].schedule
+
+
+def test_a_run_goes_on_with_its_own_preset(carrying, tmp_path, micro, micro_params):
+    """Also when the checkpoint that it began from is gone."""
+    checkpoint.save(tmp_path / "run" / "checkpoints" / "5", micro_params, micro)
+    for init in (carrying / "v", tmp_path / "gone", None):
+        assert chosen_preset(config(tmp_path / "run", init), named=False) == micro
+
+
+def test_without_any_checkpoint_it_is_the_configurations(tmp_path):
+    chosen = chosen_preset(config(tmp_path / "run", tmp_path / "missing", preset="moore"), named=False)
+    assert chosen.name == "moore" and chosen.sampling.width == 48
