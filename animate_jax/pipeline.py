@@ -350,7 +350,7 @@ class Pipeline:
         conditioning = narrowed(conditioning, dtype)
         deep: dict[tuple[int, ...], tuple[Array, int]] = {}  # by window: deep features, and how often they were used
 
-        def evaluate(x: Latents, t: np.ndarray, window: np.ndarray, pose: Array) -> Array:
+        def evaluate(x: Latents | Array, t: np.ndarray | Array, window: np.ndarray, pose: Array) -> Array:
             x, pose = narrowed((x, pose), dtype)
             if options.reuse == 1:
                 return self._denoise(params, x, t, conditioning, pose, **int8).astype(jnp.float32)

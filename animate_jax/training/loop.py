@@ -49,7 +49,7 @@ def run(
         data: batches of NumPy arrays, this process's rows of each; Orbax saves and restores its position, as that of
             any grain iterator.
         mesh: default: that of `config.mesh`.
-        preview: called every `config.preview.every` steps in all processes, with parameters on their first device
+        preview: called every `config.preview.every` steps in all processes, with parameters as the mesh divides them,
             that it must not keep.
 
     Raises:
@@ -108,7 +108,7 @@ def run(
                     if save:
                         checkpoints.save(state, data)
                     if show:
-                        means |= preview(on_first_device(sampling_params(state), mesh), done)
+                        means |= preview(sampling_params(state), done)
                     writer.write(done, means)
                     window = []
                     clock.restart()
@@ -147,15 +147,6 @@ def starting_params(config: TrainConfig, preset: Preset, layout: Any, trained: C
         say(f"{config.init}: has no {', '.join(parts)}: starting fresh, as identity")
         params |= fresh(sorted(lacking))
     return params
-
-
-def on_first_device(params: P.Params, mesh: Mesh) -> P.Params:
-    """Whole copies on this process's first device. Every process must call it."""
-    copied, first = jax.device_put(params, NamedSharding(mesh, PartitionSpec())), jax.local_devices()[0]
-    return {
-        path: next(shard.data for shard in array.addressable_shards if shard.device == first)
-        for path, array in copied.items()
-    }
 
 
 def summarise(window: list[dict[str, jax.Array]]) -> dict[str, float]:

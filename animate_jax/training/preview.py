@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import UInt8
 
-from animate_jax.config import Preset, TrainConfig
+from animate_jax.config import MeshConfig, Preset, TrainConfig
 from animate_jax.data.pipeline import RecordedSamples, open_source
 from animate_jax.errors import UserError
 from animate_jax.evaluation import lpips
 from animate_jax.evaluation.image_quality import person_box, psnr, ssim
 from animate_jax.models.params import Params
+from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pipeline import Pipeline
 from animate_jax.pose.draw import draw
 from animate_jax.video.contact_sheet import contact_sheet
@@ -72,8 +79,9 @@ class Preview:
     `.png`, and returns PSNR and SSIM, with LPIPS where its weights are installed, as `preview/psnr`, ...
 
     The clips are recorded ones if `config.data.root` has a split of that name, "validation" or "test", else rendered.
-    Samples with the preset's own settings and one seed, so that only the weights differ. Training of an autoencoder
-    shows the true frames through it. Process 0 works, the others wait.
+    Samples with the preset's own settings and one seed, so that only the weights differ, and in the dtype of the
+    training's passes. Training of an autoencoder shows the true frames through it. The devices of process 0 divide
+    the frames, the other processes wait.
 
     Raises:
         UserError: the data set has no such split.
@@ -81,7 +89,9 @@ class Preview:
 
     def __init__(self, config: TrainConfig, preset: Preset):
         self._directory = pathlib.Path(config.output) / "previews"
-        self._preset, self._rebuild = preset, config.stage == "vae"
+        self._preset, self._rebuild, self._dtype = preset, config.stage == "vae", jnp.dtype(config.compute_dtype)
+        shared = math.gcd(jax.local_device_count(), min(config.preview.frames, preset.sampling.window))
+        self._mesh = make_mesh(MeshConfig(frames=shared), jax.local_devices())
         self._pipeline: Pipeline | None = None  # kept: it holds what is compiled
         if jax.process_index() > 0:
             return
@@ -92,14 +102,16 @@ class Preview:
             self._lpips = None
 
     def __call__(self, params: Params, step: int) -> dict[str, float]:
+        params = whole_copies(params, self._dtype, self._mesh)
         if jax.process_index() > 0:
             return {}
-        self._pipeline = self._pipeline or Pipeline(params, self._preset)
-        self._pipeline.params = params
-        results = np.stack([self._result(clip) for clip in self._clips])
-        self._pipeline.params = {}
-        self._write(step, results)
-        clips = [scores(result, clip, self._lpips) for result, clip in zip(results, self._clips, strict=True)]
+        with jax.set_mesh(self._mesh):
+            self._pipeline = self._pipeline or Pipeline(params, self._preset, self._mesh)
+            self._pipeline.params = params
+            results = np.stack([self._result(clip) for clip in self._clips])
+            self._pipeline.params = {}
+            self._write(step, results)
+            clips = [scores(result, clip, self._lpips) for result, clip in zip(results, self._clips, strict=True)]
         return {f"preview/{name}": float(np.mean([clip[name] for clip in clips])) for name in clips[0]}
 
     def _result(self, clip: HeldOut) -> UInt8[np.ndarray, "_ h w 3"]:
@@ -129,6 +141,26 @@ class Preview:
         ]
         titles = ["reference", *["pose", "result", "truth"] * len(shown)]
         write_image(self._directory / f"{step:07d}.png", contact_sheet(sheet, titles))
+
+
+def whole_copies(params: Params, dtype: DTypeLike, mesh: Mesh) -> Params:
+    """Parameters that the run's mesh divides -> copies in `dtype` on every device of `mesh`, which are this process's.
+    Every process must call it."""
+    place = next(iter(params.values())).sharding
+    everywhere = NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else None
+
+    def here(array: jax.Array) -> jax.Array:
+        copies = {shard.device: shard.data for shard in array.addressable_shards}
+        copies = [copies[device] for device in mesh.devices.flat]
+        return jax.make_array_from_single_device_arrays(array.shape, NamedSharding(mesh, PartitionSpec()), copies)
+
+    return {path: here(array) for path, array in narrowing(dtype, everywhere)(params).items()}
+
+
+@functools.lru_cache
+def narrowing(dtype: DTypeLike, everywhere: NamedSharding | None) -> Callable[[Params], Params]:
+    """Kept, as it is compiled."""
+    return jax.jit(lambda tree: {path: array.astype(dtype) for path, array in tree.items()}, out_shardings=everywhere)
 
 
 def scores(result: UInt8[np.ndarray, "frames h w 3"], clip: HeldOut, lpips_params: lpips.Params | None

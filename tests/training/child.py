@@ -32,7 +32,7 @@ def pull(model, batch, key):
 
 
 def total(params, step):
-    return {"preview/total": float(sum(np.abs(array).sum() for array in params.values()))}
+    return {"preview/total": float(jax.jit(lambda params: sum(jnp.abs(x).sum() for x in params.values()))(params))}
 
 
 class Numbers:
