@@ -74,9 +74,11 @@ def one_line(captured, prefix):
         ({"reference": "nowhere.png"}, "nowhere.png", "no such file: check the path"),
         ({"reference": "text.png"}, "text.png", "not a readable picture: give a whole"),
         ({"reference": "nobody.png"}, "nobody.png", "no person found: use one that shows"),
+        ({"reference": "loop.png"}, "loop.png", "no such file: check the path"),
+        ({"reference": "a" * 300 + ".png"}, "a.png", "name too long.*: check the path"),
         ({"driving": "nowhere.mp4"}, "nowhere.mp4", "no such file: check the path"),
         ({"driving": "empty.mp4"}, "empty.mp4", "is empty: take a whole copy"),
-        ({"driving": "text.mp4"}, "text.mp4", "not a readable video: give a whole"),
+        ({"driving": "text.mp4"}, "text.mp4", "not a readable video .*: give a whole"),
         ({"driving": "truncated.mp4"}, "truncated.mp4", "(give|take) a whole"),
         ({"driving": "nobody.mp4"}, "nobody.mp4", "no person found: use one that shows"),
         ({"driving": "nowhere.json"}, "nowhere.json", "no such file or folder: check the path"),
@@ -88,8 +90,9 @@ def one_line(captured, prefix):
         ({"height": 8}, "--height 8", "between 32 and 4096"),
         ({"frames": 0}, "--frames 0", "must be greater than 0"),
         ({"frames": -3}, "--frames -3", "must be greater than 0"),
-        ({"fps": 0}, "--fps 0", "must be greater than 0"),
-        ({"fps": "nan"}, "--fps nan", "must be greater than 0"),
+        ({"fps": 0}, "--fps 0", "must be 0.017 to 1000 frames/s"),
+        ({"fps": "nan"}, "--fps nan", "must be 0.017 to 1000 frames/s"),
+        ({"fps": "1e300"}, "--fps 1e+300", "must be 0.017 to 1000 frames/s"),
         ({"steps": 0}, "--steps 0", "must be greater than 0"),
         ({"person": "left", "driving": "whole.mp4"}, "--person left", "must be largest, center, or a number"),
         ({"dwpose": "home"}, "yolox_l.onnx", "no such file: --dwpose needs a folder"),
@@ -99,6 +102,7 @@ def one_line(captured, prefix):
         ({"checkpoint": "nowhere"}, "nowhere", "no such checkpoint: give the directory"),
         ({"checkpoint": "home"}, "home", "holds no checkpoint: expected"),
         ({"output": "out.avi"}, "out.avi", "let the name end in .mp4 or .gif"),
+        ({"output": ""}, "", "let the name end in .mp4 or .gif"),
         ({"output": "home.mp4"}, "home.mp4", "is a folder: give a file name"),
         ({"output": "text.png/out.mp4"}, "out.mp4", "cannot be written .*: choose another folder"),
         ({"output": "whole.mp4", "driving": "whole.mp4"}, "whole.mp4", "would replace an input: rename it"),
@@ -110,6 +114,7 @@ def one_line(captured, prefix):
 def test_bad_input(changes, culprit, remedy, files, micro_checkpoint, capfd):
     (files / "home").mkdir()
     (files / "home.mp4").mkdir()
+    (files / "loop.png").symlink_to("loop.png")
     paths = {"reference", "driving", "output", "checkpoint", "debug-dir"}
     changes = {name: files / value if name in paths else value for name, value in changes.items()}
     before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file() and "home" not in path.parts}

@@ -29,7 +29,7 @@ from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pipeline import BUNDLED, EXAMPLE, Pipeline
 from animate_jax.pose.dwpose import DWPose
 from animate_jax.pose.retarget import Alignment
-from animate_jax.video.files import check_output
+from animate_jax.video.files import check_output, check_rate
 from animate_jax.weights import checkpoint
 
 WHOLE_WINDOWS = MeshConfig()
@@ -72,9 +72,11 @@ def main(arguments: list[str], program: str = "sample.py") -> int:
 def animate(args: Arguments) -> None:
     started = time.monotonic()
     canvas = min(args.canvas) if args.canvas else None
-    for name, value in (("frames", args.frames), ("fps", args.fps), ("steps", args.steps), ("canvas", canvas)):
+    for name, value in (("frames", args.frames), ("steps", args.steps), ("canvas", canvas)):
         if value is not None and not value > 0:
             raise UserError(f"--{name} {value}: must be greater than 0")
+    if args.fps is not None:
+        check_rate(args.fps, "--fps")
     if args.preset is not None and args.preset not in presets():
         raise UserError(f"--preset {args.preset!r}: choose one of {', '.join(presets())}")
     if args.plan:
@@ -111,16 +113,18 @@ def tell_plan(args: Arguments) -> NoReturn:
 def names(args: Arguments) -> list[pathlib.Path]:
     """The video of every pair, reference by reference; can all be written, and none replaces an input?"""
     output, result = args.output, []
+    if not output.name:
+        raise UserError(f"--output {output}: is a folder: give a file name")
     for reference, driving in itertools.product(args.reference, args.driving):
         told = [path.stem for path, all in ((reference, args.reference), (driving, args.driving)) if len(all) > 1]
         result.append(output.with_name("_".join([output.stem, *told]) + output.suffix))
     if len(set(result)) < len(result):
         raise UserError("--reference or --driving: two files have one name, and so would their videos: rename one")
-    inputs = {path.resolve() for path in (*args.reference, *args.driving)}
+    inputs = {os.path.realpath(path) for path in (*args.reference, *args.driving)}
     for path in result:
         check_output(path, (".mp4", ".gif"))
         sheet = path.with_suffix(".png")
-        if {path.resolve(), beside(path).resolve(), sheet.resolve()} & inputs:
+        if {os.path.realpath(made) for made in (path, beside(path), sheet)} & inputs:
             raise UserError(f"--output {path}: it or its contact sheet {sheet} would replace an input: rename it")
     if args.debug_dir:
         check_output(args.debug_dir / "reference.png", (".png",))

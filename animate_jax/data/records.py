@@ -27,6 +27,7 @@ from animate_jax.video.open import open_video
 
 INFO = "dataset_info.json"
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # TFDS's default
+ADVICE = "build the data set again"
 DEPTH = 3  # folders between a data directory and its data set: name, configuration, version
 POINTS = {"body": (18, 2), "hands": (2, 21, 2), "face": (68, 2)}
 
@@ -73,9 +74,7 @@ class RecordedClips:
             lengths = [int(length) for length in splits.get(split, {}).get("shardLengths", [])]
             name, file_format = info["name"], info.get("fileFormat")
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{folder / INFO}: not TFDS's description of a data set: build the data set again"
-            ) from error
+            raise UserError(f"{folder / INFO}: not TFDS's description of a data set: {ADVICE}") from error
         if file_format != "array_record":
             raise UserError(f"{self._where}: its files are {file_format}, not array_record: build it in that format")
         if not sum(lengths):
@@ -111,7 +110,7 @@ class RecordedClips:
             reason = str(error).partition("\n")[0]
             raise UserError(
                 f"{self._where}: record {number} of {shard} is damaged or no clip with keypoints "
-                f"({type(error).__name__}: {reason}): build the data set again"
+                f"({type(error).__name__}: {reason}): {ADVICE}"
             ) from error
 
     def _place(self, index: int) -> tuple[str, int]:
@@ -228,7 +227,7 @@ def pictures(clip: Clip, numbers: Sequence[int]) -> Iterator[tuple[int, UInt8[np
             missing.remove(number)
             yield number, frame.to_ndarray(format="rgb24")
     if missing:
-        raise UserError(f"{clip.place}: its video has no frame {min(missing)}: build the data set again")
+        raise UserError(f"{clip.place}: its video has no frame {min(missing)}: {ADVICE}")
 
 
 def decoded(clip: Clip, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -238,8 +237,8 @@ def decoded(clip: Clip, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFr
     Raises:
         UserError: the video is damaged, or none of the clip's size.
     """
-    with reading(clip.place, "video", "build the data set again"):
-        with open_video(clip.video, clip.place) as (container, stream):
+    with reading(clip.place, "video", ADVICE):
+        with open_video(clip.video, clip.place, ADVICE) as (container, stream):
             stream.codec_context.thread_count = 1  # workers are the parallelism
             ticks = 1 / (stream.average_rate * stream.time_base)  # per frame
             origin = stream.start_time or 0

@@ -64,14 +64,15 @@ def frame_rate(path: str | os.PathLike) -> float:
     return rate
 
 
-def check_rate(fps: Real, name: str) -> None:
+def check_rate(fps: Real, what: str) -> None:
     """
     Raises:
-        UserError: no rate that a video can be written at; `name` is what asked for it.
+        UserError: no rate that a video can be written at; `what` asks for it, as in "--fps".
     """
     if not usual_rate(fps):
-        least = 1 / limits.VIDEO_GAP
-        raise UserError(f"{name}: a video has {least:.3f} to {limits.VIDEO_RATE:.0f} frames/s, not {fps:g}")
+        raise UserError(
+            f"{what} {float(fps):g}: must be {1 / limits.VIDEO_GAP:.3f} to {limits.VIDEO_RATE:.0f} frames/s"
+        )
 
 
 def usual_rate(fps: Real) -> bool:
@@ -232,7 +233,7 @@ def video_writer(path: str | os.PathLike, fps: Real) -> Iterator[Callable[[Frame
         UserError: the place cannot be written or the name's ending is unknown.
         ValueError: no frame was written.
     """
-    check_rate(fps, str(path))
+    check_rate(fps, f"{path}: a rate of")
     with _replacing(Path(path), VIDEO_SUFFIXES) as partial:
         with (_gif if partial.suffix.lower() == ".gif" else _mp4)(partial, fps) as write:
             yield write

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import PIL
 import PIL.Image
 from av.container import InputContainer
 from av.video.stream import VideoStream
@@ -28,12 +29,15 @@ VIDEO_ADVICE, PICTURE_ADVICE = "give a whole mp4, mov, webm, mkv or gif file", "
 
 
 @contextlib.contextmanager
-def open_video(source: Path | bytes, name: str | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(
+    source: Path | bytes, name: str | None = None, advice: str = VIDEO_ADVICE
+) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its first real video stream (not the cover picture of a piece of music).
 
     Args:
         source: a file, or its contents.
         name: of the contents, for errors.
+        advice: what to do about contents that are no video.
 
     Raises:
         UserError: there is no such file, it is not a video, is cut off, or its frames are too large.
@@ -42,7 +46,7 @@ def open_video(source: Path | bytes, name: str | None = None) -> Iterator[tuple[
     with contextlib.ExitStack() as opened:
         if isinstance(source, Path):
             check_input(source)
-        with reading(name, "video", VIDEO_ADVICE):
+        with reading(name, "video", advice):
             # A file that is open already: FFmpeg takes names for addresses ("concat:a|b"), and may open nothing itself.
             file = io.BytesIO(source) if isinstance(source, bytes) else opened.enter_context(source.open("rb"))
             size = file.seek(0, os.SEEK_END)
@@ -78,6 +82,8 @@ def open_picture(path: Path) -> Iterator[PIL.Image.Image]:
             image = PIL.Image.open(path, formats=PICTURES)
         except PIL.Image.DecompressionBombError as error:
             raise UserError(f"{path}: {_too_large(limits.IMAGE_PIXELS)}") from error
+        except PIL.UnidentifiedImageError as error:
+            raise UserError(f"{path}: not a readable picture: {PICTURE_ADVICE}") from error
         with image:
             check_size(str(path), *image.size, limits.IMAGE_PIXELS)
             yield image

@@ -107,6 +107,18 @@ def test_a_video_of_another_size_than_the_clip_s(recorded):
         list(pictures(dataclasses.replace(recorded[0], width=90), [2]))
 
 
+@pytest.mark.parametrize(
+    "contents",
+    [b"", b"ffconcat version 1.0\nfile other.mp4\n", b"#EXTM3U\n#EXTINF:1,\nother.mp4\n#EXT-X-ENDLIST\n", bytes(999)],
+)
+def test_a_record_that_holds_no_video_opens_no_other(tmp_path, monkeypatch, recorded, contents):
+    """A list would show the file that it names."""
+    (tmp_path / "other.mp4").write_bytes(recorded[0].video)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^clip clip0 of .*: not a readable video .*: build the data set again$"):
+        list(pictures(dataclasses.replace(recorded[0], video=contents), [0]))
+
+
 def test_examples_as_tensorflow_writes_them():
     """Bytes written down by hand from the format's definition: a: bytes "hi", b: floats 1 and 2, c: -1 and 300."""
     feature = lambda key, value: b"\x0a" + bytes([len(key) + len(value) + 4]) + b"\x0a" + bytes([len(key)]) + key + (  # noqa: E731

@@ -274,7 +274,7 @@ def test_a_slide_show(tmp_path):
 def test_rates_that_no_video_has(tmp_path, fps, name):
     """Told before the first frame is made."""
     frames = iter(moving())
-    assert "0.017 to 1000 frames/s, not" in refused(lambda: write_video(tmp_path / name, frames, fps))
+    assert "must be 0.017 to 1000 frames/s" in refused(lambda: write_video(tmp_path / name, frames, fps))
     assert len(list(frames)) == 6 and not list(tmp_path.iterdir())
 
 
