@@ -72,7 +72,7 @@ def write_report(
     parts = [
         f"<!doctype html><meta charset=utf-8><title>{html.escape(name)}</title><style>{STYLE}</style>",
         f"<h1>{html.escape(name)}</h1><p>{len(videos)} videos, built with",
-        " ".join(f"<code>{key}={value}</code>" for key, value in report["options"].items()) + "</p>",
+        " ".join(f"<code>{key}={html.escape(str(value))}</code>" for key, value in report["options"].items()) + "</p>",
         "<table><tr><th><th>pieces<th>seconds</tr>",
         *(f"<tr><td>{key}<td>{row['clips']}<td>{row['seconds']}</tr>" for key, row in rows.items()),
         "</table>",

@@ -15,7 +15,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import sys
 import threading
 import zipfile
@@ -26,6 +25,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 from tqdm import tqdm
 
+from animate_jax.atomic import FULL, atomic_file, atomic_folder, check_folder
 from animate_jax.data.build_report import write_report
 from animate_jax.data.clips import ClipOptions, Piece, Video, detector, extract
 from animate_jax.errors import UserError
@@ -83,15 +83,14 @@ def build(name: str, videos: list[Video], output: Path, options: ClipOptions, en
     if engine.workers < 1:
         raise UserError(f"--workers {engine.workers}: must be at least 1")
     detector(options)  # a mistake in its options is no damage of a video
-    _check_output(output)
+    check_folder(output, "data set", replace=False)
     for package in ("apache_beam", "array_record", "tensorflow_datasets"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"building needs {package}: pip install 'animate-jax[build]'")
-    work = output.parent.absolute() / f".{output.name}.partial"
-    results, data = work / _signature(options), work / "data"
-    try:
-        shutil.rmtree(data, ignore_errors=True)
-        results.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(output, "data set", replace=False, resume=True) as data:
+        work = data.parent
+        results = work / _signature(options)
+        results.mkdir(exist_ok=True)
         with _one_line_errors(output), _quiet() as terminal, _progress(results, len(videos), terminal):
             empty = _run_beam(name, videos, results, data, options, engine)
         read = [video for video in videos if _result_path(results, video).exists()]  # all, unless a split is empty
@@ -100,22 +99,7 @@ def build(name: str, videos: list[Video], output: Path, options: ClipOptions, en
         report = write_report(place, name, options, read, summaries, lambda video: _load(results, video))
         if empty:
             raise UserError(f"{output}: nothing of a split was worth keeping: see why in {place / 'report.html'}")
-        with contextlib.suppress(FileNotFoundError):
-            output.rmdir()  # an empty one may be there
-        os.replace(data, output)
-        shutil.rmtree(work)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error}): is the disk full?") from error
     return report
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output}: is there already: choose another name, or delete it first")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}): choose another folder") from error
 
 
 def _run_beam(name: str, videos: list[Video], results: Path, data: Path, options: ClipOptions, engine: Engine) -> bool:
@@ -256,13 +240,8 @@ def _load(results: Path, video: Video):
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """All or nothing; two processes may write the same file."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 @contextlib.contextmanager
@@ -270,12 +249,14 @@ def _one_line_errors(output: Path) -> Iterator[None]:
     """Beam and TFDS wrap what went wrong in a worker into pages of text."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
         text = "\n".join(str(e) for e in (error, error.__cause__, error.__context__) if e)
-        if found := re.search(r"No space left on device|Disk quota exceeded|Permission denied|File too large", text):
-            raise OSError(0, found[0]) from error
+        if found := FULL.search(text):
+            raise UserError(f"{output}: cannot be written ({found[0].lower()}): make room") from error
+        if isinstance(error, UserError):
+            raise UserError(text.partition(" [while running")[0]) from error
+        if "Permission denied" in text:
+            raise UserError(f"{output}: cannot be written (permission denied): choose another place") from error
         last = [line for line in text.splitlines() if re.match(r"\s*\w[\w.]*(Error|Exception)\b", line)]
         reason = (last or text.splitlines() or [repr(error)])[-1].strip()
         raise UserError(f"{output}: the build failed ({reason}): give the same command again to go on") from error
@@ -299,7 +280,7 @@ def _quiet() -> Iterator[TextIO]:
 @contextlib.contextmanager
 def _progress(results: Path, total: int, terminal: TextIO) -> Iterator[None]:
     """A bar over finished videos, wherever they are worked on."""
-    finished, done = (lambda: sum(1 for _ in results.glob("*.npz"))), threading.Event()
+    finished, done = (lambda: sum(1 for _ in results.glob("[!.]*.npz"))), threading.Event()
     options = {"desc": "videos", "unit": "video", "dynamic_ncols": True, "file": terminal}
     with tqdm(total=total, initial=min(finished(), total), **options) as bar:
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from animate_jax.errors import UserError
+from animate_jax.atomic import atomic_folder
 from animate_jax.evaluation.protocols import Protocol
 from animate_jax.evaluation.scores import Measured
 from animate_jax.evaluation.summary import Figure
@@ -57,36 +55,24 @@ PAPER = {"ssim": ("SSIM ↑", 3), "psnr": ("PSNR ↑", 2), "lpips": ("LPIPS ↓"
 
 
 class Report:
-    """A report in the making, in a hidden folder that becomes `output` when it is complete.
+    """A report in the making, in a folder that becomes `output` when it is complete.
 
-    Use as a context; nothing is left behind when the work fails.
+    Use as a context; nothing is left behind when the work fails. An older report gives way; other files never do.
 
     Raises:
         UserError: the place cannot be written, or something else than a report is there.
     """
 
     def __init__(self, output: Path):
-        self.output = output
-        self.folder = output.absolute().with_name(f".{output.name}.{os.getpid()}.partial")
+        self._making = atomic_folder(output, "report")
 
     def __enter__(self) -> Report:
-        taken = self.output.is_dir() and any(self.output.iterdir()) and not (self.output / "metrics.json").is_file()
-        if taken or (self.output.exists() and not self.output.is_dir()):
-            raise UserError(f"--output {self.output}: holds something else than a report: choose another folder")
-        try:
-            (self.folder / "videos").mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"--output {self.output}: cannot be written ({error.strerror}): choose another") from error
+        self.folder = self._making.__enter__()
+        (self.folder / "videos").mkdir(parents=True)
         return self
 
-    def __exit__(self, kind: type | None, *_: Any) -> None:
-        try:
-            if kind is None:
-                if self.output.exists():
-                    shutil.rmtree(self.output)
-                os.replace(self.folder, self.output)
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+    def __exit__(self, *error: Any) -> None:
+        self._making.__exit__(*error)
 
     def add_video(self, name: str, fps: float, columns: Mapping[str, Frames]) -> None:
         """Writes videos/NAME.mp4, the columns side by side under their titles."""

@@ -8,7 +8,6 @@ a frame is read.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import zipfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from animate_jax.atomic import atomic_file
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.npy import read_npy
@@ -101,23 +101,15 @@ def write_poses(path: str | os.PathLike, keypoints: Keypoints, canvas: Canvas) -
     Raises:
         UserError: the place cannot be written or the name's ending is neither .npz nor .json.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() == ".npz":
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".npz", ".json"):
+        raise UserError(f"{path}: cannot write this kind of file: let the name end in .npz or .json")
+    with atomic_file(path) as partial:
+        if suffix == ".npz":
             arrays = {name: getattr(keypoints, name) for name in Keypoints.names()}
             np.savez_compressed(partial, canvas=np.array(canvas), **arrays)
-        elif path.suffix.lower() == ".json":
-            partial.write_text(json.dumps(_to_json(keypoints, canvas)))
         else:
-            raise UserError(f"{path}: cannot write this kind of file: let the name end in .npz or .json")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}): choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            partial.write_text(json.dumps(_to_json(keypoints, canvas)))
 
 
 def _read_npz(path: Path) -> tuple[Keypoints, Canvas]:

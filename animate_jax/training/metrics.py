@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import jax
 
+from animate_jax.atomic import atomic_file
 from animate_jax.errors import UserError
 from animate_jax.models.params import Params
 from animate_jax.parallel.chips import find_chip
@@ -78,20 +78,23 @@ class MetricWriter:
 
 
 def forget(lines: pathlib.Path, step: int) -> None:
-    """Drops the lines of steps after `step`, and one that was cut off while being written."""
+    """Drops the lines of steps after `step`, and a last one that was cut off while being written.
 
-    def stays(line: str) -> bool:
+    Raises:
+        UserError: another line is none of ours.
+    """
+    old = lines.read_text().splitlines(keepends=True)
+    kept = []
+    for number, line in enumerate(old, 1):
         try:
-            return json.loads(line)["step"] <= step
-        except ValueError:
-            return False
-
-    old = lines.read_text().splitlines()
-    kept = [line for line in old if stays(line)]
+            if json.loads(line)["step"] <= step:
+                kept.append(line.removesuffix("\n") + "\n")
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(old) or line.endswith("\n"):
+                raise UserError(f"{lines}: line {number} is no step's metrics: move the file away") from error
     if kept != old:
-        fresh = lines.with_name(lines.name + ".new")
-        fresh.write_text("".join(line + "\n" for line in kept))
-        os.replace(fresh, lines)
+        with atomic_file(lines) as fresh:
+            fresh.write_text("".join(kept))
 
 
 def start_wandb(directory: pathlib.Path, config: dict[str, Any]) -> Any:

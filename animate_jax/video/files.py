@@ -7,7 +7,6 @@ temporary name in the same folder and renamed when they are complete, so a file 
 from __future__ import annotations
 
 import contextlib
-import glob
 import io
 import itertools
 import math
@@ -24,6 +23,7 @@ import PIL.ImageOps
 from jaxtyping import UInt8
 
 from animate_jax import limits
+from animate_jax.atomic import atomic_file, check_file
 from animate_jax.errors import UserError
 from animate_jax.video.open import check_size, open_picture, open_video
 
@@ -234,7 +234,7 @@ def video_writer(path: str | os.PathLike, fps: Real) -> Iterator[Callable[[Frame
         ValueError: no frame was written.
     """
     check_rate(fps, f"{path}: a rate of")
-    with _replacing(Path(path), VIDEO_SUFFIXES) as partial:
+    with _replacing(path, VIDEO_SUFFIXES) as partial:
         with (_gif if partial.suffix.lower() == ".gif" else _mp4)(partial, fps) as write:
             yield write
 
@@ -319,7 +319,7 @@ def write_image(path: str | os.PathLike, image: Frame) -> None:
     Raises:
         UserError: the place cannot be written or the name's ending is unknown.
     """
-    with _replacing(Path(path), IMAGE_SUFFIXES) as partial:
+    with _replacing(path, IMAGE_SUFFIXES) as partial:
         PIL.Image.fromarray(image).save(partial, quality=95)
 
 
@@ -329,46 +329,17 @@ def check_output(path: str | os.PathLike, suffixes: tuple[str, ...] = VIDEO_SUFF
     Raises:
         UserError: the place cannot be written or the name's ending is not one of `suffixes`.
     """
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
+    if Path(path).suffix.lower() not in suffixes:
         raise UserError(f"{path}: unknown kind of file: let the name end in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder: give a file name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = _partial(path)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}): choose another folder") from error
+    check_file(path)
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """A temporary name that becomes `path` when the block succeeds and disappears when it fails."""
+def _replacing(path: str | os.PathLike, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """`atomic_file` for names with one of the endings."""
     check_output(path, suffixes)
-    for abandoned in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{path.suffix}"):
-        if not _alive(abandoned.name.removesuffix(f".partial{path.suffix}").rpartition(".")[2]):
-            abandoned.unlink(missing_ok=True)  # of a run that was killed
-    partial = _partial(path)
     try:
-        yield partial
-        os.replace(partial, path)
-    except (OSError, av.FFmpegError) as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}): is the disk full?") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-
-
-def _alive(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OSError):  # not a number, or somebody else's
-        pass
-    return True
+        with atomic_file(path) as partial:
+            yield partial
+    except av.FFmpegError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}): choose another place") from error

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import logging
 import pathlib
-import shutil
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
+from animate_jax.atomic import atomic_folder, check_folder, entries
 from animate_jax.config import Preset, preset_from_dict, to_dict
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
@@ -26,6 +26,12 @@ FLAGS = {
     "denoising_unet": "--denoising-unet", "reference_unet": "--reference-unet", "motion_module": "--motion",
     "pose_guider": "--pose-guider", "vae": "--vae", "image_encoder": "--image-encoder",
 }  # fmt: skip
+# What Orbax writes for the item `params` alone.
+_OCDBT = r"manifest\.ocdbt|d(/[0-9a-f]+)?"
+ORBAX_FILES = re.compile(
+    r"_CHECKPOINT_METADATA|orbax\.checkpoint|commit_success\.txt|params"
+    rf"(/(_METADATA|_sharding|array_metadatas(/process_\d+)?|{_OCDBT}|ocdbt\.process_\d+(/({_OCDBT}))?))?"
+)
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of its work
 
@@ -42,7 +48,7 @@ def save(path: str | pathlib.Path, params: P.Params, preset: Preset, dtype: DTyp
     """
     if dtype is not None:
         params = {key: jnp.asarray(array, dtype) for key, array in params.items()}
-    with _replacing(path) as fresh:
+    with _making(path) as fresh:
         ocp.save_checkpointables(fresh, {"params": params}, custom_metadata={"preset": to_dict(preset)})
 
 
@@ -55,7 +61,7 @@ def write(path: str | pathlib.Path, batches: Iterable[P.Params], preset: Preset)
     Raises:
         UserError: something else than a checkpoint is there.
     """
-    with _replacing(path) as fresh:
+    with _making(path) as fresh:
         for batch in batches:
             ocp.partial.save(fresh, batch, custom_metadata={"preset": to_dict(preset)})
         ocp.partial.finalize(fresh)
@@ -68,30 +74,29 @@ def write(path: str | pathlib.Path, batches: Iterable[P.Params], preset: Preset)
 
 
 @contextlib.contextmanager
-def _replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """A name to write a checkpoint under, which takes the place of `path` at the end, complete or not at all."""
-    path = pathlib.Path(path).absolute()
-    if path.exists() and not (path / "params").is_dir():
-        raise UserError(f"{path}: is there already and no checkpoint: choose another name")
-    fresh, old = path.with_name(path.name + ".saving"), path.with_name(path.name + ".replaced")
-
-    def clear() -> None:
-        if old.exists() and not path.exists():  # killed between the two renames
-            old.rename(path)
-        for leftover in (old, *path.parent.glob(f"{glob.escape(fresh.name)}*")):  # Orbax adds endings of its own
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    clear()
-    try:
+def _making(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    with atomic_folder(path, "checkpoint", foreign_in_unmarked) as fresh:
         yield fresh
-    except BaseException:
-        clear()
-        raise
-    (fresh / "commit_success.txt").write_text("Checkpoint commit was successful")  # without this machine's path
-    if path.exists():
-        path.rename(old)
-    fresh.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+        (fresh / "commit_success.txt").write_text("Checkpoint commit was successful")  # without this machine's path
+
+
+def check_output(path: str | pathlib.Path) -> None:
+    """Makes sure that a checkpoint may be written there, before much work depends on it.
+
+    Raises:
+        UserError: something else is there, or a checkpoint with something else in it, such as a training run's.
+    """
+    check_folder(path, "checkpoint", foreign_in_unmarked)
+
+
+def foreign_in_unmarked(path: pathlib.Path) -> list[str] | None:
+    """What a checkpoint without a marker (older, or a training run's) holds besides Orbax's files of `params`; None if
+    it carries no preset of ours."""
+    try:
+        json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]["preset"]["model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return [entry for entry in entries(path) if not ORBAX_FILES.fullmatch(entry)]
 
 
 def find(path: str | pathlib.Path) -> pathlib.Path:
@@ -194,7 +199,7 @@ def read_some(path: pathlib.Path, stored: dict[str, jax.ShapeDtypeStruct]) -> di
     loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
     try:
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-            arrays = ocp.load_checkpointables(path, {"params": target})["params"]
+            arrays = ocp.load_checkpointables(path.absolute(), {"params": target})["params"]
     except Exception as error:
         raise damaged(path, error) from error
     return {key: np.asarray(array) for key, array in arrays.items()}
@@ -208,7 +213,7 @@ def stored_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
 def stored_arrays(path: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every array in a checkpoint, without reading the arrays."""
     try:
-        stored = ocp.checkpointables_metadata(path).metadata["params"]
+        stored = ocp.checkpointables_metadata(path.absolute()).metadata["params"]
         return {key: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for key, leaf in stored.items()}
     except Exception as error:
         raise damaged(path, error) from error

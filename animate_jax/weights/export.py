@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
+from animate_jax.atomic import atomic_folder, check_folder
 from animate_jax.config import ModelConfig
 from animate_jax.errors import UserError
 from animate_jax.weights import checkpoint, names
@@ -58,9 +58,8 @@ def export(source: str | pathlib.Path, family: str, output: str | pathlib.Path, 
     Raises:
         UserError: no checkpoint, a part of another shape than the family's, or `output` is there already.
     """
-    source, output = checkpoint.find(source), pathlib.Path(output).absolute()
-    if output.exists():
-        raise UserError(f"--output {output}: is there already: choose another name")
+    check_folder(output, "export", replace=False)
+    source = checkpoint.find(source)
     if form != "safetensors" and family != "sd15":
         _torch()  # before any work
     model = checkpoint.read_preset(source).model
@@ -68,28 +67,24 @@ def export(source: str | pathlib.Path, family: str, output: str | pathlib.Path, 
     parts = {part: {path: leaf for path, leaf in stored.items() if checkpoint.part_of(path) == part}
              for part in LAYOUTS[family]}  # fmt: skip
     parts = {part: leaves for part, leaves in parts.items() if leaves}
-    fresh = output.with_name(output.name + ".exporting")
-    shutil.rmtree(fresh, ignore_errors=True)
     lines = []
     total = sum(nbytes(leaf) for leaves in parts.values() for leaf in leaves.values())
-    try:
-        with tqdm(total=total, unit="B", unit_scale=True, desc="exporting", dynamic_ncols=True,
-                  disable=not sys.stderr.isatty()) as bar:  # fmt: skip
-            for part, leaves in parts.items():
-                name, in_folder = LAYOUTS[family][part], "/" in LAYOUTS[family][part]
-                suffix = "safetensors" if in_folder else form or "pth"
-                path = fresh / f"{name}.{suffix}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                tables = positions(leaves, model.unet.motion_max_length) if part == "motion_module" else {}
-                write = write_safetensors if suffix == "safetensors" else write_pth
-                write(path, source, leaves, tables, bar)
-                if in_folder:
-                    (path.parent / "config.json").write_text(json.dumps(folder_config(part, model), indent=2))
-                lines.append(f"{path.relative_to(fresh)}: {len(leaves) + len(tables)} tensors")
-        fresh.rename(output)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+    with (
+        atomic_folder(output, "export", replace=False) as fresh,
+        tqdm(total=total, unit="B", unit_scale=True, desc="exporting", dynamic_ncols=True,
+             disable=not sys.stderr.isatty()) as bar,
+    ):  # fmt: skip
+        for part, leaves in parts.items():
+            name, in_folder = LAYOUTS[family][part], "/" in LAYOUTS[family][part]
+            suffix = "safetensors" if in_folder else form or "pth"
+            path = fresh / f"{name}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tables = positions(leaves, model.unet.motion_max_length) if part == "motion_module" else {}
+            write = write_safetensors if suffix == "safetensors" else write_pth
+            write(path, source, leaves, tables, bar)
+            if in_folder:
+                (path.parent / "config.json").write_text(json.dumps(folder_config(part, model), indent=2))
+            lines.append(f"{path.relative_to(fresh)}: {len(leaves) + len(tables)} tensors")
     return lines
 
 

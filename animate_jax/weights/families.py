@@ -87,6 +87,7 @@ def import_(
     Raises:
         UserError: a file is not what it should be or does not fit; nothing has been written then.
     """
+    checkpoint.check_output(output)
     parts: dict[str, tuple[pathlib.Path, str, StateDict]] = {}
     for part, path in files.items():
         found, state_dict = find(path), read(path)

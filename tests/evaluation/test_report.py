@@ -88,11 +88,19 @@ def test_an_older_report_is_replaced_when_the_new_one_is_complete(tmp_path):
 
 
 def test_other_folders_are_left_alone(tmp_path):
+    """Also one with another program's metrics.json, and a report to which something was added."""
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="holds something else than a report"), Report(tmp_path):
+    (tmp_path / "metrics.json").write_text("another program's")
+    with pytest.raises(UserError, match="no report of animate_jax: choose another name"), Report(tmp_path):
         pass
-    with pytest.raises(UserError, match="something else"), Report(tmp_path / "thesis.tex"):
+    with pytest.raises(UserError, match="no report"), Report(tmp_path / "thesis.tex"):
         pass
     with pytest.raises(UserError, match="cannot be written"), Report(tmp_path / "thesis.tex" / "report"):
         pass
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert {p.name for p in tmp_path.iterdir()} == {"thesis.tex", "metrics.json"}
+    with Report(tmp_path / "report") as report:
+        fill(report)
+    (tmp_path / "report" / "videos" / "thoughts.md").touch()
+    with pytest.raises(UserError, match=r"holds 'videos/thoughts\.md'"), Report(tmp_path / "report"):
+        pass
+    assert (tmp_path / "report" / "videos" / "thoughts.md").exists()

@@ -62,6 +62,15 @@ def test_what_a_killed_run_wrote_after_its_last_checkpoint_goes(tmp_path):
     assert [path.name for path in tmp_path.glob("metrics*")] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("line", ["5", "[1]", "{}", '{"step": "a"}', "loss,0.5"])
+def test_lines_of_others_stay(line, tmp_path):
+    text = f'{{"step": 5}}\n{line}\n{{"step": 6}}\n'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is no step's metrics: move the file away"):
+        MetricWriter(tmp_path, 5)
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
 def test_weights_and_biases(tmp_path, monkeypatch):
     calls = []
     board = types.SimpleNamespace(

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from animate_jax.atomic import MARKER
 from animate_jax.config import presets, to_dict
 from animate_jax.errors import UserError
+from animate_jax.pipeline import BUNDLED
 from animate_jax.weights import checkpoint
 
 
@@ -74,24 +76,68 @@ def test_saving_that_fails_leaves_the_old_checkpoint(micro, micro_params, copy, 
         raise OSError("no space left on device")
 
     monkeypatch.setattr(checkpoint.ocp, "save_checkpointables", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match=r"no space left on device\): make room"):
         checkpoint.save(copy, {path: array + 1 for path, array in micro_params.items()}, micro)
     assert_equal(checkpoint.load(copy)[0], micro_params)
 
 
-def test_killed_between_the_renames(micro, micro_params, copy):
-    copy.rename(copy.with_name("copy.replaced"))
-    with pytest.raises(ZeroDivisionError), checkpoint._replacing(copy):
-        raise ZeroDivisionError
-    assert_equal(checkpoint.load(copy)[0], micro_params)
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_saving_never_replaces_something_else(micro, micro_params, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for path in (tmp_path, tmp_path / "thesis.txt"):
-        with pytest.raises(UserError, match="no checkpoint: choose another name"):
+        with pytest.raises(UserError, match="no checkpoint of animate_jax: choose another name"):
             checkpoint.save(path, micro_params, micro)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("marker", [True, False], ids=["marked", "older"])
+@pytest.mark.parametrize("entry", ["README.md", "train/x", "params/ocdbt.process_0/notes", "data", "params/d/mine.txt"])
+def test_what_else_is_in_a_checkpoint_stays(micro, micro_params, copy, entry, marker):
+    """As in a run's checkpoint, which holds what training goes on from."""
+    if not marker:
+        (copy / MARKER).unlink()
+    (copy / entry).parent.mkdir(exist_ok=True)
+    (copy / entry).write_text("mine")
+    before = files(copy)
+    with pytest.raises(UserError, match=r"holds '.*', which is no part of a checkpoint: move it away"):
+        checkpoint.save(copy, micro_params, micro)
+    assert files(copy) == before
+
+
+def test_what_is_beside_a_checkpoint_stays(micro, micro_params, copy):
+    names = ("copy.saving_backup", "copy.replaced", "copy.saving", ".copy.partial_too")
+    for name in names:
+        copy.with_name(name).mkdir()
+        (copy.with_name(name) / "precious").touch()
+    checkpoint.save(copy, micro_params, micro)
+    assert all((copy.with_name(name) / "precious").exists() for name in names)
+
+
+@pytest.mark.parametrize("written", ["save", "write", "bundled"])
+def test_checkpoints_from_before_there_were_markers_are_replaced(micro, micro_params, tmp_path, written):
+    path = tmp_path / "old"
+    if written == "bundled":
+        shutil.copytree(BUNDLED, path)
+    else:
+        checkpoint.save(path, micro_params, micro) if written == "save" else checkpoint.write(
+            path, [{key: np.asarray(array)} for key, array in micro_params.items()], micro
+        )
+        (path / MARKER).unlink()
+    checkpoint.save(path, micro_params, micro)
+    assert_equal(checkpoint.load(path)[0], micro_params)
+
+
+def test_through_a_link(micro, micro_params, copy):
+    """The checkpoint is replaced; the link goes on leading to it."""
+    link = copy.with_name("link")
+    link.symlink_to(copy, target_is_directory=True)
+    for add in (1, 2):
+        checkpoint.save(link, {path: array + add for path, array in micro_params.items()}, micro)
+        assert link.is_symlink() and sorted(child.name for child in copy.parent.iterdir()) == ["copy", "link"]
+        assert_equal(checkpoint.load(copy)[0], {path: array + add for path, array in micro_params.items()})
 
 
 @pytest.mark.parametrize("inside", ["", "checkpoints"])
