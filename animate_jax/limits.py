@@ -29,3 +29,16 @@ HEADER_BYTES = 100 * MEGABYTE  # safetensors' own limit
 PICKLE_BYTES = 64 * MEGABYTE  # the structure of a torch file, without its tensors
 PICKLE_VALUES = 2_000_000  # objects that a pickle may build
 TENSOR_DIMENSIONS = 8
+
+# The page (animate_jax/web.py): one visitor's turn, which the others wait for, and what lies on the disk
+PAGE_AREAS = (1, 2, 4)  # of results, times the preset's: attention's memory grows with the square
+PAGE_WORK = 10_000  # frames x steps (x 2 with guidance) x area, one frame of the preset's size being 1
+PAGE_PROGRAMS = 8  # compiled shapes kept: each holds about 100 MB
+PAGE_PICTURE_SIDE = 2048  # pixels that a reference picture is shrunk to
+PAGE_VIDEO_PIXELS = 4096 * 2304  # of one frame: 4K
+PAGE_VIDEO_DECODED = 60 * 60 * 3840 * 2160  # pixels of all frames: a minute of 4K at 60 frames/s
+PAGE_KEYPOINTS_BYTES = 16 * MEGABYTE  # of a keypoint file: a thousand frames with hands and face
+PAGE_CALL_BYTES = MEGABYTE  # of any request that is no upload
+PAGE_VISITOR_FILES = 3  # largest uploads of one address that are kept
+PAGE_FILES = 20  # largest uploads that are kept of all, with the results
+PAGE_NAMES = 1000  # files that are kept of all, however small

@@ -43,7 +43,8 @@ ALLOWED = {
         "evaluation",
         "web",
     },
-    "web": {"pipeline", "pose", "video"},
+    "uploads": set(),
+    "web": {"pipeline", "pose", "video", "uploads"},
     "__main__": set(),  # imports commands by their names
 }
 FOREIGN = {"torch", "tensorflow", "diffusers", "transformers"}

@@ -1,6 +1,8 @@
 """The page: what it refuses, what it tells, and all of it in a real browser."""
 
+import contextlib
 import http.cookiejar
+import itertools
 import json
 import os
 import shutil
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 import types
 import urllib.error
 import urllib.parse
@@ -17,14 +20,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from animate_jax import limits
 from animate_jax.commands import completion  # noqa: F401  the page is one of the commands
+from animate_jax.config import presets
 from animate_jax.errors import UserError
 from animate_jax.pipeline import EXAMPLE, Pipeline
 from animate_jax.video.files import frame_count, read_video, write_video
-from animate_jax.web import Arguments, Studio, served
+from animate_jax.web import Arguments, Studio, served, shrunk, sizes
 
 PICTURE, MOTION = str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")
-POSES = (3, "largest", "bones", 48, 64)
+POSES = (3, "largest", "bones", "48 x 64")
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
@@ -113,6 +118,109 @@ def test_cancel(studio):
     assert not studio.busy.locked()
 
 
+def test_sizes_on_offer(micro):
+    """Few, so that few are compiled; none with much more than four times the preset's pixels."""
+    for preset in (micro, *presets().values()):
+        found, multiple = sizes(preset), preset.model.vae.downscale
+        width, height = preset.sampling.width, preset.sampling.height
+        assert len(found) <= 10 and next(iter(found.values())) == (width, height)
+        assert all(side % multiple == 0 for size in found.values() for side in size)
+        assert all(0.8 < w * h / (width * height) < 4.3 for w, h in found.values())
+
+
+def test_what_is_too_much(studio, monkeypatch):
+    ask = lambda size="48 x 64", frames=5, steps=10, guidance=2.0: studio.animate(  # noqa: E731
+        PICTURE, MOTION, frames, "largest", "bones", size, steps, guidance, "exact", 0
+    )
+    with pytest.raises(UserError, match="Size 1024 x 1024: choose one of 48 x 64, "):
+        next(ask("1024 x 1024"))
+    monkeypatch.setattr(limits, "PAGE_WORK", 100)
+    ask().close()
+    for more in ({"steps": 11}, {"size": "64 x 48", "steps": 11}, {"size": "96 x 128", "guidance": 1.0}):
+        with pytest.raises(UserError, match=r"choose \d+% of the frames or steps, or a smaller size"):
+            next(ask(**more))
+    with pytest.raises(UserError, match="--steps 0"):
+        next(ask(steps=0))
+
+
+def test_videos_of_too_many_pixels(studio, monkeypatch):
+    monkeypatch.setattr(limits, "PAGE_VIDEO_PIXELS", 5000)
+    with pytest.raises(UserError, match=r"^driving.mp4: .* scale it down"):
+        studio.look(PICTURE, MOTION, *POSES)
+    monkeypatch.undo()
+    monkeypatch.setattr(limits, "PAGE_VIDEO_DECODED", 100_000)
+    with pytest.raises(UserError, match=r"^driving.mp4: too many pixels at 10 frames/s"):
+        studio.look(PICTURE, MOTION, *POSES)
+
+
+def keypoints(path, canvas, frames, size=0):
+    points = [value for index in range(18) for value in (1000.0 * index, 5.0 * index, 1.0)]
+    people = [{"people": [{"pose_keypoints_2d": points}]}] * frames
+    file = {"canvas_width": canvas[0], "canvas_height": canvas[1], "frames": people, "more": "." * size}
+    path.write_text(json.dumps(file))
+    return str(path)
+
+
+def test_a_wide_canvas_takes_no_memory(studio, tmp_path):
+    """Refused, or at most as wide as any picture: 5 frames of 64 x 1024 pixels."""
+    tracemalloc.start()
+    with contextlib.suppress(UserError):
+        _, video = studio.look(PICTURE, keypoints(tmp_path / "wide.json", (999_999, 100), 240), *POSES)
+        assert read_video(video)[0].shape[2] <= 64 * limits.CANVAS_RATIO + 48
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+
+
+def test_keypoint_files_are_small(studio, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "PAGE_KEYPOINTS_BYTES", 500_000)
+    with pytest.raises(UserError, match=r"^large.json: larger than 0 MB"):
+        studio.look(PICTURE, keypoints(tmp_path / "large.json", (100, 100), 2, 500_000), *POSES)
+
+
+def test_large_pictures_are_shrunk():
+    assert shrunk(np.zeros((64, 48, 3), np.uint8)).shape == (64, 48, 3)
+    assert shrunk(np.zeros((8000, 500, 3), np.uint8)).shape == (2048, 128, 3)
+
+
+def test_programs_are_dropped(studio, monkeypatch):
+    monkeypatch.setattr(limits, "PAGE_PROGRAMS", 1)
+    cleared = []
+    monkeypatch.setattr("jax.clear_caches", lambda: cleared.append(True))
+    for frames in (2, 2, 3):
+        list(studio.animate(PICTURE, MOTION, frames, *POSES[1:], 1, 1.0, "exact", 0))
+    assert len(cleared) == 1 and not studio.programs
+
+
+def test_visitors_are_forgotten_with_their_files(studio):
+    mine, both = studio.folder / "a" / "me.png", studio.folder / "b" / "dance.mp4"
+    for file, source in ((mine, PICTURE), (both, MOTION)):
+        file.parent.mkdir()
+        shutil.copy(source, file)
+    for visitor in ("me", "you"):
+        studio.look(str(mine) if visitor == "me" else PICTURE, str(both), *POSES, visitor)
+    list(studio.animate(str(mine), str(both), 2, *POSES[1:], 1, 1.0, "exact", 0, "me"))
+    assert not studio.stops and len(list(studio.folder.rglob("*.mp4"))) == 5
+    studio.leave("me")
+    assert sorted(file.name for file in studio.folder.rglob("*.*")) == ["dance.mp4", "poses.mp4"]
+    assert set(studio.files) == {"you"}
+    with pytest.raises(UserError, match=r"^me.png: is no longer here"):
+        studio.look(str(mine), MOTION, *POSES)
+    studio.shelf.keep = 0.0
+    studio.tidy()
+    assert not studio.files and not list(studio.folder.rglob("*.*"))
+
+
+def test_messages_name_no_folder(studio, monkeypatch):
+    """Nor those of the page itself."""
+
+    def full(path, *_):
+        raise UserError(f"{path}: cannot be written (No space left on device): is the disk full?")
+
+    monkeypatch.setattr("animate_jax.web.write_video", full)
+    with pytest.raises(UserError, match=r"^poses.mp4: cannot be written"):
+        studio.look(PICTURE, MOTION, *POSES)
+
+
 @pytest.fixture
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
@@ -125,10 +233,11 @@ def browser():
         opened.close()
 
 
-@pytest.fixture
-def server(tmp_path):
-    """Address and working folder of the page, served by a process of its own: the tests' type checks hide generators
-    from Gradio."""
+@pytest.fixture(params=[(signal.SIGINT, 130)])
+def server(tmp_path, request):
+    """Address, working folder and process of the page, served by a process of its own: the tests' type checks hide
+    generators from Gradio."""
+    ending, status = request.param
     pytest.importorskip("gradio")
     folder = tmp_path / "server"
     folder.mkdir()
@@ -136,16 +245,16 @@ def server(tmp_path):
     environment = {**os.environ, "TMPDIR": str(folder)}
     root = Path(__file__).parents[1]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment) as process:
-        yield process.stdout.readline().split()[0], folder
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        yield process.stdout.readline().split()[0], folder, process
+        process.send_signal(ending)
+        assert process.wait(60) == status
     assert not list(folder.glob("animate_jax_web_*"))
 
 
 @pytest.mark.slow
 def test_in_a_browser(browser, server, tmp_path):
     """Poses, a video, cancel, a closed tab, hostile uploads, and paths that are none of a visitor's business."""
-    address, folder = server
+    address, folder, _ = server
     made = lambda: len(list(folder.rglob("result.mp4")))  # noqa: E731
     page = browser.new_page(viewport={"width": 1280, "height": 1150})
     page.goto(address)
@@ -210,23 +319,81 @@ def test_in_a_browser(browser, server, tmp_path):
     assert len(list(folder.rglob("poses.mp4"))) == 1
 
 
-def look(address, picture, motion):
-    """What the server answers to "Look at the poses" when a visitor's program claims to have uploaded these."""
+def upload_file(address, path, **headers):
+    """As a program does; where the file lies on the server."""
+    body = (f'--x\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n\r\n'.encode()
+            + path.read_bytes() + b"\r\n--x--\r\n")  # fmt: skip
+    headers = {"Content-Type": "multipart/form-data; boundary=x", **headers}
+    (answer,) = json.load(urllib.request.urlopen(urllib.request.Request(address + "gradio_api/upload", body, headers)))
+    return answer
+
+
+def press(address, button, picture, motion, *more):
+    """What the server answers when a visitor's program presses a button after it claims to have uploaded these."""
     config = json.load(urllib.request.urlopen(address + "config"))
-    buttons = [part["id"] for part in config["components"] if part["props"].get("value") == "Look at the poses"]
+    buttons = [part["id"] for part in config["components"] if part["props"].get("value") == button]
     (event,) = (each["id"] for each in config["dependencies"] if [buttons[0], "click"] in each["targets"])
     files = [{"path": path, "url": path, "meta": {"_type": "gradio.FileData"}} for path in (picture, motion)]
-    body = {"data": [*files, 2, "largest", "bones", 96, 128], "fn_index": event, "session_hash": "forged"}
+    body = {"data": [*files, *more], "fn_index": event, "session_hash": "forged"}
     request = urllib.request.Request(address + "gradio_api/queue/join", json.dumps(body).encode(),
                                      {"Content-Type": "application/json"})  # fmt: skip
     urllib.request.urlopen(request)
-    with urllib.request.urlopen(address + "gradio_api/queue/data?session_hash=forged", timeout=60) as answer:
+    with urllib.request.urlopen(address + "gradio_api/queue/data?session_hash=forged", timeout=600) as answer:
         for line in answer:
             if line.startswith(b"data:") and (told := json.loads(line[5:]))["msg"] == "process_completed":
                 return told
     raise AssertionError("no answer")
 
 
+def look(address, picture, motion, frames=2):
+    return press(address, "Look at the poses", picture, motion, frames, "largest", "bones", "96 x 128")
+
+
+def animate(address, picture, motion, size, frames, steps, guidance):
+    return press(address, "Animate", picture, motion, frames, "largest", "bones", size, steps, guidance, "exact", 0)
+
+
+def most_memory(process):
+    """Bytes."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux' /proc")
+@pytest.mark.parametrize("server", [(signal.SIGTERM, 143)], indirect=True)
+def test_one_visitor_cannot_kill_it(server, tmp_path):
+    """A canvas like a line, a film in the dark, and large results: each took 4 to 80 GB."""
+    address, folder, process = server
+    picture = upload_file(address, Path(PICTURE))
+    wide = upload_file(address, Path(keypoints(tmp_path / "wide.json", (999_999, 100), 240)))
+    write_video(tmp_path / "black.mp4", itertools.repeat(np.zeros((1080, 1920, 3), np.uint8), 300), 10)
+    black = upload_file(address, tmp_path / "black.mp4")
+    assert not look(address, picture, wide, 240)["success"] or most_memory(process) < LOADED
+    assert "no person found" in look(address, picture, black, 240)["output"]["error"]
+    assert most_memory(process) < LOADED
+    motion = upload_file(address, Path(MOTION))
+    assert not animate(address, picture, motion, "1024 x 1024", 16, 1, 1.0)["success"]
+    assert "keep the others waiting" in animate(address, picture, motion, "192 x 256", 240, 50, 8.0)["output"]["error"]
+    assert animate(address, picture, motion, "192 x 256", 16, 1, 2.0)["success"]
+    assert most_memory(process) < COMPUTING
+
+    (tmp_path / "large.bin").write_bytes(bytes(99_000_000))
+    for index in range(5):  # no more than three stay
+        (tmp_path / "large.bin").open("r+b").write(bytes([index]))
+        upload_file(address, tmp_path / "large.bin")
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 310_000_000
+    for headers in ({"Origin": "https://evil.org"}, {"Origin": "null"}):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            upload_file(address, Path(PICTURE), **headers)
+    assert upload_file(address, Path(PICTURE), Origin=address.rstrip("/"))
+    (tmp_path / "larger.bin").write_bytes(bytes(101_000_000))
+    with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)):
+        upload_file(address, tmp_path / "larger.bin")
+    assert not list(folder.rglob("larger.bin"))
+
+
+LOADED, COMPUTING = 1.5e9, 3e9  # bytes of the bundled model's page: without, and with the largest result
 PLAYS = "(() => { const v = document.querySelector('#result video'); return v && v.currentTime > 0.2; })()"
 
 
