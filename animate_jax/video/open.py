@@ -47,12 +47,12 @@ def open_video(
         if isinstance(source, Path):
             check_input(source)
         with reading(name, "video", advice):
-            # A file that is open already: FFmpeg takes names for addresses ("concat:a|b"), and may open nothing itself.
             file = io.BytesIO(source) if isinstance(source, bytes) else opened.enter_context(source.open("rb"))
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
+            # FFmpeg may open nothing itself, and gets no name, which might be an address to it ("concat:a|b").
             options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
-            container = opened.enter_context(av.open(file, options=options, metadata_errors="replace"))
+            container = opened.enter_context(av.open(Opened(file), options=options, metadata_errors="replace"))
             for stream in container.streams.video:
                 if not stream.disposition & av.stream.Disposition.attached_pic:
                     break
@@ -66,6 +66,20 @@ def open_video(
             if last and last.pos + last.size > size:  # FFmpeg would end early without a word
                 raise UserError(f"{name}: is cut off: take a whole copy")
         yield container, stream
+
+
+class Opened:
+    """A file that FFmpeg reads. Python's own raises where FFmpeg seeks to an impossible place, as damaged files have
+    it do, and PyAV would print that."""
+
+    def __init__(self, file: io.BufferedIOBase):
+        self.read, self.tell, self._seek = file.read, file.tell, file.seek
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
 
 
 @contextlib.contextmanager

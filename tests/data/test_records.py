@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+import random
 from fractions import Fraction
 
 import av
@@ -117,6 +118,24 @@ def test_a_record_that_holds_no_video_opens_no_other(tmp_path, monkeypatch, reco
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^clip clip0 of .*: not a readable video .*: build the data set again$"):
         list(pictures(dataclasses.replace(recorded[0], video=contents), [0]))
+
+
+def test_damaged_records(recorded):
+    """Whatever is damaged, a clip is read or refused in a line."""
+    chance, outcomes = random.Random(0), []
+    for _ in range(150):
+        video = bytearray(recorded[0].video)
+        for _ in range(chance.choice([1, 4, 16])):
+            place = int(len(video) * chance.random() ** 2)
+            video[place : place + chance.choice([1, 4, 8])] = chance.randbytes(chance.choice([1, 4, 8]))
+        clip = dataclasses.replace(recorded[0], video=bytes(video))
+        try:
+            assert len(list(pictures(clip, [0, 13, 39]))) == 3
+            outcomes.append(True)
+        except UserError as error:
+            assert str(error).startswith("clip clip0 of ") and "\n" not in str(error)
+            outcomes.append(False)
+    assert 15 < sum(outcomes) < 135
 
 
 def test_examples_as_tensorflow_writes_them():

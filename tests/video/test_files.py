@@ -385,6 +385,34 @@ def test_a_writer_leaves_files_of_living_ones_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"] and len(read_video(tmp_path / "out.mp4")[0]) == 1
 
 
+@pytest.mark.parametrize("left", [".out.99999999999999999999.partial.mp4", ".out.mp4.0123abcd.partial.mp4"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_odd_leftovers_are_not_in_the_way(tmp_path, left, folder):
+    (tmp_path / left).mkdir() if folder else (tmp_path / left).touch()
+    write_video(tmp_path / "out.mp4", noise(2), 10)
+    assert len(read_video(tmp_path / "out.mp4")[0]) == 2
+
+
+def test_a_folder_that_appears_while_a_video_is_written(tmp_path):
+    path = tmp_path / "out.mp4"
+
+    def write():
+        with video_writer(path, 10) as write:
+            write(noise(1)[0])
+            path.mkdir()
+
+    assert_user_error(write, path, "cannot be written")
+    assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@pytest.mark.parametrize("length", [255, 300, 5000])
+def test_names_too_long(tmp_path, length):
+    """Told before there is a frame, also where only the temporary name would be too long."""
+    path = tmp_path / ("a" * (length - 4) + ".mp4")
+    assert_user_error(lambda: check_output(path), path, "name too long")
+    assert not list(tmp_path.iterdir())
+
+
 def test_how_many_frames_there_will_be(tmp_path):
     write_video(tmp_path / "a.mp4", noise(40), 20)
     assert frame_count(tmp_path / "a.mp4", 20) == 40 and frame_count(tmp_path / "a.mp4", 5) == 10

@@ -30,7 +30,7 @@ from animate_jax.video.files import (
     read_video,
     write_video,
 )
-from animate_jax.video.open import open_video
+from animate_jax.video.open import Opened, open_video
 
 
 def moving(frames=6, height=48, width=64):
@@ -409,6 +409,12 @@ def try_damaged(folder, rounds, seed):
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < 1500, f"{grown:.0f} MB"
     assert min(outcomes.values()) > 0.1 * sum(outcomes.values()), outcomes
+
+
+def test_a_seek_to_nowhere_is_no_error():
+    """PyAV prints what a file object raises."""
+    file = Opened(io.BytesIO(b"abc"))
+    assert [file.seek(-5), file.seek(1, 99), file.seek(1)] == [-1, -1, 1]
 
 
 def test_damage_at_random(tmp_path, capfd):
