@@ -67,8 +67,8 @@ def attend_with_reference(
     top = jax.lax.stop_gradient(top)
     own, reference = jnp.exp(own - top), jnp.exp(reference - fold(top))
     total = own.sum(-1, keepdims=True) + unfold(reference.sum(-1, keepdims=True))
-    mixed = own.astype(v.dtype) @ v + unfold(reference.astype(rv.dtype) @ rv)
-    return merge_heads(mixed / total.astype(v.dtype)).reshape(*query.shape[:-1], heads * width)
+    mixed = product(own.astype(v.dtype), v) + unfold(product(reference.astype(rv.dtype), rv))
+    return merge_heads((mixed / total).astype(v.dtype)).reshape(*query.shape[:-1], heads * width)
 
 
 def attend_over_frames(query: Float[Array, "b f n c"], key: Float[Array, "b f n c"], value: Float[Array, "b f n c"],
@@ -83,10 +83,13 @@ def attend_over_frames(query: Float[Array, "b f n c"], key: Float[Array, "b f n 
         return attend(*(x.swapaxes(1, 2) for x in (query, key, value)), heads).swapaxes(1, 2)
     width = query.shape[-1] // heads
     indicator = jnp.repeat(jnp.eye(heads, dtype=query.dtype), width, 0)  # [C, heads]
+    wide = jnp.promote_types(query.dtype, jnp.float32)
 
     @jax.checkpoint  # else its products of frames with frames would be kept for the backward pass
     def attention(q: Array, k: Array, v: Array) -> Array:
-        logits = ((q[:, :, None] * k[:, None]) @ indicator).astype(jnp.float32) * width**-0.5  # [B, F, F, N, heads]
+        products = q[:, :, None].astype(wide) * k[:, None].astype(wide)
+        # At its default a TPU would round the products to bfloat16.
+        logits = jnp.matmul(products, indicator.astype(wide), precision="high") * width**-0.5  # [B, F, F, N, heads]
         weights = jax.nn.softmax(logits, 2).astype(v.dtype)
         return ((weights @ indicator.T) * v[:, None]).sum(2)
 
@@ -126,14 +129,21 @@ def in_turn(
             own = jnp.arange(key.shape[0]) < k.shape[-2]
             logits = jnp.where(own | mask[row], logits, -jnp.inf)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-        return (weights.astype(value.dtype) @ value) / weights.sum(-1, keepdims=True).astype(value.dtype)
+        mixed = product(weights.astype(value.dtype), value) / weights.sum(-1, keepdims=True)
+        return mixed.astype(value.dtype)
 
     together = os.cpu_count() or 1  # each core has a head
     return jax.lax.map(jax.checkpoint(one), jnp.arange(count), batch_size=min(together, count)).reshape(q.shape)
 
 
 def scores(q: Float[Array, "*b n d"], k: Float[Array, "*b m d"]) -> Float[Array, "*b n m"]:
-    return (q @ k.swapaxes(-1, -2)).astype(jnp.float32) * (q.shape[-1] ** -0.5)
+    """In float32 whatever the inputs are. Rounded to bfloat16, large ones would change weights by several percent."""
+    return product(q, k.swapaxes(-1, -2)) * (q.shape[-1] ** -0.5)
+
+
+def product(a: Float[Array, "*b n d"], b: Float[Array, "*c d m"]) -> Float[Array, "*e n m"]:
+    """As it is summed up, in float32, not rounded to the inputs' dtype."""
+    return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
 def split_heads(x: Float[Array, "*b n c"], heads: int) -> Float[Array, "*b h n d"]:

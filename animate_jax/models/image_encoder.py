@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from animate_jax.config import ImageEncoderConfig
+from animate_jax.models.attention import scores
 
 Tokens = Float[Array, "batch tokens channels"]
 
@@ -55,8 +56,7 @@ class SelfAttention(nnx.Module):
             return features.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
         q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
-        logits = jnp.matmul(q * q.shape[-1] ** -0.5, k.swapaxes(2, 3))  # [B, heads, N, N]
-        weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
+        weights = jax.nn.softmax(scores(q, k)).astype(v.dtype)  # [B, heads, N, N]
         return self.out_proj(jnp.matmul(weights, v).swapaxes(1, 2).reshape(x.shape))
 
 

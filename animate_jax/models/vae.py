@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from animate_jax.config import VAEConfig
+from animate_jax.models.attention import scores
 from animate_jax.models.resnet import conv_of_doubled
 
 Features = Float[Array, "batch _ _ _"]  # [B, H, W, C]
@@ -89,8 +90,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Features) -> Features:
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])  # [B, N, C]
         q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
-        logits = jnp.matmul(q * q.shape[-1] ** -0.5, k.swapaxes(1, 2))  # [B, N, N]
-        weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
+        weights = jax.nn.softmax(scores(q, k)).astype(v.dtype)  # [B, N, N]
         return x + self.to_out[0](jnp.matmul(weights, v)).reshape(x.shape)
 
 

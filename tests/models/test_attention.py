@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from animate_jax.models import attention, splash
+from animate_jax.config import ImageEncoderConfig, VAEConfig
+from animate_jax.models import attention, image_encoder, splash, vae
 
-HEADS = 2
+HEADS, WIDTH = 2, 320
 
 
 def arrays(*shapes):
@@ -63,3 +65,93 @@ def test_over_frames_as_on_tpu(monkeypatch):
         lambda *x: attention.attend_over_frames(*x, HEADS), inputs, monkeypatch,
         lambda patch: patch.setattr(splash, "on_tpu", lambda: True),
     )  # fmt: skip
+
+
+def exact(query, key, value, heads):
+    """In float64, from [..., tokens, channels]."""
+
+    def split(x):
+        x = np.asarray(x.astype(jnp.float32), np.float64)
+        return x.reshape(*x.shape[:-1], heads, -1).swapaxes(-2, -3)
+
+    q, k, v = map(split, (query, key, value))
+    logits = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    mixed = (weights / weights.sum(-1, keepdims=True)) @ v
+    return mixed.swapaxes(-2, -3).reshape(query.shape), logits.std()
+
+
+def of_module(module, *names):
+    """The attention inside a module, without its norm and projections, which are called `names`."""
+    query_of, key_of, value_of, output_of = names
+
+    def attended(query, key, value):
+        seen = []
+        for name, array in {query_of: query, key_of: key, value_of: value}.items():
+            object.__setattr__(module, name, lambda _, array=array: array)
+        object.__setattr__(module, "group_norm", lambda x: x)
+        project = lambda x: seen.append(x) or x  # noqa: E731
+        object.__setattr__(module, output_of, [project] if output_of == "to_out" else project)
+        module(query[:, :, None] if output_of == "to_out" else query)
+        return seen[0]
+
+    return attended
+
+
+def in_vae(*inputs):
+    module = nnx.eval_shape(lambda: vae.Attention(WIDTH, VAEConfig(), rngs=nnx.Rngs(0)))
+    return of_module(module, "to_q", "to_k", "to_v", "to_out")(*inputs)
+
+
+def in_clip(*inputs):
+    config = ImageEncoderConfig(hidden_size=WIDTH, num_attention_heads=HEADS)
+    module = nnx.eval_shape(lambda: image_encoder.SelfAttention(config, rngs=nnx.Rngs(0)))
+    return of_module(module, "q_proj", "k_proj", "v_proj", "out_proj")(*inputs)
+
+
+def with_reference(query, key, value):
+    """Half of the keys are the reference's."""
+    half = key.shape[-2] // 2
+    own, lent = (key[:, None, :half], value[:, None, :half]), (key[:, half:], value[:, half:])
+    frames = query.reshape(query.shape[0], 2, -1, query.shape[-1])
+    own = [jnp.repeat(x, 2, 1) for x in own]
+    return attention.attend_with_reference(frames, *own, *lent, HEADS).reshape(query.shape)
+
+
+def over_frames(query, key, value):
+    return attention.attend_over_frames(*(x[:, :, None] for x in (query, key, value)), HEADS)[:, :, 0]
+
+
+def turns(function):
+    def in_turn(*inputs):
+        with pytest.MonkeyPatch.context() as patch:
+            heads_in_turn(patch)
+            return function(*inputs)
+
+    return in_turn
+
+
+def as_on_tpu(*inputs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splash, "on_tpu", lambda: True)
+        return over_frames(*inputs)
+
+
+def attend(*inputs):
+    return attention.attend(*inputs, HEADS)
+
+
+@pytest.mark.parametrize("spread", [1, 4, 17])
+@pytest.mark.parametrize(
+    "function",
+    [attend, turns(attend), with_reference, turns(with_reference), over_frames, as_on_tpu, in_vae, in_clip],
+    ids=["plain", "in turn", "reference", "reference in turn", "frames", "frames on TPU", "VAE", "CLIP"],
+)
+def test_logits_are_not_rounded_to_bfloat16(function, spread):
+    """Rounded before the softmax they give relative errors of .005, .012 and .021."""
+    wide, value = arrays((2, 2, 64, WIDTH), (2, 64, WIDTH))
+    query, key, value = (x.astype(jnp.bfloat16) for x in (*wide * spread**0.5, value))
+    want, found = exact(query, key, value, 1 if function is in_vae else HEADS)
+    assert found == pytest.approx(spread, rel=0.1)
+    got = np.asarray(function(query, key, value).astype(jnp.float32))
+    assert np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) < 0.003
