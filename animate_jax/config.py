@@ -225,7 +225,12 @@ class DataConfig:
     span: int = 24  # rendered: the frames of a clip among which reference and targets are drawn
     margin: int = 30  # recorded, stage 1: least distance in video frames from the reference; less in short clips
     stride: int | None = None  # recorded, stage 2: video frames from one frame to the next, less in short clips;
-    # None follows the preset's frame rate
+    # None follows `fps`
+    fps: float | None = None  # recorded, stage 2: frames per second to train at, in whole strides of each clip's own
+    # rate; None: the preset's, or 30
+    framing: Literal["person", "frame"] = "person"  # recorded: a random crop around the person, or the whole frame's
+    # middle, as benchmarks cut it
+    max_bad: float = 0.01  # recorded: share of damaged clips to replace by their neighbors before training stops
     flip: float = 0.5  # recorded: share of samples shown mirrored
     workers: int = 1  # processes that render or decode; 0 does it in the training process
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Awaitable
+import sys
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import cv2
 import grain
-import grain.experimental
 import numpy as np
 from absl import flags
 from etils import epath
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from animate_jax.config import DataConfig, Preset
 from animate_jax.errors import UserError
@@ -23,9 +25,11 @@ from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.preprocess import clip_pixels
 
 if TYPE_CHECKING:
-    from animate_jax.data.records import Clip
+    from animate_jax.data.records import Clip, RecordedClips
 
 ENDLESS = 1 << 40
+USUAL_FPS = 30.0  # of videos: what clips are trained at where nothing names a rate
+TOLD = 300  # bytes kept of what is wrong with a clip
 RIM = 0.12  # around the person's keypoints, which end at eyes, wrists and ankles, per their larger extent
 ROOM = (1.0, 1.4)  # size of a crop per size of the person with the rim
 LIMB = 0.12  # width of the masked band around a bone, per diagonal of the person's keypoints
@@ -68,8 +72,8 @@ class Samples:
 class RecordedSamples:
     """A recorded clip and its position in the endless stream -> one training sample, of the same form as `Samples`'s.
 
-    Reference and targets share one crop around the person, in the preset's proportions, and one flip. Recorded clips
-    have no masks: a band around every bone stands for the person.
+    Reference and targets share one crop in the preset's proportions, around the person or the largest there is, and
+    one flip. Recorded clips have no masks: a band around every bone stands for the person.
     """
 
     data: DataConfig
@@ -83,14 +87,12 @@ class RecordedSamples:
         from animate_jax.data.records import pictures
 
         data, sampling = self.data, self.preset.sampling
-        if data.workers:
-            leave_group()
         rng = np.random.Generator(np.random.PCG64([data.seed, 2, int(position)]))
         numbers = choose_frames(clip, data, sampling.fps, rng)
         keypoints = clip.keypoints[numbers]
-        left, top, width, height = choose_crop(
-            keypoints, clip.width, clip.height, sampling.width / sampling.height, rng
-        )
+        size, aspect = (clip.width, clip.height), sampling.width / sampling.height
+        whole = data.framing == "frame"
+        left, top, width, height = largest_crop(*size, aspect) if whole else choose_crop(keypoints, *size, aspect, rng)
         keypoints = keypoints.moved((clip.width / width, clip.height / height), (-left / width, -top / height))
         mirrored = rng.random() < data.flip
         method = cv2.INTER_AREA if height > sampling.height else cv2.INTER_CUBIC
@@ -124,8 +126,11 @@ def to_sample(
 def choose_frames(clip: Clip, data: DataConfig, fps: float | None, rng: np.random.Generator) -> list[int]:
     """Numbers of the reference frame and, behind it, of the target frames.
 
-    The peers' rules: targets are far from the reference in stage 1, evenly spaced in stage 2; a clip too short for
-    margin or stride has smaller ones.
+    The peers' rules: targets are far from the reference in stage 1, evenly spaced in stage 2, where a clip of twice the
+    frame rate has twice the stride; a clip too short for margin or stride has smaller ones.
+
+    Args:
+        fps: the preset's frame rate, if it has one.
 
     Raises:
         UserError: the clip has fewer frames than a sample takes.
@@ -138,7 +143,7 @@ def choose_frames(clip: Clip, data: DataConfig, fps: float | None, rng: np.rando
         )
     reference = int(rng.integers(length))
     if data.consecutive:
-        stride = data.stride or max(1, round(clip.fps / (fps or clip.fps)))
+        stride = data.stride or max(1, round(clip.fps / (data.fps or fps or USUAL_FPS)))
         stride = min(stride, (length - 1) // max(1, data.frames - 1))
         first = int(rng.integers(length - stride * (data.frames - 1)))
         return [reference, *(first + stride * i for i in range(data.frames))]
@@ -165,6 +170,13 @@ def choose_crop(
     ends = np.sort([high - box, low], axis=0).clip(0, size - box)
     left, top = np.round(rng.uniform(*ends)).astype(int).tolist()
     return left, top, int(box[0]), int(box[1])
+
+
+def largest_crop(width: int, height: int, aspect: float) -> tuple[int, int, int, int]:
+    """The middle of a picture, as much as has the given width per height, as benchmarks cut it: left, top, width and
+    height in pixels."""
+    wide, tall = min(width, round(height * aspect)), min(height, round(width / aspect))
+    return (width - wide) // 2, (height - tall) // 2, wide, tall
 
 
 def cover(keypoints: Keypoints, height: int, width: int) -> UInt8[np.ndarray, "frames {height} {width}"]:
@@ -199,8 +211,33 @@ def open_source(data: DataConfig, preset: Preset) -> ClipSource:
     return MocapPeople(data.split, data.seed, sampling.height, sampling.width, sampling.fps or 10.0)
 
 
-def recorded(data: DataConfig, preset: Preset) -> grain.MapDataset:
-    """The endless, shuffled samples of a recorded data set.
+@dataclasses.dataclass
+class WholeSamples:
+    """A clip's number and its position in the endless stream -> `RecordedSamples` of it, or of the next whole clip
+    where it is damaged, which `damaged` tells: its number and what is wrong with it, or nothing."""
+
+    clips: RecordedClips
+    samples: RecordedSamples
+    most: int  # damaged clips
+
+    def __call__(self, position: int, index: int) -> dict[str, np.ndarray]:
+        """
+        Raises:
+            UserError: more than `most` in a row are damaged.
+        """
+        told = ""
+        for number in range(index, index + self.most + 1):
+            number %= len(self.clips)
+            try:
+                sample = self.samples(position, self.clips[number])
+                return sample | {"damaged": np.array(told.encode()[:TOLD], f"S{TOLD}")}
+            except UserError as error:
+                told, last = told or f"{number}\t{error}", error
+        raise last
+
+
+def recorded(data: DataConfig, preset: Preset) -> tuple[grain.MapDataset, int]:
+    """The endless, shuffled samples of a recorded data set, and how many damaged clips it may have.
 
     Raises:
         UserError: impossible options, or no such data set.
@@ -213,39 +250,86 @@ def recorded(data: DataConfig, preset: Preset) -> grain.MapDataset:
         raise UserError(f"--data.margin {data.margin}: must be at least 0")
     if data.stride is not None and data.stride < 1:
         raise UserError(f"--data.stride {data.stride}: must be at least 1")
-    if not 0 <= data.flip <= 1:
-        raise UserError(f"--data.flip {data.flip}: must be between 0 and 1")
-    clips = grain.MapDataset.source(RecordedClips(data.root, data.split))
-    return clips.seed(data.seed).shuffle().repeat().map_with_index(RecordedSamples(data, preset))
+    if data.fps is not None and not data.fps > 0:
+        raise UserError(f"--data.fps {data.fps}: must be greater than 0")
+    for flag, share in (("flip", data.flip), ("max-bad", data.max_bad)):
+        if not 0 <= share <= 1:
+            raise UserError(f"--data.{flag} {share}: must be between 0 and 1")
+    clips = RecordedClips(data.root, data.split)
+    most = math.ceil(data.max_bad * len(clips))
+    numbers = grain.MapDataset.range(len(clips)).seed(data.seed).shuffle().repeat()
+    return numbers.map_with_index(WholeSamples(clips, RecordedSamples(data, preset), most)), most
 
 
-class ElasticStream:
-    """grain's elastic iterator as Orbax saves and restores it. All processes have the same position; grain would look
-    for a file written by as many processes as there are now, here any process's file will do."""
+class Stream(grain.DatasetIterator):
+    """Endless batches. Their position is one number, the same in all processes: any other number of processes and
+    workers can go on from it. Orbax saves and restores it as it does that of any grain iterator.
 
-    def __init__(self, stream: grain.experimental.ElasticIterator):
-        self._iterator = iter(stream)
-        self.get_state, self.set_state = self._iterator.get_state, self._iterator.set_state
-        self.save, self.close = self._iterator.save, self._iterator.close
+    Args:
+        begin: samples that all processes together have taken -> grain's iterator of this process's batches from there.
+        batch: samples that all processes together take at a time.
+        most: damaged clips to put up with.
+    """
 
-    def __iter__(self) -> ElasticStream:
-        return self
+    def __init__(self, begin: Callable[[int], grain.DatasetIterator], batch: int, most: int = 0):
+        super().__init__()
+        self._begin, self._batch, self._most = begin, batch, most
+        self._position, self._iterator = 0, None
+        self.damaged: set[int] = set()  # numbers of clips that this process had to replace
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return next(self._iterator)
+        """
+        Raises:
+            UserError: too many clips are damaged.
+        """
+        if self._iterator is None:
+            self._iterator = self._begin(self._position)
+        batch = next(self._iterator)
+        self._position += self._batch
+        for told in filter(None, batch.pop("damaged", ())):
+            self._count(*told.decode(errors="ignore").split("\t", 1))
+        return batch
+
+    def _count(self, number: str, what: str) -> None:
+        if int(number) in self.damaged:
+            return
+        self.damaged.add(int(number))
+        tqdm.write(f"damaged clip number {len(self.damaged)}, replaced by the next: {what}", file=sys.stderr)
+        if len(self.damaged) > self._most:
+            raise UserError(
+                f"{len(self.damaged)} damaged clips, the last: {what}; or raise --data.max-bad, the share of all clips "
+                "that may be damaged"
+            )
+
+    def get_state(self) -> dict[str, int]:
+        return {"global_next_index": self._position}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.close()
+        position = state.get("global_next_index")
+        if position is None:  # an older version's, of rendered data: how many batches each worker has made
+            parts = state.get("iterators_in_use_states", [state])
+            position = self._batch * sum(part["next_index"] for part in parts)
+        self._position = position
 
     async def load(self, directory: epath.Path) -> Awaitable[None]:
+        """grain would look for a file written by as many processes as there are now."""
+
         async def read() -> None:
             self.set_state(json.loads(min(directory.glob("process_*-of-*.json")).read_text()))
 
         return read()
 
+    def close(self) -> None:
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
 
-def batches(data: DataConfig, preset: Preset, process: int = 0, processes: int = 1) -> Any:
+
+def batches(data: DataConfig, preset: Preset, process: int = 0, processes: int = 1) -> Stream:
     """An endless iterator of this process's share of every batch, with `get_state` and `set_state` (grain).
 
-    Recorded clips come in an order shuffled anew every epoch, each once; their position is one number, which any other
-    number of processes can go on from.
+    Recorded clips come in an order shuffled anew every epoch, each once.
 
     Args:
         process, processes: clips are dealt out in turn, so the processes never see the same one.
@@ -260,25 +344,24 @@ def batches(data: DataConfig, preset: Preset, process: int = 0, processes: int =
     if data.workers:
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, and we parse with tyro
         workers = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=4)
+
+    def read(dataset: grain.MapDataset) -> grain.DatasetIterator:
+        stream = dataset.to_iter_dataset(threads)
+        return iter(stream.mp_prefetch(workers, worker_init_fn=leave_group) if workers else stream)
+
+    share = data.batch // processes
     if data.root is not None:
-        shard = grain.sharding.ShardOptions(process, processes)
-        samples = recorded(data, preset)
-        return ElasticStream(
-            grain.experimental.ElasticIterator(
-                samples, data.batch, shard, read_options=threads, multiprocessing_options=workers
-            )
-        )
+        clips, most = recorded(data, preset)
+        begin = lambda position: read(clips[position + process :: processes].batch(share, drop_remainder=True))  # noqa: E731
+        return Stream(begin, data.batch, most)
 
     needed = data.frames if data.consecutive else data.frames + 1  # the reference is none of the targets
     if not 1 <= data.frames <= needed <= data.span:
         raise UserError(f"--data.frames {data.frames}: must be at least 1 and fit into --data.span {data.span}")
     dataset = grain.MapDataset.range(ENDLESS).map(Samples(open_source(data, preset), data, preset))
     # Sliced after batching: a process has neighbouring rows, in the order that one process alone would see.
-    dataset = dataset.batch(data.batch // processes, drop_remainder=True)[process::processes]
-    stream = dataset.to_iter_dataset(threads)
-    if workers:
-        stream = stream.mp_prefetch(workers, worker_init_fn=leave_group)
-    return iter(stream)
+    dataset = dataset.batch(share, drop_remainder=True)
+    return Stream(lambda position: read(dataset[position // share + process :: processes]), data.batch)
 
 
 def leave_group(*_) -> None:

@@ -93,7 +93,10 @@ class RecordedClips:
         # With its length given, a shard is not opened before a record of it is wanted.
         self._shards = [(shard, n) for shard, n in zip(shards, lengths, strict=True) if n]
         self._records = grain.sources.ArrayRecordDataSource([f"{folder / shard}[0:{n}]" for shard, n in self._shards])
-        self[0]
+        try:
+            self[0]
+        except UserError:  # it may be the one damaged record
+            self[len(self) - 1]
 
     def __len__(self) -> int:
         return len(self._records)

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import UInt8
 
 from animate_jax.config import MeshConfig, Preset, TrainConfig
-from animate_jax.data.pipeline import RecordedSamples, open_source
+from animate_jax.data.pipeline import RecordedSamples, WholeSamples, open_source
 from animate_jax.errors import UserError
 from animate_jax.evaluation import lpips
 from animate_jax.evaluation.image_quality import person_box, psnr, ssim
@@ -65,7 +65,8 @@ def recorded_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
             clips = RecordedClips(data.root, split)
         except UserError:
             continue
-        samples = [RecordedSamples(data, preset)(i, clips[i]) for i in range(min(options.clips, len(clips)))]
+        sample = WholeSamples(clips, RecordedSamples(data, preset), len(clips) // 2)
+        samples = [sample(i, i) for i in range(min(options.clips, len(clips)))]
         behind = lambda one, more: np.concatenate([one[None], more])  # noqa: E731
         return [
             HeldOut(behind(s["reference"], s["frames"]), behind(s["reference_pose"], s["poses"]), s["masks"])

@@ -146,6 +146,28 @@ def test_the_position_resumes_exactly(micro, numbers):
     assert expected[0]["reference"][0, 0, 0, 0] == 6
 
 
+@pytest.mark.parametrize("before, after", [(0, 1), (1, 0), (1, 2), (2, 1)])
+def test_rendered_data_resume_with_other_workers(micro, before, after):
+    expected = batches(CLIPS, micro)
+    stream = batches(dataclasses.replace(CLIPS, workers=before), micro)
+    for _ in range(3):
+        assert_equal(next(stream), next(expected))
+    again = batches(dataclasses.replace(CLIPS, workers=after), micro)
+    again.set_state(stream.get_state())
+    for _ in range(3):
+        assert_equal(next(again), next(expected))
+    stream.close(), again.close()
+
+
+@pytest.mark.parametrize(
+    "old", [{"next_index": 3}, {"iterators_in_use_states": [{"next_index": 2}, {"next_index": 1}], "exhausted": [0, 0]}]
+)
+def test_positions_of_older_versions_are_understood(micro, numbers, old):
+    stream = batches(CLIPS, micro)
+    stream.set_state(old)
+    assert next(stream)["reference"][:, 0, 0, 0].tolist() == [6, 7]
+
+
 @pytest.mark.parametrize(
     "data, processes",
     [
@@ -234,6 +256,29 @@ def test_recorded_clips_are_evenly_spaced(clip, stride, frames, fps, steps):
     assert chosen.min() == 0 and chosen[:, 0].max() == chosen[:, -1].max() == 39
 
 
+@pytest.mark.parametrize("target, strides", [(None, (1, 1, 2)), (24.0, (1, 1, 2)), (12.0, (2, 2, 5))])
+def test_clips_of_24_30_and_60_frames_per_second_train_at_one_speed(clip, target, strides):
+    data, rng = dataclasses.replace(STAGE_2, fps=target), np.random.default_rng(0)
+    for fps, stride in zip((24.0, 30.0, 60.0), strides, strict=True):
+        chosen = choose_frames(dataclasses.replace(clip, fps=fps), data, None, rng)
+        assert (np.diff(chosen[1:]) == stride).all(), fps
+    assert np.diff(choose_frames(clip, dataclasses.replace(data, fps=30.0), 10.0, rng)[1:])[0] == 1, "fps decides"
+
+
+def test_the_whole_frame_is_what_benchmarks_cut(micro, clip, stage_2):
+    from animate_jax.data.pipeline import largest_crop
+    from animate_jax.evaluation.cases import _middle
+
+    for width, height in ((640, 360), (360, 640), (41, 300), (100, 100)):
+        left, top, wide, tall = largest_crop(width, height, 48 / 64)
+        assert (top, left, tall, wide) == _middle((height, width), (64, 48))
+    whole = RecordedSamples(dataclasses.replace(stage_2, framing="frame", flip=0.0), micro)
+    boxes = {whole(position, clip)["masks"].sum(dtype=int) for position in range(4)}
+    assert len(boxes) > 1, "frames differ"
+    first = [whole(position, clip)["reference"][0, 0, 2] for position in range(6)]
+    assert np.ptp(np.array(first, int)) < 12, "but not their crop: the still pattern's corner is the same"
+
+
 def test_the_frames_are_the_chosen_ones(micro, clip, stage_2):
     data = dataclasses.replace(stage_2, stride=2)
     _, numbers = shown({k: v[None] for k, v in RecordedSamples(data, micro)(7, clip).items()})
@@ -248,6 +293,44 @@ def test_too_short_a_clip(micro, stage_1, tmp_path, write, clips):
         with pytest.raises(UserError, match="clip clip0 has 3 frames, a sample takes 4: lower"):
             next(stream)
         stream.close()
+
+
+@pytest.fixture
+def damaged(tmp_path, write, clips):
+    """13 clips; the video of the fifth is cut short, and the eighth is no clip at all."""
+    made = [dict(clips(n)) for n in range(13)]
+    made[4]["video"] = made[4]["video"][:600] + b"\0" * 2000
+    order = [*range(0, 13, 2), *range(1, 13, 2)]  # dealt out to two shards
+    write(tmp_path / "set", [b"nothing" if n == 7 else made[n] for n in range(13)])
+    return str(tmp_path / "set"), [order.index(4), order.index(7)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_clip_is_replaced_by_the_next_and_told(micro, stage_1, damaged, workers, capfd):
+    root, numbers = damaged
+    data = dataclasses.replace(stage_1, root=root, workers=workers, max_bad=0.1)  # 2 of 13
+    stream, whole = batches(data, micro), batches(stage_1, micro)
+    for _ in range(7):  # more than two epochs
+        got, expected = shown(next(stream))[0], shown(next(whole))[0]
+        order = [*range(0, 13, 2), *range(1, 13, 2)]
+        after = {clip: order[order.index(clip) + 1] for clip in (4, 7)}
+        assert got.tolist() == [after.get(clip, clip) for clip in expected.tolist()]
+    stream.close()
+    assert stream.damaged == set(numbers)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("damaged clip number")]
+    assert len(lines) == 2 and any("clip4" in line for line in lines), lines
+    assert any("no clip with keypoints" in line for line in lines), lines
+
+
+def test_too_many_damaged_clips_end_the_run(micro, stage_1, damaged):
+    stream = batches(dataclasses.replace(stage_1, root=damaged[0], max_bad=0.05), micro)  # 1 of 13
+    with pytest.raises(UserError, match=r"^2 damaged clips, the last: .*; or raise --data\.max-bad"):
+        for _ in range(7):
+            next(stream)
+    strict = batches(dataclasses.replace(stage_1, root=damaged[0], max_bad=0.0), micro)
+    with pytest.raises(UserError, match="build the data set again"):
+        for _ in range(7):
+            next(strict)
 
 
 @pytest.fixture
@@ -409,11 +492,21 @@ def test_workers_on_recorded_clips_miss_ctrl_c(micro, stage_1):
 
 @pytest.mark.parametrize(
     "options",
-    [{"frames": 0}, {"margin": -1}, {"stride": 0}, {"flip": 1.5}, {"batch": 0}, {"split": "test"}, {"root": "nowhere"}],
+    [
+        {"frames": 0},
+        {"margin": -1},
+        {"stride": 0},
+        {"flip": 1.5},
+        {"fps": 0.0},
+        {"max_bad": 2.0},
+        {"batch": 0},
+        {"split": "test"},
+        {"root": "nowhere"},
+    ],
     ids=str,
 )
 def test_impossible_options_for_recorded_clips(micro, stage_1, options):
     with pytest.raises(
-        UserError, match=r"^--data\.(frames|margin|stride|flip|batch|root) .*: .*(must be|choose|check)"
+        UserError, match=r"^--data\.(frames|margin|stride|fps|max-bad|flip|batch|root) .*: .*(must be|choose|check)"
     ):
         batches(dataclasses.replace(stage_1, **options), micro)
