@@ -182,8 +182,12 @@ def _rgb(frame: av.VideoFrame, size: dict[str, int]) -> Frame:
 
 
 def _on_white(rgba: UInt8[np.ndarray, "height width 4"]) -> Frame:
-    alpha = rgba[..., 3:].astype(np.uint16)
-    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    rgb = np.empty((*rgba.shape[:2], 3), np.uint8)
+    for top in range(0, len(rgba), 256):  # large pictures in little memory
+        rows = rgba[top : top + 256]
+        alpha = rows[..., 3:].astype(np.uint16)
+        rgb[top : top + 256] = (rows[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return rgb
 
 
 def _upright(picture: Frame, matrix) -> UInt8[np.ndarray, "_ _ 3"]:
@@ -304,13 +308,13 @@ def read_image(path: str | os.PathLike) -> Frame:
         UserError: there is no such file, it is not such a picture, is damaged, or too large.
     """
     with open_picture(Path(path)) as image:
-        image = PIL.ImageOps.exif_transpose(image)
+        PIL.ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # 16 bits
             gray = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
             return np.repeat(gray[..., None], 3, axis=-1)
         if image.has_transparency_data:
             return _on_white(np.asarray(image.convert("RGBA")))
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def write_image(path: str | os.PathLike, image: Frame) -> None:

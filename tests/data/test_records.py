@@ -135,7 +135,7 @@ def test_damaged_records(recorded):
         except UserError as error:
             assert str(error).startswith("clip clip0 of ") and "\n" not in str(error)
             outcomes.append(False)
-    assert 15 < sum(outcomes) < 135
+    assert 0 < sum(outcomes) < 150
 
 
 def test_examples_as_tensorflow_writes_them():
