@@ -21,20 +21,21 @@ from animate_jax.errors import UserError
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # what opens each kind of address
 Address = str | os.PathLike
+Folder = pathlib.Path | epath.Path  # local or remote; both are used as pathlib's
 
 
 def is_remote(address: Address) -> bool:
     return "://" in os.fspath(address)
 
 
-def to_path(address: Address) -> epath.Path:
+def to_path(address: Address) -> Folder:
     """A folder or file, local (made absolute, `~` expanded) or in a bucket.
 
     Raises:
         UserError: an unknown kind of address, or the package that opens it is not installed.
     """
     if not is_remote(address):
-        return epath.Path(pathlib.Path(address).expanduser().absolute())
+        return pathlib.Path(address).expanduser().absolute()
     kind = os.fspath(address).partition("://")[0]
     if kind not in PACKAGES:
         raise UserError(f"{address}: unknown kind of address: give a local path or one of {', '.join(PACKAGES)}://")
@@ -78,6 +79,33 @@ def check_writable(address: Address) -> None:
             probe.unlink()
 
 
+@contextlib.contextmanager
+def uploaded_folder(address: Address, last: Sequence[str] = ()) -> Iterator[pathlib.Path]:
+    """A local folder, yet to be made, that is uploaded when the block succeeds.
+
+    Args:
+        last: names of the files in it that tell that it is complete; they are uploaded after all others.
+
+    Raises:
+        UserError: something is there already, or the store does not take it.
+    """
+    remote = to_path(address)
+    with talking_to(address):
+        if remote.exists():
+            raise UserError(f"{address}: is there already: choose another name, or delete it first")
+    with tempfile.TemporaryDirectory(prefix="animate_jax_upload_") as temporary:
+        local = pathlib.Path(temporary) / "new"
+        yield local
+        files = sorted(file for file in local.rglob("*") if file.is_file())
+        with talking_to(address):
+            for file in sorted(files, key=lambda file: file.relative_to(local).as_posix() in last):
+                _upload(file, remote / file.relative_to(local).as_posix())
+
+
+def _upload(file: pathlib.Path, remote: epath.Path) -> None:
+    epath.Path(file).copy(remote, overwrite=True)
+
+
 class Mirror:
     """A local folder whose files are uploaded to a bucket as they change; for a local address, that folder itself.
 
@@ -119,7 +147,7 @@ class Mirror:
             return
         try:
             self._thread.shutdown()
-            self._upload()
+            self._upload_changes()
         except UserError as error:
             if kind is None:
                 raise UserError(f"{error}; the files are in {self.path}") from error
@@ -132,14 +160,14 @@ class Mirror:
             return
         if self._running is not None:
             self.failure = self._running.exception()
-        self._running = self._thread.submit(self._upload)
+        self._running = self._thread.submit(self._upload_changes)
 
-    def _upload(self) -> None:
+    def _upload_changes(self) -> None:
         with talking_to(self._remote):
             for file in sorted(self.path.rglob("*")):
                 if not file.is_file() or file.name.startswith("."):  # hidden: being written
                     continue
                 state = file.stat().st_size, file.stat().st_mtime_ns
                 if self._uploaded.get(file) != state:
-                    epath.Path(file).copy(self._remote / file.relative_to(self.path).as_posix(), overwrite=True)
+                    _upload(file, self._remote / file.relative_to(self.path).as_posix())
                     self._uploaded[file] = state

@@ -20,6 +20,7 @@ from animate_jax.atomic import atomic_folder, check_folder, entries
 from animate_jax.config import Preset, preset_from_dict, to_dict
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
+from animate_jax.storage import Address, Folder, check_writable, is_remote, talking_to, to_path, uploaded_folder
 
 # Part of the model -> the flag that imports it.
 FLAGS = {
@@ -27,16 +28,17 @@ FLAGS = {
     "pose_guider": "--pose-guider", "vae": "--vae", "image_encoder": "--image-encoder",
 }  # fmt: skip
 # What Orbax writes for the item `params` alone.
+COMMIT = "commit_success.txt"  # Orbax's sign, in buckets, that a folder is complete
 _OCDBT = r"manifest\.ocdbt|d(/[0-9a-f]+)?"
 ORBAX_FILES = re.compile(
     r"_CHECKPOINT_METADATA|orbax\.checkpoint|commit_success\.txt|params"
-    rf"(/(_METADATA|_sharding|array_metadatas(/process_\d+)?|{_OCDBT}|ocdbt\.process_\d+(/({_OCDBT}))?))?"
+    rf"(/(_METADATA|_sharding|array_metadatas(/process_\d+)?|{_OCDBT}|ocdbt\.process_[0-9a-f]+(/({_OCDBT}))?))?"
 )
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of its work
 
 
-def save(path: str | pathlib.Path, params: P.Params, preset: Preset, dtype: DTypeLike | None = None) -> None:
+def save(path: Address, params: P.Params, preset: Preset, dtype: DTypeLike | None = None) -> None:
     """Writes a checkpoint directory, replacing one that is there; complete or not at all.
 
     Args:
@@ -52,7 +54,7 @@ def save(path: str | pathlib.Path, params: P.Params, preset: Preset, dtype: DTyp
         ocp.save_checkpointables(fresh, {"params": params}, custom_metadata={"preset": to_dict(preset)})
 
 
-def write(path: str | pathlib.Path, batches: Iterable[P.Params], preset: Preset) -> None:
+def write(path: Address, batches: Iterable[P.Params], preset: Preset) -> None:
     """`save` for a model that need not fit into memory: holds about four times the largest batch at once.
 
     Args:
@@ -74,19 +76,27 @@ def write(path: str | pathlib.Path, batches: Iterable[P.Params], preset: Preset)
 
 
 @contextlib.contextmanager
-def _making(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    with atomic_folder(path, "checkpoint", foreign_in_unmarked) as fresh:
+def _making(path: Address) -> Iterator[pathlib.Path]:
+    making = (
+        uploaded_folder(path, last=[COMMIT])
+        if is_remote(path)
+        else atomic_folder(path, "checkpoint", foreign_in_unmarked)
+    )
+    with making as fresh:
         yield fresh
-        (fresh / "commit_success.txt").write_text("Checkpoint commit was successful")  # without this machine's path
+        (fresh / COMMIT).write_text("Checkpoint commit was successful")  # without this machine's path
 
 
-def check_output(path: str | pathlib.Path) -> None:
+def check_output(path: Address) -> None:
     """Makes sure that a checkpoint may be written there, before much work depends on it.
 
     Raises:
         UserError: something else is there, or a checkpoint with something else in it, such as a training run's.
     """
-    check_folder(path, "checkpoint", foreign_in_unmarked)
+    if is_remote(path):
+        check_writable(path)
+    else:
+        check_folder(path, "checkpoint", foreign_in_unmarked)
 
 
 def foreign_in_unmarked(path: pathlib.Path) -> list[str] | None:
@@ -99,25 +109,35 @@ def foreign_in_unmarked(path: pathlib.Path) -> list[str] | None:
     return [entry for entry in entries(path) if not ORBAX_FILES.fullmatch(entry)]
 
 
-def find(path: str | pathlib.Path) -> pathlib.Path:
+def find(path: Address) -> Folder:
     """The checkpoint directory meant by `path`: itself, the latest in a run's directory, or in its `checkpoints/`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its bucket does not answer.
     """
-    path = pathlib.Path(path).absolute()
+    path = to_path(path)
+    with talking_to(path) if is_remote(path) else contextlib.nullcontext():
+        return _find(path)
+
+
+def _find(path: Folder) -> Folder:
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint: give the directory of a checkpoint or of a training run")
     if (path / "params").is_dir():
         return path
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = [child for child in root.iterdir() if child.name.isdigit() and (child / "params").is_dir()]
+    steps = [child for child in root.iterdir() if child.name.isdigit() and _complete(child)]
     if not steps:
         raise UserError(f"{path}: holds no checkpoint: expected a folder 'params', or folders of numbered steps")
     return max(steps, key=lambda child: int(child.name))
 
 
-def read_preset(path: pathlib.Path) -> Preset:
+def _complete(path: Folder) -> bool:
+    """A local folder gets its name when it is complete; in a bucket a marker is written last."""
+    return (path / "params").is_dir() and (not is_remote(path) or (path / COMMIT).exists())
+
+
+def read_preset(path: Folder) -> Preset:
     """The preset that a checkpoint carries.
 
     Raises:
@@ -132,7 +152,7 @@ def read_preset(path: pathlib.Path) -> Preset:
         ) from error
 
 
-def load(path: str | pathlib.Path, preset: Preset | None = None, dtype: DTypeLike = jnp.float32,
+def load(path: Address, preset: Preset | None = None, dtype: DTypeLike = jnp.float32,
          shardings: Mapping[str, jax.sharding.Sharding] | None = None,
          optional: Collection[str] = ()) -> tuple[P.Params, Preset]:  # fmt: skip
     """Parameters (cast to `dtype`) and preset of a checkpoint.
@@ -188,7 +208,7 @@ def missing_parts(found: Iterable[str], expected: Iterable[str]) -> list[str]:
     return [part for part in dict.fromkeys(map(part_of, expected)) if part not in present]
 
 
-def read_some(path: pathlib.Path, stored: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+def read_some(path: Folder, stored: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
     """Some arrays of a checkpoint as they are stored; `stored` is part of what `stored_arrays` gives.
 
     Raises:
@@ -199,27 +219,27 @@ def read_some(path: pathlib.Path, stored: dict[str, jax.ShapeDtypeStruct]) -> di
     loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
     try:
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-            arrays = ocp.load_checkpointables(path.absolute(), {"params": target})["params"]
+            arrays = ocp.load_checkpointables(to_path(path), {"params": target})["params"]
     except Exception as error:
         raise damaged(path, error) from error
     return {key: np.asarray(array) for key, array in arrays.items()}
 
 
-def stored_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(path: Folder) -> dict[str, tuple[int, ...]]:
     """Shape of every array in a checkpoint, without reading the arrays."""
     return {key: leaf.shape for key, leaf in stored_arrays(path).items()}
 
 
-def stored_arrays(path: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
+def stored_arrays(path: Folder) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every array in a checkpoint, without reading the arrays."""
     try:
-        stored = ocp.checkpointables_metadata(path.absolute()).metadata["params"]
+        stored = ocp.checkpointables_metadata(to_path(path)).metadata["params"]
         return {key: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for key, leaf in stored.items()}
     except Exception as error:
         raise damaged(path, error) from error
 
 
-def damaged(path: pathlib.Path, error: Exception) -> UserError:
+def damaged(path: Folder, error: Exception) -> UserError:
     """Orbax raises many kinds of errors; all mean that the files are not what they should be."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # every read that Orbax abandoned would report itself
     return UserError(f"{path}: damaged or incomplete ({type(error).__name__}): take a whole copy")

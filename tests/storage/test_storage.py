@@ -11,10 +11,10 @@ from animate_jax.errors import UserError
 from animate_jax.storage import Mirror, to_path
 
 
-def python(bucket, code, status=0):
+def python(bucket, code, status=0, *arguments):
     """What a program says that lives in the bucket's world; the store's clients read their environment once."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=os.environ | bucket.environment,
+        [sys.executable, "-c", textwrap.dedent(code), *arguments], env=os.environ | bucket.environment,
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == status, done.stderr
@@ -71,3 +71,36 @@ def test_a_wrong_key_is_one_line(bucket):
     """
     _, told = python(bucket, code, status=2)
     assert told.count("\n") == 1 and "gs://bucket/run" in told and "Forbidden" in told
+
+
+def test_a_checkpoint_is_saved_found_and_loaded(bucket, micro_checkpoint):
+    """`animate-jax weights export` and sampling read from the bucket what was written there; half a step is no step."""
+    code = f"""
+        import jax
+        from animate_jax.weights import checkpoint
+        params, preset = checkpoint.load({str(micro_checkpoint)!r})
+        checkpoint.save("gs://bucket/run/checkpoints/3", params, preset)
+        half = checkpoint.to_path("gs://bucket/run/checkpoints/5/params/_METADATA")
+        half.write_text("a run was killed while it wrote this")
+        found = checkpoint.find("gs://bucket/run")
+        assert str(found) == "gs://bucket/run/checkpoints/3", found
+        again, carried = checkpoint.load("gs://bucket/run")
+        assert carried == preset
+        assert all((again[key] == params[key]).all() for key in params)
+        assert set(checkpoint.stored_shapes(found)) == set(params)
+        (key,) = list(params)[:1]
+        arrays = checkpoint.read_some(found, {{key: checkpoint.stored_arrays(found)[key]}})
+        assert (arrays[key] == params[key]).all()
+        try:
+            checkpoint.save("gs://bucket/run/checkpoints/3", params, preset)
+        except checkpoint.UserError as error:
+            print(error)
+    """
+    told, _ = python(bucket, code)
+    assert told == "gs://bucket/run/checkpoints/3: is there already: choose another name, or delete it first\n"
+
+
+def test_no_checkpoint_is_one_line(bucket):
+    _, told = python(bucket, "from animate_jax.__main__ import main; raise SystemExit(main())", 2, "sample",
+                     "--checkpoint", "gs://bucket/nothing")  # fmt: skip
+    assert told.splitlines()[-1].startswith("animate-jax sample: gs://bucket/nothing: no such checkpoint"), told
