@@ -17,6 +17,7 @@ VIDEO_RATE = 1000.0  # frames/s; the least is a frame per VIDEO_GAP
 CANVAS_SIDE = 16_384  # pixels of the pictures behind keypoints, per side
 CANVAS_RATIO = 16.0  # of its longer to its shorter side; of all pictures and videos
 KEYPOINTS_BYTES = 512 * MEGABYTE  # of one file, also unpacked
+KEYPOINTS_JSON_BYTES = 128 * MEGABYTE  # of one file, which may take twenty times as much memory
 KEYPOINT_POSITION = 1e6  # largest coordinate, in pixels
 
 # Text and structure

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import types
 import urllib.error
@@ -365,6 +366,7 @@ def most_memory(process):
 def test_one_visitor_cannot_kill_it(server, tmp_path):
     """A canvas like a line, a film in the dark, and large results: each took 4 to 80 GB."""
     address, folder, process = server
+    own = set(folder.rglob("*.*"))  # the example
     picture = upload_file(address, Path(PICTURE))
     wide = upload_file(address, Path(keypoints(tmp_path / "wide.json", (999_999, 100), 240)))
     write_video(tmp_path / "black.mp4", itertools.repeat(np.zeros((1080, 1920, 3), np.uint8), 300), 10)
@@ -391,6 +393,14 @@ def test_one_visitor_cannot_kill_it(server, tmp_path):
     with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)):
         upload_file(address, tmp_path / "larger.bin")
     assert not list(folder.rglob("larger.bin"))
+
+    assert list(folder.rglob("result.mp4"))
+    urllib.request.urlopen(address + "gradio_api/heartbeat/forged").close()  # as a browser's tab
+    for _ in range(300):
+        if not list(folder.rglob("result.mp4")):
+            break
+        time.sleep(0.1)
+    assert not {file for file in folder.rglob("*.*") if file.suffix != ".bin"} - own
 
 
 LOADED, COMPUTING = 1.5e9, 3e9  # bytes of the bundled model's page: without, and with the largest result

@@ -72,19 +72,20 @@ class RecordedClips:
             info = json.loads((folder / INFO).read_text())
             splits = {each["name"]: each for each in info["splits"]}
             lengths = [int(length) for length in splits.get(split, {}).get("shardLengths", [])]
-            name, file_format = info["name"], info.get("fileFormat")
-        except (ValueError, KeyError, TypeError) as error:
+            template, file_format = splits.get(split, {}).get("filepathTemplate", TEMPLATE), info.get("fileFormat")
+            for field, value in {"{DATASET}": info["name"], "{SPLIT}": split, "{FILEFORMAT}": file_format}.items():
+                template = template.replace(field, str(value))
+            if min(lengths, default=0) < 0:
+                raise ValueError("shards of less than nothing")
+        except Exception as error:  # JSON's, or of values that no description has
             raise UserError(f"{folder / INFO}: not TFDS's description of a data set: {ADVICE}") from error
         if file_format != "array_record":
             raise UserError(f"{self._where}: its files are {file_format}, not array_record: build it in that format")
         if not sum(lengths):
-            known = ", ".join(sorted(each for each in splits if splits[each].get("shardLengths"))) or "none"
+            known = ", ".join(sorted(str(each) for each in splits if splits[each].get("shardLengths"))) or "none"
             raise UserError(f"{self._where}: has no clips in a split {split!r}: choose --data.split from {known}")
 
-        count, template = len(lengths), splits[split].get("filepathTemplate", TEMPLATE)
-        fields = {"{DATASET}": name, "{SPLIT}": split, "{FILEFORMAT}": file_format}
-        for field, value in fields.items():
-            template = template.replace(field, value)
+        count = len(lengths)
         shards = [template.replace("{SHARD_X_OF_Y}", f"{i:05d}-of-{count:05d}") for i in range(count)]
         if missing := set(shards) - {file.name for file in folder.iterdir()}:
             raise UserError(
@@ -95,8 +96,11 @@ class RecordedClips:
         self._records = grain.sources.ArrayRecordDataSource([f"{folder / shard}[0:{n}]" for shard, n in self._shards])
         try:
             self[0]
-        except UserError:  # it may be the one damaged record
-            self[len(self) - 1]
+        except UserError as error:  # it may be the one damaged record
+            try:
+                self[len(self) - 1]
+            except UserError:
+                raise error from None
 
     def __len__(self) -> int:
         return len(self._records)

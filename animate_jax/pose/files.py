@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 
+from animate_jax import limits
 from animate_jax.atomic import atomic_file
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, reading
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.npy import read_npy
 
@@ -37,6 +40,7 @@ PARTS = {  # JSON name: (field, index within the field, layouts)
     "face_keypoints_2d": ("face", (), (68, 70)),
 }
 FRACTION_LIMIT = 2.0
+JSON_ADVICE, NPZ_ADVICE = "give OpenPose keypoints", "write it anew"
 
 
 def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[Keypoints, Canvas]:
@@ -45,7 +49,7 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
     Args:
         path: our .npz; a .npy (see `animate_jax.pose.npy`); a .json file that is one OpenPose frame, a list of
             frames, or an object with a list "frames"; or a folder of OpenPose .json files, one per
-            frame in the order of their names.
+            frame in the order of their names and the numbers in them.
         canvas: (height, width) in pixels of the pictures the poses come from, for files that do not state it.
 
     Returns:
@@ -53,11 +57,13 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
         hold.
 
     Raises:
-        UserError: the file is missing, malformed, or does not tell its canvas.
+        UserError: the file is missing, malformed, too large, or does not tell its canvas.
     """
     path = Path(path)
+    if canvas:
+        check_canvas(path, *canvas)
     if path.is_dir():
-        files = sorted(path.glob("*.json"))
+        files = sorted(path.glob("*.json"), key=lambda file: _numbered(file.name))
         if not files:
             raise UserError(f"{path}: no .json files in this folder: give a folder of OpenPose frames")
         frames = [(file, frame) for file in files for frame in _json_frames(file)]
@@ -71,8 +77,28 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
     else:
         frames = [(path, frame) for frame in _json_frames(path)]
 
+    if len(frames) > limits.VIDEO_FRAMES:
+        raise UserError(f"{path}: more than {limits.VIDEO_FRAMES} frames: cut it")
     canvases = [_known(file, _canvas(file, frame) or canvas) for file, frame in frames]
     return _fractions(Keypoints.stack([_parse(file, frame) for file, frame in frames]), canvases), canvases[0]
+
+
+def check_canvas(path: str | os.PathLike, height: Real, width: Real) -> None:
+    """
+    Raises:
+        UserError: no picture is that small, large or narrow.
+    """
+    short, long = sorted((height, width))
+    if not (1 <= short and long <= limits.CANVAS_SIDE and long <= limits.CANVAS_RATIO * short):
+        raise UserError(
+            f"{path}: a canvas of {width} x {height} pixels: it must have 1 to {limits.CANVAS_SIDE} per side, and one "
+            f"side at most {limits.CANVAS_RATIO:g} times the other"
+        )
+
+
+def _numbered(name: str) -> list[str | int]:
+    """Sorts 2.json before 10.json."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _known(path: Path, canvas: Canvas | None) -> Canvas:
@@ -113,29 +139,42 @@ def write_poses(path: str | os.PathLike, keypoints: Keypoints, canvas: Canvas) -
 
 
 def _read_npz(path: Path) -> tuple[Keypoints, Canvas]:
-    try:
-        with path.open("rb") as stream, np.load(stream) as file:
+    with reading(path, "keypoint file of ours", NPZ_ADVICE), path.open("rb") as stream:
+        with zipfile.ZipFile(stream) as archive:
+            if sum(member.file_size for member in archive.infolist()) > limits.KEYPOINTS_BYTES:
+                raise ValueError(f"more than {limits.KEYPOINTS_BYTES >> 20} MB")
+        stream.seek(0)
+        with np.load(stream) as file:
             arrays = {name: file[name] for name in (*Keypoints.names(), "canvas")}
-        frames = arrays["body"].shape[0]
-        expected = Keypoints.missing(frames)
-        for name in Keypoints.names():
-            if arrays[name].shape != getattr(expected, name).shape or not np.isfinite(arrays[name]).all():
-                raise ValueError(f'"{name}" has the wrong shape or values')
-        height, width = (int(size) for size in arrays.pop("canvas"))
+        if not all(isinstance(array, np.ndarray) and array.dtype.kind in "fiu" for array in arrays.values()):
+            raise ValueError("it holds other things than arrays of numbers")
+        frames = len(arrays["body"])
         if not frames:
             raise ValueError("it holds no frames")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a keypoint file of ours ({reason}): write it anew") from error
-    return Keypoints(**{name: array.astype(np.float32) for name, array in arrays.items()}), (height, width)
+        if frames > limits.VIDEO_FRAMES:
+            raise ValueError(f"more than {limits.VIDEO_FRAMES} frames")
+        expected = Keypoints.missing(frames)
+        for name in Keypoints.names():
+            if (
+                arrays[name].shape != getattr(expected, name).shape
+                or not (np.abs(arrays[name]) <= limits.KEYPOINT_POSITION).all()
+            ):  # NaN is not
+                raise ValueError(f'"{name}" has the wrong shape or values')
+        height, width = arrays.pop("canvas").tolist()
+        check_canvas(path, height, width)
+        return Keypoints(**{name: array.astype(np.float32) for name, array in arrays.items()}), (
+            int(height),
+            int(width),
+        )
 
 
 def _json_frames(path: Path) -> list[dict]:
     """The frames of a file; each takes over the canvas of the object around it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not JSON
-        raise UserError(f"{path}: not a JSON file ({error}): give OpenPose keypoints") from error
+    with reading(path, "JSON file", JSON_ADVICE), path.open("rb") as file:
+        text = file.read(limits.KEYPOINTS_JSON_BYTES + 1)
+        if len(text) > limits.KEYPOINTS_JSON_BYTES:
+            raise ValueError(f"more than {limits.KEYPOINTS_JSON_BYTES >> 20} MB")
+        content = json.loads(text.decode("utf-8"))
     frames, outer = content, {}
     if isinstance(content, dict):
         frames = content.get("frames", [content])
@@ -151,8 +190,9 @@ def _canvas(path: Path, frame: dict) -> Canvas | None:
     size = frame.get("canvas_height"), frame.get("canvas_width")
     if size == (None, None):
         return None
-    if not all(isinstance(length, int | float) and 1 <= length < 1e6 for length in size):
+    if not all(isinstance(length, int | float) for length in size):
         raise UserError(f'{path}: "canvas_width" and "canvas_height" must be two positive numbers')
+    check_canvas(path, *size)
     return int(size[0]), int(size[1])
 
 
@@ -167,9 +207,9 @@ def _parse(path: Path, frame: dict) -> Keypoints:
         if not values:  # nobody, or a part that was not looked for
             continue
         try:
-            triples = np.asarray(values, np.float32)
+            triples = np.asarray(values, np.float64)
             valid = triples.ndim == 1 and triples.size in [3 * count for count in counts]
-            valid = valid and np.isfinite(triples).all()
+            valid = valid and (np.abs(triples) <= limits.KEYPOINT_POSITION).all()  # NaN is not
         except (ValueError, TypeError, OverflowError):
             valid = False
         if not valid:

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from animate_jax import limits
 from animate_jax.errors import UserError
 from animate_jax.pose.files import read_poses, write_poses
 from animate_jax.pose.keypoints import BODY, FACE_MIRROR, Keypoints
@@ -118,7 +119,7 @@ def without(arrays, name):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "not a JSON file"),
+        ("{", "not a readable JSON file"),
         ("[]", "holds no frames"),
         ('{"people": 3, "canvas_width": 9, "canvas_height": 9}', '"people" must be a list'),
         ('{"frames": [7]}', 'needs a list "people"'),
@@ -129,6 +130,12 @@ def without(arrays, name):
         (json.dumps(frame({"pose_keypoints_2d": [float("nan")] * 54})), "pose_keypoints_2d"),
         (json.dumps(frame({"hand_left_keypoints_2d": [[1]] * 63})), "hand_left_keypoints_2d"),
         (json.dumps({**frame(person()), "canvas_width": "wide"}), "positive numbers"),
+        (json.dumps({**frame(person()), "canvas_width": 0}), "a canvas of 0 x "),
+        (json.dumps({**frame(person()), "canvas_width": float("inf")}), "a canvas of inf x "),
+        (json.dumps({**frame(person()), "canvas_width": 999_999, "canvas_height": 100}), "a canvas of 999999 x 100 "),
+        (json.dumps({**frame(person()), "canvas_width": 1700, "canvas_height": 100}), "at most 16 times the other"),
+        (json.dumps(frame({"pose_keypoints_2d": [3e38] * 54})), "pose_keypoints_2d"),
+        ("[" * 100_000 + "]" * 100_000, "not a readable JSON file"),
     ],
 )
 def test_malformed_json_is_one_line_naming_the_file(tmp_path, content, reason):
@@ -145,6 +152,12 @@ def test_malformed_npz_is_one_line_naming_the_file(tmp_path):
         "body_confidence": without(arrays, "body_confidence"),
         "hands": arrays | {"hands": arrays["hands"][:1]},
         "face": arrays | {"face": arrays["face"] * np.nan},
+        "body": arrays | {"body": arrays["body"] + 3e38},
+        "other things than arrays of numbers": arrays | {"body": arrays["body"] * 1j},
+        "a canvas of 0 x 9 ": arrays | {"canvas": np.array([9, 0])},
+        "a canvas of -9 x 9 ": arrays | {"canvas": np.array([9, -9])},
+        "a canvas of inf x 9.0 ": arrays | {"canvas": np.array([9, np.inf])},
+        "holds no frames": {name: array[:0] for name, array in arrays.items()},
     }
     for name, content in wrong.items():
         np.savez(path, **content)
@@ -155,7 +168,34 @@ def test_malformed_npz_is_one_line_naming_the_file(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError) as error:
             read_poses(path)
-        assert_one_line(error, "poses.npz", "not a keypoint file")
+        assert_one_line(error, "poses.npz", "not a readable keypoint file")
+
+
+def test_keypoint_files_too_large(tmp_path, monkeypatch):
+    keypoints = Keypoints.stack([random_keypoints()[0]] * 40)
+    for name in ("poses.json", "poses.npz"):
+        write_poses(tmp_path / name, keypoints, (HEIGHT, WIDTH))
+    for limit in ("KEYPOINTS_JSON_BYTES", "KEYPOINTS_BYTES"):
+        monkeypatch.setattr(limits, limit, 30_000)  # the .npz is smaller, but not what it holds
+    for name in ("poses.json", "poses.npz"):
+        with pytest.raises(UserError) as error:
+            read_poses(tmp_path / name)
+        assert_one_line(error, name, "more than 0 MB")
+    monkeypatch.undo()
+    monkeypatch.setattr(limits, "VIDEO_FRAMES", 39)
+    for name in ("poses.json", "poses.npz"):
+        with pytest.raises(UserError) as error:
+            read_poses(tmp_path / name)
+        assert_one_line(error, name, "more than 39 frames")
+
+
+def test_a_folder_is_read_by_the_numbers_in_names(tmp_path):
+    for index in range(1, 12):
+        content = frame(person())
+        content["people"][0]["pose_keypoints_2d"][0] = 10.0 * index
+        save(tmp_path / f"{index}.json", content)
+    keypoints, _ = read_poses(tmp_path)
+    np.testing.assert_allclose(keypoints.body[:, 0, 0] * WIDTH, 10 * np.arange(1, 12), rtol=1e-5)
 
 
 def test_places_that_cannot_be_read_or_written(tmp_path):
