@@ -40,7 +40,7 @@ from animate_jax.errors import UserError, exit_status
 from animate_jax.pipeline import EXAMPLE, Pipeline
 from animate_jax.pose.draw import Drawn, draw
 from animate_jax.uploads import Door, Shelf, temporary_folder
-from animate_jax.video.files import IMAGE_SUFFIXES, frame_count, frame_rate, read_image, write_video
+from animate_jax.video.files import IMAGE_SUFFIXES, frame_count, frame_rate, read_image, write_image, write_video
 from animate_jax.video.open import check_size, open_video
 
 KEYPOINT_SUFFIXES = (".json", ".npz")
@@ -162,7 +162,7 @@ class Studio:
                 ratio = min(motion.canvas[1] / motion.canvas[0], limits.CANVAS_RATIO)
                 wide = max(round(height * ratio / 2) * 2, 2)
                 detected = Drawn(motion.keypoints, height, wide, options.pose_style)
-            video = self.name("poses", visitor)
+            video = self.name("poses.mp4", visitor)
             pairs = (np.concatenate([detected[frame], fitted[frame]], 1) for frame in range(len(motion)))
             write_video(video, pairs, motion.fps)
         return np.concatenate([cut, draw(own, height, width, options.pose_style)], 1), video
@@ -194,7 +194,7 @@ class Studio:
                         progress=False, align=align, person=person, watch=watch, **options,
                     )  # fmt: skip
                     told_by.put(Update("Decoding the frames"))
-                    video, beside = self.name("result", visitor), self.name("side_by_side", visitor)
+                    video, beside = self.name("result.mp4", visitor), self.name("side_by_side.mp4", visitor)
                     stream.save(video, beside)
                     self.forget_programs(size, len(stream), guidance > 1, speed)
                 told_by.put(Update(f"{len(stream)} frames in {time.monotonic() - started:.0f} s", None, video, beside))
@@ -254,8 +254,14 @@ class Studio:
     def count(self, frames: int) -> int:
         return max(1, min(int(frames), self.args.frames))
 
-    def name(self, stem: str, visitor: str) -> str:
-        file = pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / f"{stem}.mp4"
+    def picture(self, shown: UInt8[np.ndarray, "_ _ 3"], visitor: str) -> str:
+        """A file, which goes with its visitor; of arrays, Gradio keeps files of its own."""
+        file = self.name("picture.png", visitor)
+        write_image(file, shown)
+        return file
+
+    def name(self, name: str, visitor: str) -> str:
+        file = pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / name
         self.files.setdefault(visitor, set()).add(file)
         return str(file)
 
@@ -310,11 +316,12 @@ def page(studio: Studio):
         return wrapped
 
     def look(*arguments, visitor):
-        yield studio.look(*arguments, visitor=visitor)
+        shown, video = studio.look(*arguments, visitor=visitor)
+        yield studio.picture(shown, visitor), video
 
     def animate(*arguments, visitor):
         for update in studio.animate(*arguments, visitor=visitor):
-            preview = gr.skip() if update.preview is None else update.preview
+            preview = gr.skip() if update.preview is None else studio.picture(update.preview, visitor)
             yield update.text, preview, update.video, update.beside, update.video
 
     def cancelled(*_, visitor):

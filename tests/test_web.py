@@ -403,7 +403,7 @@ def test_one_visitor_cannot_kill_it(server, tmp_path):
     assert not {file for file in folder.rglob("*.*") if file.suffix != ".bin"} - own
 
 
-LOADED, COMPUTING = 1.5e9, 3e9  # bytes of the bundled model's page: without, and with the largest result
+LOADED, COMPUTING = 2.5e9, 3e9  # bytes of the bundled model's page: without, and with the largest result
 PLAYS = "(() => { const v = document.querySelector('#result video'); return v && v.currentTime > 0.2; })()"
 
 
