@@ -9,7 +9,8 @@
     animate-jax doctor       what this machine has, and what to do about what is missing
     animate-jax completion   prints the completion script of bash, zsh or fish
 
-`--help` after a command lists its options; `animate-jax --version`.
+`--help` after a command lists its options; `animate-jax --version`. With `--traceback` errors show where they come
+from.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import sys
 
 import animate_jax
+from animate_jax.errors import TRACEBACK
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -37,6 +39,9 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if "--traceback" in rest:
+        rest.remove("--traceback")
+        os.environ[TRACEBACK] = "1"
     if name in ("--help", "-h", "--version"):
         print(__doc__ if name != "--version" else animate_jax.__version__)
         return 0

@@ -333,11 +333,13 @@ class TrainConfig:
     remat: Remat = "none"  # what the UNets keep for the backward pass: all, layer inputs, or products with weights
     log_every: int = 50
     save_every: int = 500
+    save_minutes: float = 0.0  # besides, when the last save is so long ago; 0: by steps only
     keep: int = 2  # newest checkpoints kept
     keep_every: int = 0  # steps; checkpoints at its multiples are kept for good; 0: none
     preview: PreviewConfig = PreviewConfig()
     plan: str | None = None  # TPU topology such as v5e:4x4: train nothing, print what training there takes
-    profile: bool = False  # trace three steps into <output>/profile
+    profile: bool = False  # trace three steps into <output>/profile, as SIGUSR1 does at any time
+    hang_minutes: float = 30.0  # a step that takes longer writes down where every thread stands; 0: never
     wandb: bool = False  # log to Weights & Biases, too
 
 

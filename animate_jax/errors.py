@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+
+TRACEBACK = "ANIMATE_JAX_TRACEBACK"  # environment variable, set by --traceback: errors show where they come from
 
 
 class UserError(Exception):
@@ -44,10 +47,13 @@ def reading(path: str | os.PathLike, kind: str, advice: str) -> Iterator[None]:
 
 
 def exit_status(program: str, work: Callable[[], int | None], interrupted: str) -> int:
-    """Does the work of a command line: its status or 0; 2 after a `UserError`, 130 after Ctrl-C, told in a line."""
+    """Does the work of a command line: its status or 0; 2 after a `UserError`, 130 after Ctrl-C, told in a line, and
+    where it came from if `TRACEBACK` is set."""
     try:
         return work() or 0
     except UserError as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
         print(f"{program}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -55,14 +55,14 @@ def configuration(name: str) -> TrainConfig:
     return found["get_config"]()
 
 
-def plan_or_train(program: str, name: str, *options: str) -> None:
+def plan_or_train(program: str, name: str, *options: str) -> int:
     config = tyro.cli(TrainConfig, default=configuration(name), args=options, prog=f"{program} {name}")
     if config.preset not in presets():
         raise UserError(f"--preset {config.preset!r}: choose one of {', '.join(presets())}")
     named = any(option.partition("=")[0] == "--preset" for option in options)
     if config.plan is None:
         with processes.joined():
-            train(config, chosen_preset(config, named))
+            return train(config, chosen_preset(config, named))
     else:
         from animate_jax.training.plan import plan
 
@@ -91,9 +91,11 @@ def chosen_preset(config: TrainConfig, named: bool) -> Preset:
     return preset_of(config)
 
 
-def train(config: TrainConfig, preset: Preset) -> None:
+def train(config: TrainConfig, preset: Preset) -> int:
+    """Gives the exit status back: that of a signal, if one ended the run."""
     from animate_jax.data.pipeline import batches
     from animate_jax.parallel.mesh import make_mesh, rows_of_process
+    from animate_jax.training.guards import Interrupt
     from animate_jax.training.loop import run
     from animate_jax.training.preview import Preview
     from animate_jax.training.step import diffusion_loss, vae_loss
@@ -110,4 +112,9 @@ def train(config: TrainConfig, preset: Preset) -> None:
     mesh = make_mesh(config.mesh)
     data = batches(config.data, preset, *rows_of_process(mesh))
     preview = Preview(config, preset) if config.preview.every else None
-    run(config, preset, loss, data, mesh, preview)
+    stop = Interrupt()
+    try:
+        run(config, preset, loss, data, mesh, preview, stop)
+    finally:
+        data.close()
+    return stop.status

@@ -36,6 +36,8 @@ def joined() -> Iterator[None]:
         # No cluster recognised, or JAX is in use already, as in a notebook: alone.
     try:
         yield
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # all together: whatever their status, none ends the others
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

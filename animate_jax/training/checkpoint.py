@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Awaitable
+from concurrent import futures
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from animate_jax.config import Preset, TrainConfig, to_dict
-from animate_jax.errors import UserError
+from animate_jax.errors import TRACEBACK, UserError
 from animate_jax.training.options import differences
 from animate_jax.training.progress import reason, say
 from animate_jax.training.state import State, sampling_params
+
+if not os.environ.get(TRACEBACK):
+    for _library in ("absl", "asyncio"):  # they tell errors that are told here, at a hundred lines each
+        logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -32,12 +39,19 @@ class Checkpoints:
         keep = [policies.LatestN(config.keep)]
         if config.keep_every:
             keep.append(policies.EveryNSteps(config.keep_every))
-        directory = pathlib.Path(config.output).absolute() / "checkpoints"
+        self._keep = policies.AnyPreservationPolicy(keep)
+        self._directory = pathlib.Path(config.output).absolute() / "checkpoints"
         self._allow_changes = config.allow_changes
         self._metadata = {"preset": to_dict(preset), "config": to_dict(config)}
-        self._orbax = ocp.training.Checkpointer(
-            directory,
-            preservation_policy=policies.AnyPreservationPolicy(keep),
+        self._waiter = futures.ThreadPoolExecutor(1)
+        self._saving: futures.Future | None = None  # the save under way
+        self._failed = False  # the one before
+        self._orbax = self._open()
+
+    def _open(self) -> ocp.training.Checkpointer:
+        return ocp.training.Checkpointer(
+            self._directory,
+            preservation_policy=self._keep,
             custom_metadata=self._metadata,
             cleanup_tmp_directories=True,  # of saves that were killed
         )
@@ -46,18 +60,59 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        if kind is None or jax.process_count() == 1:
+        # Where another process has failed it may never come here, and closing waits for it. And what cannot be closed
+        # after a failure has been told.
+        if kind is None:
             self._orbax.close()
-        # Else the other processes may never come here, and closing waits for them.
+        elif jax.process_count() == 1:
+            with contextlib.suppress(Exception):
+                self._orbax.close()
+        self._waiter.shutdown(wait=False)
 
     def save(self, state: State, data: Any) -> None:
-        """Every process must call it at the same step."""
+        """Every process must call it at the same step. See `check` for whether it succeeded.
+
+        Raises:
+            UserError: the one before failed twice.
+        """
+        self.check(state, data, wait=True)
         step = int(state["step"])
         if self._orbax.latest is not None and self._orbax.latest.step == step:
             return
         items = {"params": sampling_params(state), "train": only_for_training(state), "data": Position(data)}
-        # Forced: while the previous save is under way, Orbax would otherwise skip this one without a word.
-        self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=self._metadata)
+        try:
+            # Forced: while the previous save is under way, Orbax would otherwise skip this one without a word.
+            saved = self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=self._metadata)
+            self._saving = self._waiter.submit(saved.result)
+        except Exception as error:
+            self._saving = futures.Future()
+            self._saving.set_exception(error)
+
+    def check(self, state: State, data: Any, wait: bool = False) -> None:
+        """Looks whether the last save has failed by now, or waits for its end. A process that is alone then saves this
+        state instead, once.
+
+        Raises:
+            UserError: it has failed, for the second time or among several processes.
+        """
+        if self._saving is None or not (wait or self._saving.done()):
+            return
+        error, self._saving = self._saving.exception(), None
+        if error is None:
+            self._failed = False
+        elif self._failed or jax.process_count() > 1:
+            raise UserError(
+                f"{self._directory}: no checkpoint can be written ({reason(error)}): make room or mend the storage; "
+                "then the same command goes on from the last complete one"
+            ) from error
+        else:
+            say(f"{self._directory}: a checkpoint could not be written ({reason(error)}): trying again")
+            self._failed = True
+            with contextlib.suppress(Exception):
+                self._orbax.close()  # it would report the same error for ever
+            self._orbax = self._open()
+            self.save(state, data)
+            self.check(state, data, wait)
 
     def _changes(self, path: Any) -> list[str]:
         """What differs from the options that a checkpoint was made with, as far as it tells them."""
@@ -93,7 +148,6 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # Orbax raises many kinds
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # every abandoned read would report itself
             where = f"{directory / str(latest.step)}: cannot be restored ({reason(error)})"
             if changes:
                 raise UserError(

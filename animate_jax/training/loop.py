@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import signal
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from animate_jax.config import Preset, TrainConfig, to_dict
 from animate_jax.errors import UserError
@@ -19,10 +18,12 @@ from animate_jax.models import params as P
 from animate_jax.parallel.mesh import compiler_options, make_mesh, to_devices
 from animate_jax.parallel.rules import shardings
 from animate_jax.training.checkpoint import Checkpoints
-from animate_jax.training.metrics import Clock, MetricWriter, Profile, describe
+from animate_jax.training.goodput import Events
+from animate_jax.training.guards import Interrupt, Watchdog, alone, check_memory, memory_used
+from animate_jax.training.metrics import Clock, MetricWriter, Profile
 from animate_jax.training.program import LossFunction, make_program
-from animate_jax.training.progress import say
-from animate_jax.training.state import State, sampling_params
+from animate_jax.training.progress import Progress, reason, say
+from animate_jax.training.state import State, learning_rate, sampling_params
 from animate_jax.training.step import Loss
 from animate_jax.weights import checkpoint
 
@@ -38,83 +39,143 @@ def run(
     data: Iterator[Any],
     mesh: Mesh | None = None,
     preview: Evaluate | None = None,
+    stop: Interrupt | None = None,
 ) -> State:
     """Trains to `config.steps` and returns the last state.
 
     Where the weights come from, first that exists: the run's own latest checkpoint (exact resume: parameters,
-    moments, averages, data position), `config.init` (weights only), fresh ones. Interrupts (Ctrl-C, SIGTERM) save
-    before leaving; with several processes, all after the same step.
+    moments, averages, data position), `config.init` (weights only), fresh ones. Interrupts (Ctrl-C, SIGTERM, SIGHUP)
+    save before leaving; with several processes, all after the same step.
 
     Args:
         data: batches of NumPy arrays, this process's rows of each; Orbax saves and restores its position, as that of
             any grain iterator.
         mesh: default: that of `config.mesh`.
-        preview: called every `config.preview.every` steps in all processes, with parameters as the mesh divides them,
-            that it must not keep.
+        preview: called every `config.preview.every` steps in all processes, with parameters where training has
+            them; it must not keep them.
+        stop: tells the caller whether the run was interrupted.
 
     Raises:
-        UserError: impossible options; weights to start from that are missing, damaged or of another shape; or loss or
-            gradient stayed NaN or infinite.
+        UserError: impossible options; weights to start from that are missing, damaged or of another shape; another
+            process trains there; loss or gradient stayed NaN or infinite; too little memory; or a checkpoint cannot be
+            written.
     """
-    for option in ("steps", "log_every", "save_every", "keep", "accumulate"):
-        if getattr(config, option) < 1:
-            raise UserError(f"--{option.replace('_', '-')} {getattr(config, option)}: must be at least 1")
-    if not 0 <= config.optim.decay_start <= 1:
-        raise UserError(f"--optim.decay-start {config.optim.decay_start}: is a share of all steps, from 0 to 1")
+    check_options(config)
     mesh = mesh or make_mesh(config.mesh)
     step, initial, shapes, abstract, layout = make_program(config, preset, loss, mesh)
     step_fn = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
-    key = jax.random.key(config.seed)
+    key, rate = jax.random.key(config.seed), learning_rate(config.optim, config.steps)
     lead = jax.process_index() == 0
+    check_memory(abstract, layout, mesh)
 
-    with jax.set_mesh(mesh), Checkpoints(config, preset) as checkpoints, Interrupt() as stop:
+    with (
+        jax.set_mesh(mesh), out_of_memory(), alone(config.output) if lead else contextlib.nullcontext(),
+        Events(config.output, lead) as events, Checkpoints(config, preset) as checkpoints, stop or Interrupt() as stop,
+        Watchdog(config.hang_minutes) as watchdog,
+    ):  # fmt: skip
+        began = time.monotonic()
         state = checkpoints.restore(abstract, layout, data)
+        kind = "initialise" if state is None else "restore"
         if state is None:
             params = starting_params(config, preset, shardings(shapes, mesh), abstract["trainable"])
             state = jax.jit(initial, out_shardings=layout)(params)
             del params
-        first = int(state["step"])
+        first = done = int(state["step"])
+        events.add(kind, step=first, seconds=time.monotonic() - began)
+        if first:
+            say(f"goes on after step {first}")
         clock = Clock(config.data.batch * config.data.frames, mesh.devices.flat[0].device_kind)
         window: list[dict[str, jax.Array]] = []
         skips = Skips(config.output)
-        compiled = None
+        compiled, saved = None, time.monotonic()
         with (
             MetricWriter(config.output, first, to_dict(config) if config.wandb else None) as writer,
             Profile(config.output, first, config.profile and lead) as profile,
-            tqdm(total=config.steps, initial=first, desc=config.stage, unit="step", dynamic_ncols=True,
-                 disable=not lead) as bar,
-        ):  # fmt: skip
+            Progress(config.stage, first, config.steps) as progress,
+        ):
             for done in range(first + 1, config.steps + 1):
+                watchdog.arm()
                 with clock.waiting():
                     batch = to_devices(next(data), mesh)
                 if compiled is None:
-                    compiled = step_fn.lower(state, batch, key).compile(compiler_options(mesh))
+                    watchdog.disarm()
+                    say("compiling the step, which can take minutes")
+                    with events.timed("compile"):
+                        compiled = step_fn.lower(state, batch, key).compile(compiler_options(mesh))
                     clock.begin(compiled, state["trainable"], config.accumulate)
                 profile.before(done, state)
-                stopping = stop.anyone(mesh)
+                due = config.save_minutes and time.monotonic() - saved > 60 * config.save_minutes
+                wishes = stop.anyone(mesh, bool(due))
                 with jax.profiler.StepTraceAnnotation("train", step_num=done):
                     state, metrics = compiled(state, batch, key)
                 window.append(metrics)
                 jax.block_until_ready(window[-2:][0])  # the step before this one, so that the bar tells the truth
-                bar.update()
+                clock.tick()
+                progress.step()
 
-                last = bool(stopping) or done == config.steps
-                save = last or done % config.save_every == 0
+                stopping, due = np.asarray(wishes).tolist()
+                last = stopping or done == config.steps
+                save = last or due or done % config.save_every == 0
                 show = preview is not None and config.preview.every and done % config.preview.every == 0
                 if save or show or done % config.log_every == 0:
+                    means = summarise(window) | clock.rates(len(window)) | memory_used()
+                    means["learning_rate"] = float(rate(done - 1))
+                    if damaged := len(getattr(data, "damaged", ())):
+                        means["damaged_clips"] = damaged
+                    events.add("steps", step=done, steps=len(window), seconds=clock.seconds, waited=clock.waited)
+                    progress.log(done, means)
+                    watchdog.disarm()
                     skips.look(window, done - len(window) + 1)
-                    means = summarise(window) | clock.rates(len(window))
-                    bar.set_postfix_str(describe(means))
                     if save:
-                        checkpoints.save(state, data)
+                        with events.timed("save", step=done):
+                            checkpoints.save(state, data)
+                        saved = time.monotonic()
+                    checkpoints.check(state, data, wait=last)
                     if show:
-                        means |= preview(sampling_params(state), done)
+                        with events.timed("preview", step=done):
+                            means |= preview(sampling_params(state), done)
                     writer.write(done, means)
                     window = []
                     clock.restart()
                 if last:
                     break
+        stop.stopped = done < config.steps
+        events.add("stop", step=done, why=f"signal {stop.number}" if stop.stopped else "finished")
+    if stop.stopped:
+        say(f"stopped after step {done} of {config.steps}; the same command goes on")
     return state
+
+
+def check_options(config: TrainConfig) -> None:
+    """
+    Raises:
+        UserError: a number that is impossible.
+    """
+    for option in ("steps", "log_every", "save_every", "keep", "accumulate"):
+        if getattr(config, option) < 1:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(config, option)}: must be at least 1")
+    for option in ("save_minutes", "hang_minutes"):
+        if not getattr(config, option) >= 0:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(config, option)}: must be at least 0")
+    if not 0 <= config.optim.decay_start <= 1:
+        raise UserError(f"--optim.decay-start {config.optim.decay_start}: is a share of all steps, from 0 to 1")
+
+
+@contextlib.contextmanager
+def out_of_memory() -> Iterator[None]:
+    """
+    Raises:
+        UserError: a device's memory does not suffice.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"out of device memory ({reason(error)}): --remat blocks, a larger --accumulate, --mesh.fsdp, or "
+            "--optim.moments factored; --plan tells what a TPU step takes"
+        ) from error
 
 
 def starting_params(config: TrainConfig, preset: Preset, layout: Any, trained: Collection[str]) -> P.Params:
@@ -181,36 +242,3 @@ class Skips:
                     f"{self._row} steps in a row without an update; the last checkpoint is good: go on from it with "
                     "--allow-changes and another --seed, or a lower --optim.learning-rate"
                 )
-
-
-class Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop after the current step; a second one ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._restore()
-
-    def anyone(self, mesh: Mesh) -> bool | jax.Array:
-        """Does any process wish to stop? All get the same answer, once it is computed. Every process must call it."""
-        if jax.process_count() == 1:
-            return self.asked
-        everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        wishes = np.full(jax.local_device_count(), self.asked)
-        wishes = jax.make_array_from_process_local_data(everywhere, wishes, (mesh.size,))
-        return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(wishes)
-
-    def _ask(self, *_) -> None:
-        self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

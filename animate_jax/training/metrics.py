@@ -6,12 +6,15 @@ import contextlib
 import json
 import math
 import pathlib
+import secrets
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from animate_jax.atomic import atomic_file
 from animate_jax.errors import UserError
@@ -98,39 +101,55 @@ def forget(lines: pathlib.Path, step: int) -> None:
 
 
 def start_wandb(directory: pathlib.Path, config: dict[str, Any]) -> Any:
+    """The run there goes by this one's own random number, as many folders are called `stage1`."""
     try:
         import wandb
     except ImportError:
         raise UserError("--wandb: needs the package wandb: pip install 'animate-jax[wandb]'") from None
-    return wandb.init(name=directory.name, id=directory.name, resume="allow", dir=directory, config=config)
+    stored = directory / "wandb.json"
+    if not stored.exists():
+        with atomic_file(stored) as fresh:
+            fresh.write_text(json.dumps({"id": secrets.token_hex(6)}))
+    identity = json.loads(stored.read_text())["id"]
+    return wandb.init(name=directory.name, id=identity, resume="allow", dir=directory, config=config)
 
 
 class Profile:
-    """Traces three steps into `<directory>/profile`, for XProf, TensorBoard or Perfetto; the first two, which compile
-    and warm up, are left out."""
+    """Traces three steps into `<directory>/profile`, for XProf, TensorBoard or Perfetto: if `wanted`, after the first
+    two, which compile and warm up; and whenever the process gets SIGUSR1."""
 
     def __init__(self, directory: str | pathlib.Path, first: int, wanted: bool):
         self._directory = pathlib.Path(directory) / "profile"
-        self._begin, self._end = (first + 3, first + 6) if wanted else (-1, -1)
-        self._tracing = False
+        self._begin = first + 3 if wanted else None
+        self._end: int | None = None  # while tracing
+        self._asked, self._previous = False, None
 
     def __enter__(self) -> Profile:
+        self._previous = signal.signal(signal.SIGUSR1, self._ask)
         return self
 
     def __exit__(self, *_) -> None:
-        if self._tracing:
+        self._stop()
+        signal.signal(signal.SIGUSR1, self._previous)
+
+    def _ask(self, *_) -> None:
+        self._asked = True
+
+    def _stop(self) -> None:
+        if self._end is not None:
             jax.profiler.stop_trace()
-            self._tracing = False
+            self._end = None
 
     def before(self, step: int, state: Any) -> None:
         """Call before every step with the state that goes into it."""
-        if step == self._begin:
+        if step == self._end:
+            jax.block_until_ready(state)
+            self._stop()
+        elif self._end is None and (step == self._begin or self._asked):
+            self._asked = False
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._directory)
-            self._tracing = True
-        elif step == self._end:
-            jax.block_until_ready(state)
-            self.__exit__()
+            self._end = step + 3
 
 
 class Clock:
@@ -152,32 +171,34 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        self._waited, self._started = 0.0, time.monotonic()
+        self.waited, self._started = 0.0, time.monotonic()
+        self._ticks = [self._started]
+
+    def tick(self) -> None:
+        """After every step."""
+        self._ticks.append(time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        """Since the restart."""
+        return time.monotonic() - self._started
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around the time spent waiting for data."""
         before = time.monotonic()
         yield
-        self._waited += time.monotonic() - before
+        self.waited += time.monotonic() - before
 
     def rates(self, steps: int) -> dict[str, float]:
         """Of the `steps` since the restart: steps and images per second, the share of the time spent waiting for data,
-        and `mfu`, the share of the chip's peak that `step_flops` amounts to."""
-        seconds = time.monotonic() - self._started
+        the spread of the steps' times, and `mfu`, the share of the chip's peak that `step_flops` amounts to."""
+        seconds = self.seconds
         rates = {"steps_per_second": steps / seconds, "images_per_second": steps * self._images / seconds}
-        rates["data_wait"] = self._waited / seconds
+        rates["data_wait"] = self.waited / seconds
+        if len(self._ticks) > 1:
+            middle, late, longest = np.percentile(np.diff(self._ticks), [50, 95, 100])
+            rates |= {"step_seconds_p50": middle, "step_seconds_p95": late, "step_seconds_max": longest}
         if self._chip and self._flops:
             rates["mfu"] = self._flops * rates["steps_per_second"] / self._chip.flops
         return rates
-
-
-def describe(means: dict[str, float]) -> str:
-    """What the progress bar says."""
-    parts = [
-        f"loss {means['loss']:.4f}",
-        f"grad {means['grad_norm']:.2g}",
-        f"{means['images_per_second']:.3g} images/s",
-    ]
-    parts.append(f"data {means['data_wait']:.1%}")
-    return ", ".join(parts + ([f"MFU {means['mfu']:.1%}"] if "mfu" in means else []))

@@ -27,14 +27,7 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     "muon" (Jordan 2024; scaled as Liu et al. 2025 to AdamW's learning rates) orthogonalises the momentum of every
     kernel, as a matrix of inputs x outputs; AdamW trains the rest and what touches pictures and predictions.
     """
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup)
-    rest: optax.Schedule = optax.constant_schedule(config.learning_rate)
-    boundaries, schedules = [config.warmup], [warmup, rest]
-    if config.decay == "cosine":
-        start = max(int(steps * config.decay_start), config.warmup + 1)
-        schedules.append(optax.cosine_decay_schedule(config.learning_rate, max(steps - start, 1)))
-        boundaries.append(start)
-    rate = optax.join_schedules(schedules, boundaries)
+    rate = learning_rate(config, steps)
     clip = optax.clip_by_global_norm(config.clip_norm)
     if config.optimizer == "muon":
         adam = {"adam_b1": config.betas[0], "adam_b2": config.betas[1], "adam_weight_decay": config.weight_decay}
@@ -52,6 +45,18 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(rate),
     )
+
+
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Updates done -> learning rate of the next."""
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup)
+    rest: optax.Schedule = optax.constant_schedule(config.learning_rate)
+    boundaries, schedules = [config.warmup], [warmup, rest]
+    if config.decay == "cosine":
+        start = max(int(steps * config.decay_start), config.warmup + 1)
+        schedules.append(optax.cosine_decay_schedule(config.learning_rate, max(steps - start, 1)))
+        boundaries.append(start)
+    return optax.join_schedules(schedules, boundaries)
 
 
 _STACK = "kernels of "

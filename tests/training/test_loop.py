@@ -1,11 +1,17 @@
 """The training loop: exact resume, clean stops, refusals; then a few steps of every stage with its real loss."""
 
 import dataclasses
+import errno
+import functools
 import json
+import os
 import re
 import runpy
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +24,9 @@ import pytest
 from animate_jax.config import DataConfig, MeshConfig, OptimConfig, PreviewConfig, TrainConfig, VAELossConfig
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
-from animate_jax.training.loop import Interrupt, Skips, run
+from animate_jax.training.goodput import read
+from animate_jax.training.guards import Interrupt, alone
+from animate_jax.training.loop import Skips, run
 from animate_jax.training.state import sampling_params
 from animate_jax.training.step import diffusion_loss, vae_loss
 from animate_jax.weights import checkpoint
@@ -238,6 +246,83 @@ def other(micro, **schedule):
     return dataclasses.replace(micro, name="other", schedule=dataclasses.replace(micro.schedule, **schedule))
 
 
+def test_its_owner_can_follow(config, micro, capfd):
+    """Lines where nobody watches a terminal, and events over both starts."""
+    stop = Interrupt()
+    run(changed(config, log_every=1), micro, pull, Numbers(stop=3), None, None, stop)
+    assert stop.status == 143
+    said = capfd.readouterr().err
+    assert "compiling the step" in said and "\nstep 2 of 6, loss " in said and " left\n" in said
+    assert said.endswith("stopped after step 3 of 6; the same command goes on\n")
+    run(config, micro, pull, Numbers(), None, None, stop := Interrupt())
+    assert stop.status == 0 and "goes on after step 3" in capfd.readouterr().err
+    line = log(config)[-1]
+    assert line["learning_rate"] == pytest.approx(0.1 * (1 + np.cos(np.pi * 2 / 3)) / 2, rel=1e-5)
+    assert line["param_norm"] > 0 and line["update_norm"] > 0 and line["host_memory"] > 0.1
+    assert 0 < line["step_seconds_p50"] <= line["step_seconds_p95"] <= line["step_seconds_max"]
+    kinds = [event["event"] for event in read(config.output)]
+    first = ["start", "initialise", "compile", "steps", "steps", "steps", "save", "stop"]
+    assert kinds == [*first, "start", "restore", "compile", "steps", "steps", "save", "stop"]
+    assert [event["why"] for event in read(config.output) if event["event"] == "stop"] == ["signal 15", "finished"]
+
+
+def test_saves_by_the_clock(config, micro):
+    run(changed(config, save_minutes=1e-9), micro, pull, Numbers())
+    assert saved(config) == [1, 2, 3, 4, 5, 6]
+
+
+class Reluctant:
+    """A file system that refuses to rename so many folders, as gcsfuse does by default."""
+
+    def __init__(self, monkeypatch, times):
+        self.times = times
+        for name in ("rename", "replace"):
+            monkeypatch.setattr(os, name, functools.partial(self.move, getattr(os, name)))
+
+    def move(self, really, old, new, **options):
+        if os.path.isdir(old) and self.times:
+            self.times -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(old))
+        return really(old, new, **options)
+
+
+def test_a_save_that_fails_is_told_at_once_and_tried_again(config, micro, monkeypatch, capfd):
+    Reluctant(monkeypatch, 1)
+
+    class Slow(Numbers):
+        def __next__(self):
+            time.sleep(0.8)  # the save ends before the next one is due
+            return super().__next__()
+
+    run(changed(config, save_every=3, log_every=1), micro, pull, Slow())
+    assert saved(config) in ([4, 6], [5, 6])
+    said = capfd.readouterr().err
+    assert "could not be written (OSError: [Errno 24] Too many open files" in said and "Traceback" not in said
+    assert said.index("could not be written") < said.index("step 6 of 6")
+
+
+def test_a_storage_that_keeps_failing_ends_the_run_at_once(config, micro, monkeypatch, capfd):
+    Reluctant(monkeypatch, 100)
+    message = refusal(changed(config, save_every=2, log_every=1), micro, pull, Numbers())
+    assert f"{config.output}/checkpoints: no checkpoint can be written (OSError: [Errno 24]" in message
+    assert log(config)[-1]["step"] < 6 and "Traceback" not in capfd.readouterr().err
+
+
+def test_a_second_start_is_refused_and_a_killed_one_is_not(config, micro):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time\nfrom animate_jax.training.guards import alone\n"
+         "with alone(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(600)", config.output],
+        stdout=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT,
+    )  # fmt: skip
+    assert holder.stdout.readline() == b"held\n"
+    message = refusal(config, micro, pull, Numbers())
+    assert f"{config.output}: is being trained already by process {holder.pid} on " in message
+    holder.kill()
+    holder.wait()
+    with alone(config.output):
+        pass
+
+
 def test_what_decides_the_result_cannot_change_unnoticed(config, micro):
     run(config, micro, pull, Numbers(stop=2))
     data = dataclasses.replace(config.data, seed=7)
@@ -341,6 +426,8 @@ def test_a_missing_part_that_would_stay_as_it_is_is_refused(config, micro, micro
         ({"save_every": -1}, "--save-every -1: must be at least 1"),
         ({"keep": 0}, "--keep 0: must be at least 1"),
         ({"accumulate": 0}, "--accumulate 0: must be at least 1"),
+        ({"save_minutes": -1.0}, "--save-minutes -1.0: must be at least 0"),
+        ({"hang_minutes": float("nan")}, "--hang-minutes nan: must be at least 0"),
         ({"trainable": "motion"}, "--trainable 'motion' matches no parameter"),
         ({"init": "nowhere"}, "nowhere: no such checkpoint"),
     ],
@@ -349,7 +436,7 @@ def test_impossible_options(config, micro, fields, message):
     assert message in refusal(changed(config, **fields), micro, pull, Numbers())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_only_the_first_interrupt_is_a_wish(number):
     reached = []
     before = signal.signal(number, lambda *_: reached.append(number))

@@ -1,6 +1,7 @@
 """What a run writes while it trains."""
 
 import json
+import signal
 import sys
 import types
 
@@ -12,7 +13,8 @@ from tensorboardX.record_writer import masked_crc32c
 
 from animate_jax.errors import UserError
 from animate_jax.training import metrics
-from animate_jax.training.metrics import Clock, MetricWriter, Profile, describe
+from animate_jax.training.metrics import Clock, MetricWriter, Profile
+from animate_jax.training.progress import describe
 
 
 def read_board(directory):
@@ -82,8 +84,12 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     with MetricWriter(run, 0, {"seed": 3}) as writer:
         writer.write(5, {"loss": 0.5})
     begun, *rest = calls
-    assert begun["config"] == {"seed": 3} and begun["name"] == begun["id"] == "one" and begun["resume"] == "allow"
+    assert begun["config"] == {"seed": 3} and begun["name"] == "one" and begun["resume"] == "allow"
     assert rest == [(5, {"loss": 0.5}), 0]
+    for directory, same in ((run, True), (tmp_path / "other" / "one", False)):  # resumed; a namesake
+        with MetricWriter(directory, 0, {}):
+            assert (calls[3]["id"] == begun["id"]) is same
+        del calls[3:]
 
 
 def test_weights_and_biases_must_be_installed(tmp_path, monkeypatch):
@@ -107,12 +113,19 @@ def test_rates_count_steps_images_waiting_and_use_of_the_chip(monkeypatch):
     assert rates.pop("mfu") == pytest.approx(2 * 2 * 64**3 * 2 / 197e12, rel=0.01)
     assert rates == {"steps_per_second": 2.0, "images_per_second": 12.0, "data_wait": 0.25}
     clock.restart()
+    for seconds in (1, 1, 1, 5):
+        now[0] += seconds
+        clock.tick()
+    spread = [clock.rates(4)[f"step_seconds_{name}"] for name in ("p50", "p95", "max")]
+    assert spread == pytest.approx([1.0, 4.4, 5.0]) and clock.seconds == 8
+    clock.restart()
     now[0] += 1
     assert clock.rates(1)["data_wait"] == 0
     unknown = Clock(6, "cpu")
     unknown.begin(step, {})
     now[0] += 1
     assert "mfu" not in unknown.rates(1)
+    assert describe({"loss": 0.1, "grad_norm": 1.5, **rates, "skipped": 2.0}).endswith("2 steps skipped")
     line = describe({"loss": 0.12345, "grad_norm": 1.5, **rates})
     assert line == "loss 0.1235, grad 1.5, 12 images/s, data 25.0%"
     assert describe({"loss": 0.1, "grad_norm": 1.5, **rates, "mfu": 0.5}).endswith(", MFU 50.0%")
@@ -129,6 +142,8 @@ def test_profile(tmp_path, monkeypatch, end, traced):
             seen += [step] * (tracing == [tmp_path / "profile"])
     assert seen == traced and tracing == []
     with Profile(tmp_path, 3, False) as profile:
-        for step in range(4, 10):
-            profile.before(step, None)
-            assert not tracing
+        for step in range(4, 12):
+            if step == 6:
+                signal.raise_signal(signal.SIGUSR1)  # at any time
+            profile.before(step, jnp.zeros(()))
+            assert bool(tracing) == (step in (6, 7, 8))

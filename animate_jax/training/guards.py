@@ -1,0 +1,192 @@
+"""What a run is guarded against: signals, a second start, steps that never end, and too little memory."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from animate_jax.errors import UserError
+from animate_jax.training.state import State
+
+GB = 1e9
+
+
+class Interrupt:
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a wish to stop after the current step; a second one ends at once.
+
+    Attributes:
+        number: the signal, or None.
+        stopped: set by the training loop when it ends early: by this process's signal or another's.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.stopped = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+    @property
+    def asked(self) -> bool:
+        return self.number is not None
+
+    @property
+    def status(self) -> int:
+        """The exit status of a process that this ended, as shells and schedulers know it: 143 after SIGTERM."""
+        return 128 + (self.number or signal.SIGTERM) if self.stopped else 0
+
+    def anyone(self, mesh: Mesh, *wishes: bool) -> np.ndarray | jax.Array:
+        """Does any process wish to stop, and which of the other `wishes` has any? All get the same answers, once they
+        are computed. Every process must call it."""
+        own = np.array([self.asked, *wishes])
+        if jax.process_count() == 1:
+            return own
+        everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        rows = np.tile(own, (jax.local_device_count(), 1))
+        rows = jax.make_array_from_process_local_data(everywhere, rows, (mesh.size, len(own)))
+        return jax.jit(_any_row, out_shardings=NamedSharding(mesh, PartitionSpec()))(rows)
+
+    def _ask(self, number: int, _: Any) -> None:
+        self.number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _any_row(rows: jax.Array) -> jax.Array:
+    return jnp.any(rows, 0)
+
+
+@contextlib.contextmanager
+def alone(output: str) -> Iterator[None]:
+    """Holds `<output>/run.lock` while the body trains there; the system lets go of it whatever ends the process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path = pathlib.Path(output) / "run.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{output}: is being trained already{_holder(path)}: wait for it, or choose another "
+                            "--output") from None  # fmt: skip
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
+        yield
+
+
+def _holder(path: pathlib.Path) -> str:
+    try:
+        held = json.loads(path.read_text())
+        return f" by process {held['pid']} on {held['host']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+class Watchdog:
+    """Writes down where every thread stands when a step takes longer than so many minutes, and lets it go on.
+
+    Args:
+        minutes: 0 never does.
+    """
+
+    def __init__(self, minutes: float):
+        self._seconds = 60 * minutes
+
+    def __enter__(self) -> Watchdog:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.disarm()
+
+    def arm(self) -> None:
+        """Before every step."""
+        if self._seconds:
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # stderr is no file, as in notebooks
+                faulthandler.dump_traceback_later(self._seconds, file=sys.stderr)
+
+    def disarm(self) -> None:
+        """Before what may take long."""
+        faulthandler.cancel_dump_traceback_later()
+
+
+def check_memory(state: State, layout: State, mesh: Mesh) -> None:
+    """Stops before the system stops the process without a word.
+
+    Args:
+        state: shapes and dtypes.
+        layout: their shardings.
+
+    Raises:
+        UserError: weights, moments and gradients alone are more than there is.
+    """
+    gradients = state["trainable"], layout["trainable"]
+    needed = sum(
+        np.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaves, places in ((state, layout), gradients)
+        for leaf, place in zip(jax.tree.leaves(leaves), jax.tree.leaves(places), strict=True)
+    )
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        needed, there, where = needed * len(mesh.local_devices), host_memory_free(), "this machine has"
+    else:
+        there, where = (device.memory_stats() or {}).get("bytes_limit"), f"each {device.device_kind} has"
+    if there is not None and needed > there:
+        raise UserError(
+            f"weights, moments and gradients take {needed / GB:.1f} GB, before any activations, and {where} "
+            f"{there / GB:.1f} GB: divide them (--mesh.fsdp), hold less of them (--optim.moments factored, --half, "
+            "--optim.ema 0), or train less (--trainable)"
+        )
+
+
+def host_memory_free() -> int | None:
+    """Bytes that this machine, or the container around this process, can still give; None where it does not tell."""
+    try:
+        with open("/proc/meminfo") as lines:
+            sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        free = sizes["MemAvailable"] + sizes["SwapFree"]
+    except (OSError, ValueError, LookupError):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        group = pathlib.Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
+
+
+def memory_used() -> dict[str, float]:
+    """Of this process, and at most of its first device where that is known, in GB."""
+    used = {}
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/statm") as file:
+            used["host_memory"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / GB
+    if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+        used["device_memory"] = peak / GB
+    return used
