@@ -48,6 +48,7 @@ MOTION_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", *KEYPOINT_SU
 PREVIEW_EVERY = 2.0  # seconds
 KEEP = 3600.0  # seconds that uploads and results stay on the disk unused
 TIDY_EVERY = 60  # seconds
+CLOSING = 60  # seconds that the end waits for the evaluation under way
 USER = "animate"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -188,6 +189,8 @@ class Studio:
         def work() -> None:
             try:
                 with self.busy:
+                    if stop.is_set():
+                        raise Cancelled
                     told_by.put(Update("Reading the pose of every frame"))
                     stream = self.pipeline.stream(
                         shrunk(read_image(files[0])), files[1], frames=self.count(frames), seed=int(seed),
@@ -226,6 +229,12 @@ class Studio:
         if stop := self.stops.get(visitor):
             stop.set()
         return "Cancelled"
+
+    def close(self) -> None:
+        """Stops all videos and waits: a process cannot end well while the device computes."""
+        for stop in list(self.stops.values()):
+            stop.set()
+        self.busy.acquire(timeout=CLOSING)
 
     def leave(self, visitor: str) -> None:
         """Stops the visitor's video, and removes uploads and results that nobody else uses."""
@@ -425,6 +434,7 @@ def served(args: Arguments, pipeline: Pipeline | None = None) -> Iterator[str]:
             yield address
         finally:
             ended.set()
+            studio.close()
             blocks.close()
 
 

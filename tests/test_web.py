@@ -222,6 +222,14 @@ def test_messages_name_no_folder(studio, monkeypatch):
         studio.look(PICTURE, MOTION, *POSES)
 
 
+def test_the_end_waits_for_the_device(studio):
+    updates = studio.animate(PICTURE, MOTION, 5, *POSES[1:], 500, 2.0, "exact", 0, "me")
+    while "%" not in next(updates).text:
+        pass
+    studio.close()
+    assert list(updates)[-1].text == "Cancelled" and studio.busy.locked()  # nothing begins any more
+
+
 @pytest.fixture
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
