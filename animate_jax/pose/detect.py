@@ -1,4 +1,4 @@
-"""Finds one person's body in pictures, offline: the two BlazePose models shipped in `assets/blazepose`.
+"""Finds one person's body in pictures, and hands and face if wanted, offline: MediaPipe's models in `assets/blazepose`.
 
 A detector (224 x 224) finds people as a hip centre and a circle around the body; a landmark model (256 x 256)
 reads 33 points, and the circle for the next frame, from an upright crop of that circle. The detector runs
@@ -9,26 +9,25 @@ now and then while one person is followed, in every frame when there are more or
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from animate_jax.errors import UserError
+from animate_jax.pose.hands_face import FACE_68, Points, read_face, read_hand
 from animate_jax.pose.keypoints import LEFT_RIGHT, Keypoints
+from animate_jax.pose.litert import apply, crop, run, sigmoid
 from animate_jax.pose.track import Found, check_person, follow
 
 # (frames, progress, person) -> keypoints; `detect` is one.
 Detector = Callable[..., Keypoints]
 
-ASSETS = Path(__file__).parents[1] / "assets" / "blazepose"
 DETECTOR_SIZE, LANDMARK_SIZE, HEATMAP_SIZE = 224, 256, 64  # pixels
 DETECTOR_STRIDES = {8: 2, 16: 2, 32: 6}  # stride in pixels -> boxes per position
 
@@ -51,12 +50,23 @@ NECK, TORSO = 1, [2, 5, 8, 11]  # rows of OpenPose-18; right and left shoulder, 
 CIRCLE = slice(33, 35)  # hip centre, a point on the circle above the head
 
 
+class _Reading(NamedTuple):
+    """A body as it was read: our keypoints, where to look for it next, and BlazePose's own points in pixels."""
+
+    pose: Keypoints
+    circle: _Circle
+    points: Float[np.ndarray, "39 2"]
+    confidence: Float32[np.ndarray, " 39"]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Circle:
     """A body: everything of it lies within `radius` of the hip centre; all in pixels of the picture."""
 
     center: Float[np.ndarray, "xy=2"]
     up: Float[np.ndarray, "xy=2"]  # from the centre to the circle, in the direction of the head
+    hands: tuple[Points | None, Points | None] = (None, None)  # as they were read last, left first
+    face: Points | None = None
 
     @property
     def radius(self) -> float:
@@ -67,16 +77,20 @@ def detect(
     frames: Iterable[UInt8[np.ndarray, "height width 3"]],
     progress: Callable[[int], None] | None = None,
     person: str = "largest",
+    *,
+    hands: bool = False,
+    face: bool = False,
 ) -> Keypoints:
     """Detects one person in every frame of a video (of unrelated pictures: call it for each).
 
     Points that cannot be seen or lie outside the picture have confidence 0, and so has everything in frames without
-    the person. Hands and face are not looked for.
+    the person.
 
     Args:
         frames: RGB pictures of equal size, an array [F, H, W, 3] or an iterator that is read once.
         progress: called with the number of finished frames after every frame.
         person: which of several, see `animate_jax.pose.track.follow`.
+        hands, face: are read as well (`hands_face`).
 
     Raises:
         UserError: there is no such person.
@@ -88,23 +102,25 @@ def detect(
         readings = _read(frame, circles)
         # One person is followed almost without looking round; where more were seen, some may be hidden.
         if len(readings) != 1 or most > 1 or index % LOOK_ROUND == 0:
-            readings = _read(frame, [circle for _, circle in readings] + _people(frame))
-        circles = [circle for _, circle in readings]
+            readings = _read(frame, [reading.circle for reading in readings] + _people(frame))
+        if hands or face:
+            readings = [_with_parts(frame, reading, hands, face) for reading in readings]
+        circles = [reading.circle for reading in readings]
         most = max(most, len(circles))
-        people.append([found for found in (Found.of(pose, frame) for pose, _ in readings) if found])
+        people.append([found for found in (Found.of(reading.pose, frame) for reading in readings) if found])
         if progress:
             progress(len(people))
     return _with_steady_sides(follow(people, person), shape) if people else Keypoints.missing(0)
 
 
-def _read(frame: UInt8[np.ndarray, "height width 3"], circles: list[_Circle]) -> list[tuple[Keypoints, _Circle]]:
+def _read(frame: UInt8[np.ndarray, "height width 3"], circles: list[_Circle]) -> list[_Reading]:
     """Poses within circles; of circles around one person the first counts."""
-    readings: list[tuple[Keypoints, _Circle]] = []
+    readings: list[_Reading] = []
     for circle in circles:
-        if any(_one_person(circle, other) for _, other in readings):
+        if any(_one_person(circle, other.circle) for other in readings):
             continue
         reading = _landmarks(frame, circle)
-        if reading and not any(_one_person(reading[1], other) for _, other in readings):
+        if reading and not any(_one_person(reading.circle, other.circle) for other in readings):
             readings.append(reading)
     return readings
 
@@ -126,8 +142,8 @@ def _people(frame: UInt8[np.ndarray, "height width 3"]) -> list[_Circle]:
     # The picture, centred in a black square: detector pixels -> picture pixels.
     scale = side / DETECTOR_SIZE
     to_picture = np.array([[scale, 0, (width - side) / 2], [0, scale, (height - side) / 2]])
-    boxes, logits = _run("pose_detection", _crop(frame, to_picture, DETECTOR_SIZE) / 127.5 - 1)
-    scores = _sigmoid(logits[:, 0])
+    boxes, logits = run("pose_detection", crop(frame, to_picture, DETECTOR_SIZE) / 127.5 - 1)
+    scores = sigmoid(logits[:, 0])
     candidates = np.flatnonzero(scores >= DETECTION_CONFIDENCE)
     candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
     # Face centre, (face size), hip centre, circle, shoulder centre, its circle: pixels from the anchor.
@@ -138,34 +154,56 @@ def _people(frame: UInt8[np.ndarray, "height width 3"]) -> list[_Circle]:
     for index, candidate in enumerate(points):
         if all(_overlap(candidate, points[other]) < OVERLAP for other in kept):
             kept.append(index)
-    return [_circle(_apply(to_picture, points[index, 2:4])) for index in kept]
+    return [_circle(apply(to_picture, points[index, 2:4])) for index in kept]
 
 
-def _landmarks(frame: UInt8[np.ndarray, "height width 3"], circle: _Circle | None) -> tuple[Keypoints, _Circle] | None:
+def _landmarks(frame: UInt8[np.ndarray, "height width 3"], circle: _Circle) -> _Reading | None:
     """Reads the pose within a circle, and the circle that fits it; None when no person is there."""
-    if circle is None:
-        return None
     height, width, _ = frame.shape
     # A square crop with the head up: crop pixels -> picture pixels.
     down = -circle.up * 2 * MARGIN / LANDMARK_SIZE
     right = np.array([down[1], -down[0]])
     corner = circle.center - (right + down) * LANDMARK_SIZE / 2
     to_picture = np.stack([right, down, corner], axis=1)
-    rows, presence, _, heatmaps, _ = _run("pose_landmark_full", _crop(frame, to_picture, LANDMARK_SIZE) / 255)
+    rows, presence, _, heatmaps, _ = run("pose_landmark_full", crop(frame, to_picture, LANDMARK_SIZE) / 255)
     if presence.item() < TRACKING_CONFIDENCE:
         return None
 
     # Of 39 points: x, y, z in pixels of the crop, logits of being visible and of being there at all.
     rows = rows.reshape(39, 5)
-    confidence = _sigmoid(rows[:, 3:]).min(-1)
-    points = _apply(to_picture, _refine(rows[:, :2], heatmaps))
+    confidence = sigmoid(rows[:, 3:]).min(-1)
+    points = apply(to_picture, _refine(rows[:, :2], heatmaps))
     shoulders = [LEFT_SHOULDER, RIGHT_SHOULDER]
     body, body_confidence = points[BODY_FROM_BLAZEPOSE], confidence[BODY_FROM_BLAZEPOSE]
     body[NECK], body_confidence[NECK] = points[shoulders].mean(0), confidence[shoulders].min()
     body = (body / (width, height)).astype(np.float32)
     seen = (body_confidence >= POINT_CONFIDENCE) & (body >= 0).all(-1) & (body <= 1).all(-1)
     pose = dataclasses.replace(Keypoints.missing(), body=body, body_confidence=body_confidence * seen)
-    return pose, _circle(points[CIRCLE])
+    fitting = dataclasses.replace(_circle(points[CIRCLE]), hands=circle.hands, face=circle.face)
+    return _Reading(pose, fitting, points, confidence)
+
+
+def _with_parts(frame: UInt8[np.ndarray, "height width 3"], reading: _Reading, hands: bool, face: bool) -> _Reading:
+    """With hands and face, and what is known of them for the next frame."""
+    size, pose, circle = np.float32(frame.shape[1::-1]), reading.pose, reading.circle
+    body = reading.points[:33], reading.confidence[:33]
+
+    def placed(points: Points, presence: float) -> tuple[Float32[np.ndarray, "n 2"], Float32[np.ndarray, " n"]]:
+        place = (points / size).astype(np.float32)
+        return place, np.float32(presence) * ((place >= 0) & (place <= 1)).all(-1)
+
+    if hands:
+        found = [read_hand(frame, *body, side, circle.hands[side]) for side in (0, 1)]
+        for side, hand in enumerate(found):
+            if hand:
+                pose.hands[side], pose.hands_confidence[side] = placed(*hand)
+        circle = dataclasses.replace(circle, hands=tuple(hand and hand[0] for hand in found))
+    if face:
+        mesh = read_face(frame, *body, circle.face)
+        if mesh:
+            pose.face[:], pose.face_confidence[:] = placed(mesh[0][list(FACE_68)], mesh[1])
+        circle = dataclasses.replace(circle, face=mesh and mesh[0])
+    return reading._replace(pose=pose, circle=circle)
 
 
 def _with_steady_sides(keypoints: Keypoints, shape: tuple[int, ...]) -> Keypoints:
@@ -192,7 +230,11 @@ def _with_steady_sides(keypoints: Keypoints, shape: tuple[int, ...]) -> Keypoint
     order[np.array(LEFT_RIGHT)] = np.array(LEFT_RIGHT)[:, ::-1]
     body, confidence = keypoints.body.copy(), keypoints.body_confidence.copy()
     body[exchanged], confidence[exchanged] = body[exchanged][:, order], confidence[exchanged][:, order]
-    return dataclasses.replace(keypoints, body=body, body_confidence=confidence)
+    hands, hands_confidence = keypoints.hands.copy(), keypoints.hands_confidence.copy()
+    hands[exchanged], hands_confidence[exchanged] = hands[exchanged][:, ::-1], hands_confidence[exchanged][:, ::-1]
+    return dataclasses.replace(
+        keypoints, body=body, body_confidence=confidence, hands=hands, hands_confidence=hands_confidence
+    )
 
 
 def _circle(points: Float[np.ndarray, "2 2"]) -> _Circle:
@@ -211,7 +253,7 @@ def _refine(
 ) -> Float32[np.ndarray, "n 2"]:
     """Moves points (pixels of the crop) to the centre of mass of their heatmap nearby, where that is sure."""
     cell, reach = LANDMARK_SIZE / HEATMAP_SIZE, REFINEMENT_WINDOW // 2
-    padded = np.pad(_sigmoid(heatmaps), ((reach, reach), (reach, reach), (0, 0)))
+    padded = np.pad(sigmoid(heatmaps), ((reach, reach), (reach, reach), (0, 0)))
     steps = np.arange(REFINEMENT_WINDOW)
     refined = points.copy()
     for index, (x, y) in enumerate(np.floor(points / cell).astype(int)):
@@ -232,59 +274,3 @@ def _anchors() -> Float[np.ndarray, "2254 2"]:
         y, x = np.mgrid[0:DETECTOR_SIZE:stride, 0:DETECTOR_SIZE:stride] + stride / 2
         grids.append(np.repeat(np.stack([x, y], -1).reshape(-1, 2), boxes, axis=0))
     return np.concatenate(grids)
-
-
-def _crop(
-    picture: UInt8[np.ndarray, "height width 3"], to_picture: Float[np.ndarray, "2 3"], size: int
-) -> Float32[np.ndarray, "{size} {size} 3"]:
-    """The size x size pixels that the map takes from the picture, black beyond it; 0..255, float32."""
-    shrink = int(np.linalg.norm(to_picture[:, 0]))
-    if shrink > 1:  # averages what would be skipped: aliasing costs the models accuracy
-        height, width, _ = picture.shape
-        small = max(width // shrink, 1), max(height // shrink, 1)
-        picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
-        to_picture = to_picture * np.array([[small[0] / width], [small[1] / height]])
-    index_map = to_picture.copy()  # OpenCV counts from the centre of the first pixel, the map from its corner
-    index_map[:, 2] += to_picture[:, :2].sum(1) / 2 - 0.5
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(picture, index_map, (size, size), flags=flags).astype(np.float32)
-
-
-def _apply(affine: Float[np.ndarray, "2 3"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-    return points @ affine[:, :2].T + affine[:, 2]
-
-
-def _sigmoid(logits: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    return 1 / (1 + np.exp(-logits.clip(-80, 80)))
-
-
-def _run(model: str, picture: Float32[np.ndarray, "size size 3"]) -> list[np.ndarray]:
-    """The outputs of a model for one picture, in the model's order, without their batch axis."""
-    interpreter = _interpreter(model)
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture[None])
-    interpreter.invoke()
-    outputs = sorted(interpreter.get_output_details(), key=lambda output: output["name"])
-    return [interpreter.get_tensor(output["index"])[0] for output in outputs]
-
-
-@functools.cache
-def _interpreter(model: str):
-    from ai_edge_litert.interpreter import Interpreter  # slow to import, and drawing does not need it
-
-    with _silence():
-        interpreter = Interpreter(model_path=str(ASSETS / f"{model}.tflite"), num_threads=2)
-        interpreter.allocate_tensors()
-    return interpreter
-
-
-@contextlib.contextmanager
-def _silence():
-    """Keeps native code from printing to stderr: LiteRT announces its CPU kernels, whatever its settings."""
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)

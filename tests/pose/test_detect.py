@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from animate_jax.errors import UserError
-from animate_jax.pose.detect import _interpreter, _with_steady_sides, detect, require_person
+from animate_jax.pose import litert
+from animate_jax.pose.detect import _with_steady_sides, detect, require_person
 from animate_jax.pose.keypoints import BODY, LEFT_RIGHT, Keypoints
 from animate_jax.video.files import read_image
 
@@ -86,7 +87,7 @@ def test_nobody_there_is_an_error_naming_the_file():
 
 
 def test_nothing_is_printed(astronaut, capfd):
-    _interpreter.cache_clear()
+    litert._interpreter.cache_clear()
     detect(astronaut[None])
     assert capfd.readouterr() == ("", "")
 
