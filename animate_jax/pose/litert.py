@@ -17,7 +17,7 @@ Affine = Float[np.ndarray, "2 3"]  # pixels of a crop -> pixels of the picture
 
 
 def square(center: Float[np.ndarray, "xy=2"], side: float, angle: float, size: int) -> Affine:
-    """From a crop of `size` pixels to a square of `side` pixels around `center`, turned clockwise by `angle` radians."""
+    """Maps a crop of `size` pixels to the square of `side` pixels around `center`, turned clockwise by `angle`."""
     right = np.array([np.cos(angle), np.sin(angle)]) * side / size
     down = np.array([-right[1], right[0]])
     return np.stack([right, down, center - (right + down) * size / 2], axis=1)
