@@ -116,17 +116,18 @@ def beside_mediapipe(path: pathlib.Path, args: Arguments) -> None:
         mine, their = confidence.any(-1), np.isfinite(other).all((-1, -2))
         both = mine & their
         error = np.linalg.norm((points - other)[both] * size, axis=-1).mean(-1) / torso
-        print(f"| {path.name} | {name} | {mine.mean():.2f} | {their.mean():.2f} | {(mine == their).mean():.2f} | "
-              f"{f'{np.median(error):.3f}' if both.any() else '–'} | {1000 * seconds[0]:.0f} | {1000 * seconds[1]:.0f} | "
-              f"{1000 * theirs['seconds']:.0f} |")  # fmt: skip
+        shares = [f"{share.mean():.2f}" for share in (mine, their, mine == their)]
+        distance = f"{np.median(error):.3f}" if both.any() else "–"
+        times = [f"{1000 * each:.0f}" for each in (*seconds, theirs["seconds"])]
+        print("|", " | ".join([path.name, name, *shares, distance, *times]), "|")
 
 
 def main(args: Arguments) -> None:
     if args.clips:
         rendered(args)
     if args.media:
-        print("| | | found by us | by MediaPipe | agree | median distance | ms/frame, body | with hands, face | MediaPipe |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        columns = ["", "", "found by us", "by MediaPipe", "agree", "median distance", "ms/frame, body", "all", "MediaPipe"]
+        print("|", " | ".join(columns), "|\n|", " | ".join(["---"] * len(columns)), "|")
     for path in args.media:
         beside_mediapipe(path, args)
 
