@@ -126,7 +126,7 @@ def main(args: Arguments) -> None:
     if args.clips:
         rendered(args)
     if args.media:
-        columns = ["", "", "found by us", "by MediaPipe", "agree", "median distance", "ms/frame, body", "all", "MediaPipe"]
+        columns = ["", "", "found by us", "by MediaPipe", "agree", "distance", "ms/frame, body", "all", "MediaPipe"]
         print("|", " | ".join(columns), "|\n|", " | ".join(["---"] * len(columns)), "|")
     for path in args.media:
         beside_mediapipe(path, args)
