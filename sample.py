@@ -2,7 +2,7 @@
 
 import sys
 
-from animate_jax.commands.sample import main
+from animate_jax.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run("sample", sys.argv[1:], "sample.py"))

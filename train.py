@@ -2,7 +2,7 @@
 
 import sys
 
-from animate_jax.commands.train import main
+from animate_jax.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run("train", sys.argv[1:], "train.py"))

@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
+from typing import NoReturn
 
 import animate_jax
 from animate_jax.errors import TRACEBACK
@@ -48,7 +51,32 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"usage: animate-jax {{{','.join(COMMANDS)}}} [options], or animate-jax --help", file=sys.stderr)
         return 2
-    return importlib.import_module(COMMANDS[name]).main(rest, f"animate-jax {name}")
+    return run(name, rest, f"animate-jax {name}")
+
+
+def run(name: str, arguments: list[str], program: str) -> int:
+    """Does a command and returns its status. Ctrl-C is a line and 130 from the first moment on."""
+
+    def stop(*_) -> NoReturn:
+        # Nothing is begun yet. An exception would leave half a library behind, which may swallow it or print it.
+        os.write(2, f"{program}: interrupted\n".encode())
+        os._exit(130)
+
+    usual = signal.default_int_handler
+    # Elsewhere than in the main thread signals cannot be handled, and a shell's background job ignores this one.
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is usual
+    if ours:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        command = importlib.import_module(COMMANDS[name])
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, usual)
+    try:
+        return command.main(arguments, program)
+    except KeyboardInterrupt:  # while options are read
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -12,14 +12,24 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import UInt8
 
+from animate_jax.errors import UserError
 from animate_jax.pose.draw import Drawn
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.contact_sheet import contact_sheet
-from animate_jax.video.files import encode_mp4, video_writer, write_image, write_video
+from animate_jax.video.files import (
+    check_output,
+    encode_mp4,
+    made_here,
+    same_file,
+    video_writer,
+    write_image,
+    write_video,
+)
 
 Picture = UInt8[np.ndarray, "_ _ 3"]  # a reference and its cut differ in size
 Pictures = UInt8[np.ndarray, "frames height width 3"]
+POSE_FILES = "reference.png", "reference.npz", "driving.npz", "fitted.npz", "poses"  # of `Stream.save_poses`
 SHEET_HEIGHT = 192  # pixels that small pictures of a contact sheet are enlarged to
 
 
@@ -125,8 +135,13 @@ class Stream:
 
     def save_poses(self, folder: str | os.PathLike) -> None:
         """Writes what drives: keypoints before and after they were fitted to the reference (`driving.npz`,
-        `fitted.npz`), the reference's (`reference.npz`, `.png`), and the pose pictures (`poses/00000.png`, ...)."""
+        `fitted.npz`), the reference's (`reference.npz`, `.png`), and the pose pictures (`poses/00000.png`, ...).
+
+        Raises:
+            UserError: the folder cannot be written, or see `check_poses_folder`.
+        """
         folder, size = pathlib.Path(folder), self.reference.shape[:2]
+        check_poses_folder(folder)
         write_image(folder / "reference.png", self.reference)
         write_poses(folder / "reference.npz", Keypoints.stack([self.own_keypoints]), size)
         if isinstance(self.poses, Drawn):
@@ -134,6 +149,24 @@ class Stream:
             write_poses(folder / "fitted.npz", self.poses.keypoints, size)
         for index in range(len(self)):
             write_image(folder / "poses" / f"{index:05d}.png", self.poses[index])
+
+
+def check_poses_folder(folder: pathlib.Path, inputs: Iterable[pathlib.Path] = ()) -> None:
+    """Makes the folder of `Stream.save_poses` and makes sure that it holds none of the user's files by those names.
+
+    What an earlier call wrote, which its `reference.png` tells, may be replaced, unless it is an input of this one.
+
+    Raises:
+        UserError: it does, or cannot be written.
+    """
+    check_output(folder / "reference.png", (".png",))
+    there = [name for name in POSE_FILES if os.path.lexists(folder / name)]
+    places = [place for path in inputs for place in (path, os.path.dirname(os.path.realpath(path)))]
+    used = [name for name in there if any(same_file(folder / name, place) for place in places)]
+    if used:
+        raise UserError(f"{folder / used[0]}: is an input and would be replaced: keep poses in another folder")
+    if there and not made_here(folder / "reference.png"):
+        raise UserError(f"{folder / there[0]}: not from an earlier run, and would be replaced: keep poses elsewhere")
 
 
 def beside(*pictures: Picture) -> Picture:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 
 TRACEBACK = "ANIMATE_JAX_TRACEBACK"  # environment variable, set by --traceback: errors show where they come from
@@ -16,6 +18,10 @@ class UserError(Exception):
 
     Command-line programs print it without a traceback and exit with status 2.
     """
+
+
+class InputWarning(UserWarning):
+    """Input that can be used but may not give what is meant: the message says in one line what to do."""
 
 
 @contextlib.contextmanager
@@ -48,9 +54,10 @@ def reading(path: str | os.PathLike, kind: str, advice: str) -> Iterator[None]:
 
 def exit_status(program: str, work: Callable[[], int | None], interrupted: str) -> int:
     """Does the work of a command line: its status or 0; 2 after a `UserError`, 130 after Ctrl-C, told in a line, and
-    where it came from if `TRACEBACK` is set."""
+    where it came from if `TRACEBACK` is set. An `InputWarning`, and what the package logs, are lines as well."""
     try:
-        return work() or 0
+        with _lines(program):
+            return work() or 0
     except UserError as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
@@ -59,3 +66,33 @@ def exit_status(program: str, work: Callable[[], int | None], interrupted: str) 
     except KeyboardInterrupt:
         print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _lines(program: str) -> Iterator[None]:
+    """Warnings about input and the package's log become lines on stderr that begin with the program's name."""
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print(f"{program}: {record.getMessage()}", file=sys.stderr)
+
+    def show(message, category, *place, **more) -> None:
+        if issubclass(category, InputWarning):
+            print(f"{program}: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *place, **more)
+
+    log, handler = logging.getLogger("animate_jax"), Lines()
+    level, propagate = log.level, log.propagate
+    with warnings.catch_warnings():
+        usual, warnings.showwarning = warnings.showwarning, show
+        warnings.simplefilter("always", InputWarning)
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+            log.propagate = propagate

@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
 import math
+import operator
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +40,12 @@ from animate_jax.pose.align import portrait
 from animate_jax.pose.detect import Detector, detect, require_person
 from animate_jax.pose.draw import Drawn, draw
 from animate_jax.pose.files import read_poses
+from animate_jax.pose.inspect import shows_drawn_poses, warn, warn_of_fit, warn_of_gaps
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.retarget import Alignment, bring
 from animate_jax.pose.smooth import smooth
-from animate_jax.video.files import frame_count, frame_rate, iter_frames, read_image
+from animate_jax.pose.track import check_person
+from animate_jax.video.files import check_rate, frame_count, frame_rate, iter_frames, read_image
 from animate_jax.video.preprocess import clip_pixels
 from animate_jax.weights import checkpoint, hub
 
@@ -50,15 +54,18 @@ EXAMPLE = pathlib.Path(__file__).parent / "assets" / "example"  # reference.png 
 KEYPOINT_FILES = (".json", ".npz", ".npy")
 DECODE_CHUNK = 8  # frames decoded at once
 KEPT_WINDOWS = 4  # pose features of so many windows stay on the device; those of longer videos are made when needed
-LOOK = 8  # frames with something in them that tell drawn poses from a film
-DARK = 64  # of 255
+SEEDS = 2**32  # JAX takes a seed modulo this
+MOST_GUIDANCE = 100.0
 ADDED = 1  # tells a video's key of the noise added on the way from that of the noise it starts from
 
 One, Many = TypeVar("One"), list | tuple
 Poses = Pictures | Drawn
+DrivingKind = Literal["video", "poses"]  # of a video: of a person, or of drawn poses
 # watch(done, preview), after every evaluation: the share of the work done, and a function that decodes what the model
 # makes of a frame so far. What it raises ends the work.
 Watch = Callable[[float, Callable[[], Picture]], None]
+
+log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -148,6 +155,7 @@ class Pipeline:
         person: str = "largest",
         detector: Detector | None = None,
         canvas: tuple[int, int] | None = None,
+        driving_kind: DrivingKind | None = None,
         watch: Watch | None = None,
         **overrides: Any,
     ) -> Stream | list[Stream]:
@@ -161,11 +169,12 @@ class Pipeline:
             driving: a video of a person, a keypoints file, a video of drawn poses, or a `Motion`.
             frames: at most that many frames.
             fps: of the result; default: the rate the weights were trained for, else the driving video's.
-            seed: the same seed gives the same video, alone or in a list.
+            seed: 0 to 2**32 - 1; the same seed gives the same video, alone or in a list.
             align: how the driving keypoints are fitted to the reference's body, see `pose.retarget.bring`.
             person: of several in the driving video: "largest", "center", or a number from the left, from 1.
             detector: finds keypoints: `pose.dwpose.DWPose(folder)`, or by default `pose.detect.detect`.
             canvas: height, width of the pictures behind a keypoints file that does not tell them.
+            driving_kind: what videos show: a person ("video") or drawn poses; None looks.
             watch: sees the denoising, see `Watch`.
             overrides: `speed` ("exact", "fast", "fastest"), and fields of `SamplingConfig`: width, height, steps,
                 guidance, window, overlap, ...
@@ -173,12 +182,13 @@ class Pipeline:
         Raises:
             UserError: anything wrong with the input, in one line.
         """
+        check_request(fps, seed, person)
         options = self.options(**overrides)
         cuts = [self.frame_reference(one, options, detector) for one in several(reference)]
         size = options.height, options.width
         motions = [
             one[:frames] if isinstance(one, Motion)
-            else self.read_motion(one, frames, fps, progress, person, detector, canvas, size)
+            else self.read_motion(one, frames, fps, progress, person, detector, canvas, size, driving_kind)
             for one in several(driving)
         ]  # fmt: skip
         conditions = [self.condition(cut, draw(own, *size, options.pose_style), options) for cut, own in cuts]
@@ -200,7 +210,7 @@ class Pipeline:
         """The preset's sampling defaults with some replaced (None keeps a default), after those that `speed` replaces.
 
         Raises:
-            UserError: an impossible size, window or number of steps.
+            UserError: an impossible size, window, guidance or number of steps.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         options = dataclasses.replace(self.preset.sampling, **speeds(self.preset.sampling)[speed] | given)
@@ -212,39 +222,53 @@ class Pipeline:
                 raise UserError(f"--{name} {size}: must be a multiple of {multiple} between 32 and 4096")
         if not 1 <= options.window <= model.unet.motion_max_length:
             raise UserError(f"--window {options.window}: this model takes 1 to {model.unet.motion_max_length} frames")
+        if not abs(options.guidance) <= MOST_GUIDANCE:
+            raise UserError(f"--guidance {options.guidance}: must be a number up to {MOST_GUIDANCE:g}")
         if not 1 <= options.steps <= self.preset.schedule.train_steps:
             raise UserError(f"--steps {options.steps}: must be 1 to {self.preset.schedule.train_steps}")
         return options
 
     def read_motion(self, path: str | pathlib.Path, frames: int | None = None, fps: Real | None = None,
                     progress: bool = True, person: str = "largest", detector: Detector | None = None,
-                    canvas: tuple[int, int] | None = None, size: tuple[int, int] | None = None) -> Motion:  # fmt: skip
+                    canvas: tuple[int, int] | None = None, size: tuple[int, int] | None = None,
+                    driving_kind: DrivingKind | None = None) -> Motion:  # fmt: skip
         """Reads a keypoints file (.json, .npz, .npy, a folder of them), a video of a person or of drawn poses.
 
-        A video is read once, frame by frame. `size` (height, width) is what drawn poses are resized to; None keeps
-        theirs.
+        Of a video, its beginning is looked at, then it is read once, frame by frame. `size` (height, width) is what
+        drawn poses are resized to; None keeps theirs. Warns (`InputWarning`) of what will look odd.
 
         Raises:
-            UserError: missing or damaged, or nobody is in the video.
+            UserError: missing or damaged, or nobody is in it.
         """
+        check_request(fps, 0, person)
         path = pathlib.Path(path)
         fps = fps or self.preset.sampling.fps
         if path.is_dir() or path.suffix.lower() in KEYPOINT_FILES:
             keypoints, canvas = read_poses(path, canvas)
-            return Motion(float(fps or 30.0), keypoints[:frames], canvas)
+            keypoints = keypoints[:frames]
+            require_person(keypoints, path)
+            if person != "largest":
+                warn(f"{path}: keypoints of one person: --person {person} has no effect")
+            warn_of_gaps(path, keypoints)
+            return Motion(float(fps or 30.0), keypoints, canvas)
         rate = min(fps or math.inf, frame_rate(path))
+        if driving_kind is None:
+            with contextlib.closing(iter_frames(path, frames=frames, fps=rate)) as pictures:
+                driving_kind = "poses" if shows_drawn_poses(pictures) else "video"
         pictures = iter_frames(path, frames=frames, fps=rate)
-        shown = []
-        while sum(picture.max() > DARK for picture in shown) < LOOK and (picture := next(pictures, None)) is not None:
-            shown.append(picture)
-        pictures = itertools.chain(shown, pictures)
-        if is_drawn(np.stack(shown)):
-            return Motion(rate, pictures=np.stack([resized(picture, size) for picture in pictures]))
-        total = min(frames or math.inf, frame_count(path, rate))
-        with tqdm(total=total, desc="poses", unit="frame", dynamic_ncols=True, disable=not progress) as bar:
-            keypoints = (detector or detect)(pictures, lambda done: bar.update(), person)
-        require_person(keypoints, path)
-        return Motion(rate, smooth(keypoints, shown[0].shape[:2], rate), shown[0].shape[:2])
+        if driving_kind == "poses":
+            motion = Motion(rate, pictures=np.stack([resized(picture, size) for picture in pictures]))
+        else:
+            first = next(pictures)
+            total = min(frames or math.inf, frame_count(path, rate))
+            with tqdm(total=total, desc="poses", unit="frame", dynamic_ncols=True, disable=not progress) as bar:
+                pictures = itertools.chain([first], pictures)
+                keypoints = (detector or detect)(pictures, lambda done: bar.update(), person)
+            require_person(keypoints, path)
+            warn_of_gaps(path, keypoints)
+            motion = Motion(rate, smooth(keypoints, first.shape[:2], rate), first.shape[:2])
+        log.info("%s: %s", path, "drawn poses" if driving_kind == "poses" else "a video of a person")
+        return motion
 
     def frame_reference(self, reference: str | pathlib.Path | Picture, options: SamplingConfig,
                         detector: Detector | None = None) -> tuple[Picture, Keypoints]:  # fmt: skip
@@ -276,7 +300,9 @@ class Pipeline:
         size = (options.height, options.width)
         if motion.keypoints is None:
             return np.stack([resized(picture, size) for picture in motion.pictures])
-        return Drawn(bring(motion.keypoints, motion.canvas, reference, size, align), *size, options.pose_style)
+        fitted = bring(motion.keypoints, motion.canvas, reference, size, align)
+        warn_of_fit(fitted, options.pose_style)
+        return Drawn(fitted, *size, options.pose_style)
 
     def condition(self, picture: Picture, own_pose: Picture, options: SamplingConfig) -> Conditioning:
         """What the model keeps of the character, once per video: keys, values and CLIP's share per block.
@@ -422,9 +448,13 @@ def bytes_of(images: Float[Array, "frames height width 3"]) -> UInt8[Array, "fra
     return (jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1) * 255 + 0.5).astype(jnp.uint8)
 
 
-def is_drawn(shown: Pictures) -> bool:
-    """Whether frames show drawn poses: thin saturated lines on black. Filmed black is never this even."""
-    brightest = shown.max(-1)
-    black = brightest < 24
-    colours = shown[brightest > DARK].astype(int)
-    return bool(black.mean() > 0.75 and len(colours) and np.median(colours.max(-1) - colours.min(-1)) > 60)
+def check_request(fps: Real | None, seed: int, person: str) -> None:
+    """
+    Raises:
+        UserError: no rate for a video, no seed, or no choice of a person.
+    """
+    if fps is not None:
+        check_rate(fps, "--fps")
+    if not 0 <= operator.index(seed) < SEEDS:
+        raise UserError(f"--seed {seed}: must be a whole number from 0 to {SEEDS - 1}")
+    check_person(person)

@@ -32,6 +32,7 @@ ALLOWED = {
     "sampling_plan": {"pipeline", "models", "parallel"},
     "pipeline": {"animation", "models", "diffusion", "pose", "video", "weights", "parallel"},
     "commands": {
+        "animation",
         "pipeline",
         "sampling_plan",
         "pose",

@@ -12,11 +12,11 @@ import pytest
 from animate_jax import pipeline as module
 from animate_jax.diffusion.sampling import evaluations
 from animate_jax.errors import UserError
-from animate_jax.pipeline import Motion, Pipeline, is_drawn
+from animate_jax.pipeline import Motion, Pipeline
 from animate_jax.pose.draw import Drawn, draw
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import read_image, read_video, write_video
+from animate_jax.video.files import read_image, write_video
 
 ASTRONAUT = Path(__file__).parent / "data" / "astronaut.jpg"
 
@@ -256,21 +256,6 @@ def test_drawn_poses_that_begin_with_nobody(pipeline, tmp_path):
     motion = pipeline.read_motion(tmp_path / "poses.mp4", size=(64, 48))
     assert motion.keypoints is None and motion.pictures.shape == (15, 64, 48, 3)
     assert motion.pictures[:12].max() < 24 and motion.pictures[12:].max() > 150
-
-
-@pytest.mark.parametrize(
-    "style, height, width", [("tiny", 128, 96), ("paper", 768, 512), ("moore", 784, 512), ("musepose", 512, 512)]
-)
-def test_drawn_poses_are_recognised_after_compression(style, height, width, tmp_path):
-    write_video(tmp_path / "poses.mp4", draw(waving(3), height, width, style), 10)
-    assert is_drawn(read_video(tmp_path / "poses.mp4")[0])
-
-
-def test_films_are_not_drawn_poses():
-    astronaut = read_image(ASTRONAUT)
-    dark = (np.random.default_rng(0).random((3, 64, 48, 3)) ** 6 * 80).astype(np.uint8)
-    for frames in (astronaut[None], astronaut[None] // 6, dark, np.zeros((2, 64, 48, 3), np.uint8)):
-        assert not is_drawn(frames)
 
 
 # The reference picture

@@ -115,7 +115,7 @@ def test_the_wheel_in_an_empty_environment(tmp_path):
     empty.mkdir()
     run = lambda *words: subprocess.run([command, *words], check=True, cwd=empty, env=clean, capture_output=True)  # noqa: E731
     run("sample", "--steps", "1", "--frames", "2")
-    assert {path.name for path in (empty / "outputs").iterdir()} == {"sample.mp4", "sample.png"}
+    assert {path.name for path in (empty / "outputs").iterdir()} == {"sample.mp4", "sample_sheet.png"}
     assert b"--optim.learning-rate" in run("train", "tiny_stage1", "--help").stdout
     assert run("doctor").returncode == 0
 

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
+from animate_jax.__main__ import run
 from animate_jax.commands import sample, train
+from animate_jax.pose.draw import draw
 from animate_jax.pose.files import read_poses, write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import read_image, read_video, write_image, write_video
@@ -48,6 +51,11 @@ def files(tmp_path):
     (tmp_path / "odd.json").write_text(json.dumps({"people": [{"pose_keypoints_2d": [1, 2]}]}))
     (tmp_path / "broken.npz").write_bytes(b"PK")
     write_image(tmp_path / "nobody.png", grey[0])
+    write_image(tmp_path / "own_sheet.png", grey[0])
+    PIL.Image.fromarray(grey[0]).save(tmp_path / "other_sheet.png")
+    (tmp_path / "link.png").symlink_to("own_sheet.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    write_poses(tmp_path / "empty.json", Keypoints.missing(3), (320, 240))
     body = np.random.default_rng(0).uniform(0.2, 0.8, (3, 18, 2)).astype(np.float32)
     poses = dataclasses.replace(Keypoints.missing(3), body=body, body_confidence=np.ones((3, 18), np.float32))
     write_poses(tmp_path / "poses.json", poses, (320, 240))
@@ -90,9 +98,25 @@ def one_line(captured, prefix):
         ({"height": 8}, "--height 8", "between 32 and 4096"),
         ({"frames": 0}, "--frames 0", "must be greater than 0"),
         ({"frames": -3}, "--frames -3", "must be greater than 0"),
-        ({"fps": 0}, "--fps 0", "must be 0.017 to 1000 frames/s"),
-        ({"fps": "nan"}, "--fps nan", "must be 0.017 to 1000 frames/s"),
-        ({"fps": "1e300"}, "--fps 1e+300", "must be 0.017 to 1000 frames/s"),
+        *(
+            ({"fps": rate}, f"--fps {float(rate):g}", "must be 0.017 to 1000 frames/s")
+            for rate in (0, "nan", "inf", "1e300", 1e-9, 0.0001)
+        ),
+        *(
+            ({"guidance": scale}, f"--guidance {float(scale)}", "must be a number up to 100")
+            for scale in ("inf", "nan", 1e30, "-inf")
+        ),
+        *(
+            ({"seed": seed}, f"--seed {seed}", "must be a whole number from 0 to 4294967295")
+            for seed in (2**32, 2**64, 2**70, -1)
+        ),
+        *(
+            ({"person": who}, f"--person {who}", "must be largest, center, or a number")
+            for who in ("nonsense", "²", "0", "9" * 30)
+        ),
+        ({"mesh.frames": 3}, "--mesh.frames 3", "do not divide"),
+        ({"mesh.fsdp": 0}, "--mesh.fsdp 0", "do not divide"),
+        ({"output": "a" * 300 + ".mp4"}, "aaa.mp4", "cannot be written .*: choose"),
         ({"steps": 0}, "--steps 0", "must be greater than 0"),
         ({"person": "left", "driving": "whole.mp4"}, "--person left", "must be largest, center, or a number"),
         ({"dwpose": "home"}, "yolox_l.onnx", "no such file: --dwpose needs a folder"),
@@ -102,19 +126,20 @@ def one_line(captured, prefix):
         ({"checkpoint": "nowhere"}, "nowhere", "no such checkpoint: give the directory"),
         ({"checkpoint": "home"}, "home", "holds no checkpoint: expected"),
         ({"output": "out.avi"}, "out.avi", "let the name end in .mp4 or .gif"),
-        ({"output": ""}, "", "let the name end in .mp4 or .gif"),
         ({"output": "home.mp4"}, "home.mp4", "is a folder: give a file name"),
-        ({"output": "text.png/out.mp4"}, "out.mp4", "cannot be written .*: choose another folder"),
+        ({"output": "text.png/out.mp4"}, "out.mp4", "cannot be written .*: choose another"),
         ({"output": "whole.mp4", "driving": "whole.mp4"}, "whole.mp4", "would replace an input: rename it"),
-        ({"output": "nobody.mp4", "reference": "nobody.png"}, "nobody.png", "would replace an input: rename it"),
-        ({"debug-dir": "text.png"}, "reference.png", "cannot be written .*: choose another folder"),
+        ({"output": "own.mp4", "reference": "own_sheet.png"}, "own_sheet.png", "would replace an input: rename it"),
+        ({"output": "own.mp4", "reference": "link.png"}, "own_sheet.png", "would replace an input: rename it"),
+        ({"output": "other.mp4"}, "other_sheet.png", "would replace another picture, .*: rename it"),
+        ({"driving": "empty.json"}, "empty.json", "no person found: use one that shows"),
+        ({"debug-dir": "text.png"}, "reference.png", "cannot be written .*: choose another"),
     ],
     ids=lambda value: "-".join(f"{k}-{v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
 def test_bad_input(changes, culprit, remedy, files, micro_checkpoint, capfd):
     (files / "home").mkdir()
     (files / "home.mp4").mkdir()
-    (files / "loop.png").symlink_to("loop.png")
     paths = {"reference", "driving", "output", "checkpoint", "debug-dir"}
     changes = {name: files / value if name in paths else value for name, value in changes.items()}
     before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file() and "home" not in path.parts}
@@ -131,11 +156,12 @@ def test_a_video_and_its_contact_sheet(files, micro_checkpoint, capfd):
     assert sample.main(arguments(files, micro_checkpoint, output=output, frames=2)) == 0
     captured = capfd.readouterr()
     assert captured.err == "" and captured.out.startswith("2 frames in ") and captured.out.count("\n") == 1
-    assert str(output) in captured.out and str(output.with_suffix(".png")) in captured.out
+    sheet = output.with_name("out_sheet.png")
+    assert str(output) in captured.out and str(sheet) in captured.out
     frames, fps = read_video(output)
     assert frames.shape == (2, 64, 48, 3) and fps == pytest.approx(10)
-    assert read_image(output.with_suffix(".png")).shape[0] > 2 * 64
-    assert {path.name for path in output.parent.iterdir() if "out" in path.name} == {output.name, "out.png"}
+    assert read_image(sheet).shape[0] > 2 * 64
+    assert {path.name for path in output.parent.iterdir() if "out" in path.name} == {output.name, sheet.name}
 
 
 def test_everything_that_can_be_kept(files, micro_checkpoint, capfd):
@@ -149,6 +175,78 @@ def test_everything_that_can_be_kept(files, micro_checkpoint, capfd):
     assert len(list((kept / "poses").iterdir())) == 3
 
 
+@pytest.mark.parametrize("output", ["", "."])
+def test_an_output_without_a_name(output, monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main(["--output", output]) == 2
+    assert "let the name end in .mp4 or .gif" in one_line(capfd.readouterr(), "sample.py: ")
+
+
+@pytest.mark.parametrize("option", ["reference", "driving"])
+def test_a_pattern_that_matches_nothing(option, files, micro_checkpoint, capfd):
+    assert sample.main([*arguments(files, micro_checkpoint), f"--{option}"]) == 2
+    assert f"--{option}: no file is given" in one_line(capfd.readouterr(), "sample.py: ")
+
+
+def test_names_that_some_file_systems_take_for_one(files, micro_checkpoint, capfd):
+    (files / "A").mkdir()
+    for name in ("a.png", "A/A.png"):
+        write_image(files / name, read_image(ASTRONAUT))
+    command = [*arguments(files, micro_checkpoint), "--reference", str(files / "a.png"), str(files / "A/A.png")]
+    assert sample.main(command) == 2
+    assert "two files have one name" in one_line(capfd.readouterr(), "sample.py: ")
+
+
+KEPT = "reference.png", "reference.npz", "driving.npz", "fitted.npz", "poses/00000.png"
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_poses_replace_nothing_of_the_users(name, files, micro_checkpoint, capfd):
+    """A file that happens to have the name, and another of the program's pictures beside it."""
+    folder = files / "mine"
+    (folder / "poses").mkdir(parents=True)
+    (folder / name).write_bytes(b"precious")
+    assert sample.main([*arguments(files, micro_checkpoint), "--debug-dir", str(folder)]) == 2
+    assert "not from an earlier run, and would be replaced" in one_line(capfd.readouterr(), "sample.py: ")
+    assert [path.read_bytes() for path in folder.rglob("*") if path.is_file()] == [b"precious"]
+
+
+def test_kept_poses_replace_those_of_an_earlier_run_but_no_input(files, micro_checkpoint, capfd):
+    folder = files / "kept"
+    for _ in range(2):
+        assert sample.main([*arguments(files, micro_checkpoint), "--debug-dir", str(folder)]) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (files / "link.npz").symlink_to(folder / "driving.npz")
+    for option, value in (
+        ("reference", folder / "reference.png"),
+        ("reference", folder / "poses/00001.png"),
+        ("driving", folder / "driving.npz"),
+        ("driving", files / "link.npz"),
+    ):
+        capfd.readouterr()
+        changed = arguments(files, micro_checkpoint, **{option: value})
+        assert sample.main([*changed, "--debug-dir", str(folder)]) == 2
+        assert "is an input and would be replaced" in one_line(capfd.readouterr(), "sample.py: ")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_was_taken_for_what_is_told(files, micro_checkpoint, capfd):
+    """On a line of standard error each; what is odd as well."""
+    poses = read_poses(files / "poses.json")[0]
+    write_video(files / "poses.mp4", draw(poses, 128, 96, "tiny"), 10)
+    assert sample.main(arguments(files, micro_checkpoint, driving=files / "poses.mp4")) == 0
+    assert capfd.readouterr().err == f"sample.py: {files}/poses.mp4: drawn poses\n"
+    command = [*arguments(files, micro_checkpoint, driving=files / "poses.mp4"), "--driving-kind", "video"]
+    assert sample.main(command) == 2
+    assert "poses.mp4: no person found" in one_line(capfd.readouterr(), "sample.py: ")
+    still = np.stack([read_image(ASTRONAUT)] * 2)
+    write_video(files / "astronaut.mp4", still, 10)
+    assert sample.main(arguments(files, micro_checkpoint, driving=files / "astronaut.mp4")) == 0
+    assert f"sample.py: {files}/astronaut.mp4: a video of a person\n" in capfd.readouterr().err
+    assert sample.main([*arguments(files, micro_checkpoint), "--person", "2"]) == 0
+    assert "poses.json: keypoints of one person: --person 2 has no effect" in capfd.readouterr().err
+
+
 def test_several_characters_and_motions(files, micro_checkpoint, capfd):
     write_poses(files / "b.json", read_poses(files / "poses.json")[0][:2], (320, 240))
     write_image(files / "copy.png", read_image(ASTRONAUT))
@@ -159,7 +257,7 @@ def test_several_characters_and_motions(files, micro_checkpoint, capfd):
     assert sample.main([*command, str(files / "copy.png")]) == 0
     assert capfd.readouterr().out.count("\n") == 4
     for name, frames in (("astronaut_poses", 3), ("astronaut_b", 2), ("copy_poses", 3), ("copy_b", 2)):
-        assert len(read_video(files / f"out_{name}.mp4")[0]) == frames and (files / f"out_{name}.png").exists()
+        assert len(read_video(files / f"out_{name}.mp4")[0]) == frames and (files / f"out_{name}_sheet.png").exists()
 
 
 def test_a_wrong_option_shows_its_name(files, micro_checkpoint, capfd):
@@ -175,6 +273,35 @@ def test_interrupted(files, micro_checkpoint, capfd, monkeypatch):
     monkeypatch.setattr(sample.Pipeline, "load", interrupted)
     assert sample.main(arguments(files, micro_checkpoint)) == 130
     assert "interrupted; no half video is left" in one_line(capfd.readouterr(), "sample.py: ")
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+@pytest.mark.parametrize("program", ["sample", "train"])
+def test_interrupted_while_libraries_are_imported(program, swallowed, tmp_path):
+    """Some of which swallow it."""
+    interrupt = "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)"
+    if swallowed:
+        interrupt = "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass"
+    (tmp_path / "heavy.py").write_text(f"import os, signal, time\n{interrupt}\nmain = lambda *_: 0")
+    code = (
+        f"import animate_jax.__main__ as m; m.COMMANDS['{program}'] = 'heavy'; raise SystemExit(m.main(['{program}']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"animate-jax {program}: interrupted\n")
+
+
+def test_interrupted_while_options_are_read(monkeypatch, capfd):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample.tyro, "cli", interrupted)
+    assert run("sample", [], "sample.py") == 130
+    assert capfd.readouterr().err == "sample.py: interrupted\n"
 
 
 def test_as_a_process(files):

@@ -5,7 +5,7 @@
     animate-jax sample --reference a.png b.png --driving dance.mp4      # one motion, a video of each character
     animate-jax sample --checkpoint runs/tiny_stage2 --steps 20 --seed 3
 
-Writes the video and, beside it, a contact sheet (.png) of reference, driving poses and result.
+Writes the video and, beside it, a contact sheet (OUTPUT_sheet.png) of reference, driving poses and result.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import tyro
 
+from animate_jax.animation import check_poses_folder
 from animate_jax.config import DType, MeshConfig, Speed, presets
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
-from animate_jax.pipeline import BUNDLED, EXAMPLE, Pipeline
+from animate_jax.pipeline import BUNDLED, EXAMPLE, DrivingKind, Pipeline, check_request
 from animate_jax.pose.dwpose import DWPose
 from animate_jax.pose.retarget import Alignment
-from animate_jax.video.files import check_output, check_rate
+from animate_jax.video.files import check_output, made_here, same_file
 from animate_jax.weights import checkpoint
 
 WHOLE_WINDOWS = MeshConfig()
@@ -40,9 +41,13 @@ class Arguments:
     reference: tuple[pathlib.Path, ...] = (EXAMPLE / "reference.png",)  # picture of one person, or several pictures
     driving: tuple[pathlib.Path, ...] = (EXAMPLE / "driving.mp4",)  # video of a person, keypoints (.json, .npz, .npy),
     # or drawn poses; of several references and motions every pair is made
+    driving_kind: DrivingKind | None = None  # what videos show: a person or drawn poses; default: looks
     output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif; of several, theirs are added to the name
     side_by_side: bool = False  # a second video that shows reference, pose and result beside each other
-    debug_dir: pathlib.Path | None = None  # keeps keypoints before and after retargeting, and the pose pictures
+    debug_dir: pathlib.Path | None = (
+        None  # keeps keypoints before and after retargeting, and the pose pictures; replaces
+    )
+    # only what an earlier run kept there
     checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
     dtype: DType = "float32"  # of the weights and of all work; bfloat16 is for TPUs and GPUs
@@ -52,7 +57,7 @@ class Arguments:
     steps: int | None = None  # denoising steps
     sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] | None = None
     guidance: float | None = None  # classifier-free guidance; 1 or less switches it off
-    seed: int = 0
+    seed: int = 0  # 0 to 4294967295
     frames: int | None = None  # make at most so many frames
     width: int | None = None  # of the result, in pixels
     height: int | None = None
@@ -75,8 +80,7 @@ def animate(args: Arguments) -> None:
     for name, value in (("frames", args.frames), ("steps", args.steps), ("canvas", canvas)):
         if value is not None and not value > 0:
             raise UserError(f"--{name} {value}: must be greater than 0")
-    if args.fps is not None:
-        check_rate(args.fps, "--fps")
+    check_request(args.fps, args.seed, args.person)
     if args.preset is not None and args.preset not in presets():
         raise UserError(f"--preset {args.preset!r}: choose one of {', '.join(presets())}")
     if args.plan:
@@ -84,20 +88,21 @@ def animate(args: Arguments) -> None:
     outputs = names(args)
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
-    mesh = make_mesh(args.mesh) if jax.device_count() > 1 else None
+    mesh = make_mesh(args.mesh)  # refuses what one device cannot do, too
+    mesh = mesh if mesh.size > 1 else None
     pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None, mesh, args.dtype)
     streams = pipeline.stream(
         args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
         progress=sys.stderr.isatty(), speed=args.speed, steps=args.steps, sampler=args.sampler, guidance=args.guidance,
         width=args.width, height=args.height, align=args.align if args.retarget else "none", person=args.person,
         detector=DWPose(args.dwpose) if args.dwpose else None, canvas=args.canvas and args.canvas[::-1],
+        driving_kind=args.driving_kind,
     )  # fmt: skip
     for output, stream in zip(outputs, streams, strict=True):
         if args.debug_dir:
-            stream.save_poses(args.debug_dir / output.stem if len(outputs) > 1 else args.debug_dir)
-        sheet = output.with_suffix(".png")
-        stream.save(output, beside(output) if args.side_by_side else None, sheet)
-        print(f"{len(stream)} frames in {time.monotonic() - started:.0f} s: {output}, contact sheet {sheet}")
+            stream.save_poses(kept(args.debug_dir, output, outputs))
+        stream.save(output, beside(output) if args.side_by_side else None, sheet(output))
+        print(f"{len(stream)} frames in {time.monotonic() - started:.0f} s: {output}, contact sheet {sheet(output)}")
 
 
 def tell_plan(args: Arguments) -> NoReturn:
@@ -111,25 +116,40 @@ def tell_plan(args: Arguments) -> NoReturn:
 
 
 def names(args: Arguments) -> list[pathlib.Path]:
-    """The video of every pair, reference by reference; can all be written, and none replaces an input?"""
-    output, result = args.output, []
-    if not output.name:
-        raise UserError(f"--output {output}: is a folder: give a file name")
+    """The video of every pair, reference by reference; all can be written, and nothing of the user's is replaced."""
+    for name, files in (("reference", args.reference), ("driving", args.driving)):
+        if not files:
+            raise UserError(f"--{name}: no file is given: check the pattern that should have matched some")
+    output, outputs = args.output, []
+    check_output(output, (".mp4", ".gif"))
     for reference, driving in itertools.product(args.reference, args.driving):
         told = [path.stem for path, all in ((reference, args.reference), (driving, args.driving)) if len(all) > 1]
-        result.append(output.with_name("_".join([output.stem, *told]) + output.suffix))
-    if len(set(result)) < len(result):
+        outputs.append(output.with_name("_".join([output.stem, *told]) + output.suffix))
+    if len({str(path).casefold() for path in outputs}) < len(outputs):  # some file systems take A for a
         raise UserError("--reference or --driving: two files have one name, and so would their videos: rename one")
-    inputs = {os.path.realpath(path) for path in (*args.reference, *args.driving)}
-    for path in result:
+    inputs = (*args.reference, *args.driving)
+    for path in outputs:
         check_output(path, (".mp4", ".gif"))
-        sheet = path.with_suffix(".png")
-        if {os.path.realpath(made) for made in (path, beside(path), sheet)} & inputs:
-            raise UserError(f"--output {path}: it or its contact sheet {sheet} would replace an input: rename it")
-    if args.debug_dir:
-        check_output(args.debug_dir / "reference.png", (".png",))
-    return result
+        check_output(sheet(path), (".png",))
+        if any(same_file(new, old) for new in (path, beside(path), sheet(path)) for old in inputs):
+            raise UserError(f"--output {path}: it or its contact sheet {sheet(path)} would replace an input: rename it")
+        if os.path.lexists(sheet(path)) and not made_here(sheet(path)):
+            raise UserError(
+                f"--output {path}: its contact sheet would replace another picture, {sheet(path)}: rename it"
+            )
+        if args.debug_dir:
+            check_poses_folder(kept(args.debug_dir, path, outputs), inputs)
+    return outputs
 
 
 def beside(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(f"{output.stem}_side_by_side{output.suffix}")
+
+
+def sheet(output: pathlib.Path) -> pathlib.Path:
+    return output.with_name(f"{output.stem}_sheet.png")
+
+
+def kept(folder: pathlib.Path, output: pathlib.Path, outputs: list[pathlib.Path]) -> pathlib.Path:
+    """Where the poses of one of several videos are kept."""
+    return folder / output.stem if len(outputs) > 1 else folder

@@ -131,7 +131,7 @@ def _one_person(a: _Circle, b: _Circle) -> bool:
 
 def require_person(keypoints: Keypoints, path: str | os.PathLike) -> None:
     """Raises a UserError that names `path` when there is nobody in any frame."""
-    if not keypoints.body_confidence.any():
+    if not (keypoints.body_confidence >= POINT_CONFIDENCE).any():
         raise UserError(f"{path}: no person found: use one that shows a whole person clearly")
 
 

@@ -60,6 +60,12 @@ PENS: dict[PoseStyle, _Pen] = {
     "moore": _Pen(limb_width=4, finger_width=2, hand_radius=4, face=True),
     "musepose": _Pen(limb_width=None, finger_width=None, hand_radius=3, face=False, bgr=True),
 }
+# What is drawn besides the body.
+PARTS: dict[PoseStyle, tuple[str, ...]] = {
+    "none": (),
+    "tiny": (),
+    **{style: ("hands", "face") if pen.face else ("hands",) for style, pen in PENS.items()},
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ import av
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import PIL.PngImagePlugin
 from jaxtyping import UInt8
 
 from animate_jax import limits
@@ -28,6 +29,7 @@ from animate_jax.errors import UserError
 from animate_jax.video.open import check_size, open_picture, open_video
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
+MARK = "Software", "animate_jax"  # a line of text in the .png files written here
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PLAUSIBLE_RATE = 120  # frames/s; containers that do not know their rate often state their clock's, 1000
 FALLBACK_RATE = Fraction(25)  # frames/s of a stream with a single frame or without timestamps
@@ -323,8 +325,25 @@ def write_image(path: str | os.PathLike, image: Frame) -> None:
     Raises:
         UserError: the place cannot be written or the name's ending is unknown.
     """
+    mark = PIL.PngImagePlugin.PngInfo()  # other formats ignore it
+    mark.add_text(*MARK)
     with _replacing(path, IMAGE_SUFFIXES) as partial:
-        PIL.Image.fromarray(image).save(partial, quality=95)
+        PIL.Image.fromarray(image).save(partial, quality=95, pnginfo=mark)
+
+
+def made_here(path: str | os.PathLike) -> bool:
+    """Whether a file is a .png of `write_image`: what nobody else made may be replaced unasked."""
+    with contextlib.suppress(UserError), open_picture(Path(path)) as image:
+        return image.info.get(MARK[0]) == MARK[1]
+    return False
+
+
+def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
+    """Are they one file, by whatever names? Not when one of them is not there."""
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return False
 
 
 def check_output(path: str | os.PathLike, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> None:
