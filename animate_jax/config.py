@@ -174,7 +174,8 @@ class Preset:
 
 
 def presets() -> dict[str, Preset]:
-    """The named families. `paper` follows Hu et al. 2023 where the text is explicit, `moore` the PyTorch peer
+    """The named families. `paper` follows Hu et al. 2023 where the text is explicit, but with ControlNet's Pose Guider:
+    the text's four convolutions of stride 2 make half the latent's size (docs/training.md); `moore` the PyTorch peer
     Moore-AnimateAnyone bit for bit (its sampling betas differ from its training's), `moore-fixed` mends that and its
     closed loop, `musepose` and `novita` are MusePose (every second frame of a 30 fps video, windows of 48) and
     novitalabs/AnimateAnyone (Moore's numerics, a smaller Pose Guider, no face), `tiny` is the model trained on

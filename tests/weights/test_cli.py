@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from animate_jax.commands import train
 from animate_jax.pipeline import EXAMPLE, Pipeline
 from animate_jax.weights import checkpoint, families
 from animate_jax.weights.__main__ import main
@@ -42,6 +43,22 @@ def test_what_was_imported_makes_a_video(moore_directory, small_presets, tmp_pat
         EXAMPLE / "reference.png", EXAMPLE / "driving.mp4", frames=2, progress=False
     )
     assert animation.frames.shape == (2, 64, 64, 3) and animation.frames.std() > 1
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_training_page(moore_directory, small_presets, tmp_path, capfd):
+    """Stable Diffusion's UNet and VAE and CLIP, nothing else, then stage 1 and stage 2."""
+    pytest.importorskip("numba")
+    unet, vae, clip = (str(moore_directory / name) for name in ("denoising_unet.pth", "sd-vae-ft-mse", "image_encoder"))
+    sd15, runs = str(tmp_path / "sd15"), [str(tmp_path / "stage1"), str(tmp_path / "stage2")]
+    assert main(["import", "sd15", "--unet", unet, "--vae", vae, "--image-encoder", clip, "--output", sd15]) == 0
+    capfd.readouterr()
+    small = ["--size", "64", "64", "--steps", "1", "--data.batch", "1", "--data.workers", "0"]
+    assert train.main(["stage1", "--init", sd15, "--output", runs[0], *small]) == 0
+    said = capfd.readouterr().err
+    assert f"{sd15}: has no motion_module, pose_guider: starting fresh" in said and "step 1 of 1, loss " in said
+    assert train.main(["stage2", "--init", runs[0], "--output", runs[1], "--data.frames", "2", *small]) == 0
+    assert checkpoint.load(runs[1])[1].schedule == checkpoint.read_preset(checkpoint.find(sd15)).schedule
 
 
 @pytest.mark.parametrize(
