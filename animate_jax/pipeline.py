@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from animate_jax.animation import Animation, Motion, Picture, Pictures, Stream
-from animate_jax.config import DType, Preset, SamplingConfig, Speed, speeds
+from animate_jax.config import DType, Preset, SamplingConfig, Speed, problem, speeds
 from animate_jax.diffusion.noise import initial_noise
 from animate_jax.diffusion.sampling import Latents, evaluations, sample
 from animate_jax.diffusion.schedule import make_schedule
@@ -215,8 +215,6 @@ class Pipeline:
         given = {name: value for name, value in overrides.items() if value is not None}
         options = dataclasses.replace(self.preset.sampling, **speeds(self.preset.sampling)[speed] | given)
         model, multiple = self.preset.model, self.preset.model.vae.downscale
-        if options.reuse < 1:
-            raise UserError(f"--reuse {options.reuse}: must be at least 1")
         for name, size in (("width", options.width), ("height", options.height)):
             if size % multiple or not 32 <= size <= 4096:
                 raise UserError(f"--{name} {size}: must be a multiple of {multiple} between 32 and 4096")
@@ -226,6 +224,8 @@ class Pipeline:
             raise UserError(f"--guidance {options.guidance}: must be a number up to {MOST_GUIDANCE:g}")
         if not 1 <= options.steps <= self.preset.schedule.train_steps:
             raise UserError(f"--steps {options.steps}: must be 1 to {self.preset.schedule.train_steps}")
+        if found := problem(options):
+            raise UserError(f"--{found[0].replace('_', '-')} {found[1]}: must be {found[2]}")
         return options
 
     def read_motion(self, path: str | pathlib.Path, frames: int | None = None, fps: Real | None = None,

@@ -137,7 +137,11 @@ def memory() -> Finding:
 
 def weights(path: str) -> Finding:
     try:
-        preset = checkpoint.read_preset(checkpoint.find(BUNDLED if path == "tiny" else path))
+        found = checkpoint.find(BUNDLED if path == "tiny" else path)
+        preset = checkpoint.read_preset(found)
+        lacking = checkpoint.lacking(found, preset)
+        if lacking:
+            raise UserError(f"{found}: lacks {', '.join(lacking)}: {checkpoint.completing(found, preset, lacking)}")
     except UserError as error:
         return Finding("bad", "weights", str(error))
     size = f"{preset.sampling.width} pixels wide, {preset.sampling.height} high"

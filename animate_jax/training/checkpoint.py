@@ -19,6 +19,7 @@ from animate_jax.errors import TRACEBACK, UserError
 from animate_jax.training.options import differences
 from animate_jax.training.progress import reason, say
 from animate_jax.training.state import State, sampling_params
+from animate_jax.weights.checkpoint import checksums, damaged_arrays, is_whole
 
 if not os.environ.get(TRACEBACK):
     for _library in ("absl", "asyncio"):  # they tell errors that are told here, at a hundred lines each
@@ -80,9 +81,12 @@ class Checkpoints:
         if self._orbax.latest is not None and self._orbax.latest.step == step:
             return
         items = {"params": sampling_params(state), "train": only_for_training(state), "data": Position(data)}
+        metadata = self._metadata
+        if jax.process_count() == 1:  # of several, none has whole arrays
+            metadata = metadata | {"checksums": checksums(items["params"])}
         try:
             # Forced: while the previous save is under way, Orbax would otherwise skip this one without a word.
-            saved = self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=self._metadata)
+            saved = self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
             self._saving = self._waiter.submit(saved.result)
         except Exception as error:
             self._saving = futures.Future()
@@ -145,6 +149,9 @@ class Checkpoints:
         items = {"params": sampling_params(wanted), "train": only_for_training(wanted), "data": Position(data)}
         try:
             loaded = self._orbax.load_checkpointables(latest.step, items)
+            if jax.process_count() == 1 and not changes:  # with which dtypes may have changed
+                if wrong := damaged_arrays(directory / str(latest.step), loaded["params"]):
+                    raise ValueError(f"{len(wrong)} arrays are not what was saved, first {wrong[0]!r}")
         except UserError:
             raise
         except Exception as error:  # Orbax raises many kinds
@@ -154,8 +161,11 @@ class Checkpoints:
                     f"{where}: its moments do not fit these changes; start a new run from its weights: "
                     f"--init {directory.parent} --output NEW"
                 ) from error
-            before = [each.step for each in self._orbax.checkpoints[:-1]]
-            other = f"to go on from step {before[-1]}" if before else "to start again"
+            before = [each.step for each in reversed(self._orbax.checkpoints[:-1])]
+            whole = next((step for step in before if is_whole(directory / str(step))), None)
+            other = "to start again" if whole is None else f"to go on from step {whole}, which is whole"
+            if before[:1] != [whole]:
+                other = f"and all later than step {whole or 0} {other}"
             raise UserError(
                 f"{where}: if the storage was at fault, the same command tries again; if the files are damaged, "
                 f"move this folder away {other}"

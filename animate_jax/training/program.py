@@ -10,7 +10,8 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from animate_jax.config import Preset, TrainConfig
+from animate_jax.config import Preset, TrainConfig, problem
+from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.parallel.mesh import check_batch
 from animate_jax.parallel.rules import shardings
@@ -32,8 +33,10 @@ def make_program(config: TrainConfig, preset: Preset, loss: Loss | LossFunction,
     """What training runs and planning compiles.
 
     Raises:
-        UserError: a batch that the mesh does not divide, or nothing to train.
+        UserError: an impossible size, a batch that the mesh does not divide, or nothing to train.
     """
+    if found := problem(preset):
+        raise UserError(f"preset {preset.name}: {found[0]} is {found[1]} and must be {found[2]}: see --size")
     # The autoencoder sees single pictures.
     check_batch(mesh, config.data.batch // config.accumulate, 1 if config.stage == "vae" else config.data.frames)
     graphdef, shapes = P.abstract(preset.model)

@@ -7,6 +7,7 @@ import json
 import logging
 import pathlib
 import re
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,15 +19,19 @@ from orbax.checkpoint import v1 as ocp
 
 from animate_jax.atomic import atomic_folder, check_folder, entries
 from animate_jax.config import Preset, preset_from_dict, to_dict
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, reading
+from animate_jax.limits import JSON_BYTES
 from animate_jax.models import params as P
 from animate_jax.storage import Address, Folder, check_writable, is_remote, talking_to, to_path, uploaded_folder
+from animate_jax.weights.tensor import in_batches, nbytes
 
 # Part of the model -> the flag that imports it.
 FLAGS = {
     "denoising_unet": "--denoising-unet", "reference_unet": "--reference-unet", "motion_module": "--motion",
     "pose_guider": "--pose-guider", "vae": "--vae", "image_encoder": "--image-encoder",
 }  # fmt: skip
+# Preset -> the family whose files make it up; of others Stable Diffusion's.
+FAMILIES = {"moore": "moore", "moore-fixed": "moore", "musepose": "musepose", "novita": "novita"}
 # What Orbax writes for the item `params` alone.
 COMMIT = "commit_success.txt"  # Orbax's sign, in buckets, that a folder is complete
 _OCDBT = r"manifest\.ocdbt|d(/[0-9a-f]+)?"
@@ -34,6 +39,7 @@ ORBAX_FILES = re.compile(
     r"_CHECKPOINT_METADATA|orbax\.checkpoint|commit_success\.txt|params"
     rf"(/(_METADATA|_sharding|array_metadatas(/process_\d+)?|{_OCDBT}|ocdbt\.process_[0-9a-f]+(/({_OCDBT}))?))?"
 )
+WHOLE, COPY = "take a whole checkpoint of animate_jax", "take a whole copy"
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of its work
 
@@ -51,7 +57,8 @@ def save(path: Address, params: P.Params, preset: Preset, dtype: DTypeLike | Non
     if dtype is not None:
         params = {key: jnp.asarray(array, dtype) for key, array in params.items()}
     with _making(path) as fresh:
-        ocp.save_checkpointables(fresh, {"params": params}, custom_metadata={"preset": to_dict(preset)})
+        metadata = {"preset": to_dict(preset), "checksums": checksums(params)}
+        ocp.save_checkpointables(fresh, {"params": params}, custom_metadata=metadata)
 
 
 def write(path: Address, batches: Iterable[P.Params], preset: Preset) -> None:
@@ -63,8 +70,10 @@ def write(path: Address, batches: Iterable[P.Params], preset: Preset) -> None:
     Raises:
         UserError: something else than a checkpoint is there.
     """
+    sums: dict[str, str] = {}
     with _making(path) as fresh:
         for batch in batches:
+            sums |= checksums(batch)
             ocp.partial.save(fresh, batch, custom_metadata={"preset": to_dict(preset)})
         ocp.partial.finalize(fresh)
         # Orbax gives pieces a name of its own; as "params" they are what `save` writes.
@@ -72,6 +81,7 @@ def write(path: Address, batches: Iterable[P.Params], preset: Preset) -> None:
         metadata = json.loads((fresh / "_CHECKPOINT_METADATA").read_text())
         handler = ocp.handlers.PyTreeHandler
         metadata["item_handlers"] = {"params": f"{handler.__module__}.{handler.__name__}"}
+        metadata["custom_metadata"]["checksums"] = sums
         (fresh / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
 
 
@@ -99,7 +109,7 @@ def check_output(path: Address) -> None:
         check_folder(path, "checkpoint", foreign_in_unmarked)
 
 
-def foreign_in_unmarked(path: pathlib.Path) -> list[str] | None:
+def foreign_in_unmarked(path: Folder) -> list[str] | None:
     """What a checkpoint without a marker (older, or a training run's) holds besides Orbax's files of `params`; None if
     it carries no preset of ours."""
     try:
@@ -138,18 +148,46 @@ def _complete(path: Folder) -> bool:
 
 
 def read_preset(path: Folder) -> Preset:
-    """The preset that a checkpoint carries.
+    """The preset that a checkpoint carries, every field of it checked.
 
     Raises:
         UserError: the checkpoint is damaged or of another program.
     """
+    values = _metadata(path).get("preset")
     try:
-        metadata: Any = json.loads((path / "_CHECKPOINT_METADATA").read_text())
-        return preset_from_dict(metadata["custom_metadata"]["preset"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: its preset cannot be read ({type(error).__name__}): take a whole checkpoint of animate_jax"
-        ) from error
+        return preset_from_dict(values)
+    except ValueError as error:
+        raise UserError(f"{path}: its preset cannot be read ({error}): {WHOLE}") from error
+
+
+def _metadata(path: Folder) -> dict[str, Any]:
+    """What of a checkpoint's metadata is ours: its preset, and its arrays' checksums if it is not older than they."""
+    file = path / "_CHECKPOINT_METADATA"
+    with reading(file, "checkpoint's description, so its preset cannot be read", WHOLE):
+        if not file.exists():
+            raise UserError(f"{path}: its preset cannot be read (no {file.name}): {WHOLE}")
+        with file.open("rb") as stream:
+            text = stream.read(JSON_BYTES + 1)
+        if len(text) > JSON_BYTES:
+            raise ValueError(f"more than {JSON_BYTES >> 20} MB")
+        values = json.loads(text)["custom_metadata"]
+        if not isinstance(values, dict):
+            raise ValueError("no custom_metadata")
+        return values
+
+
+def checksums(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, str]:
+    """CRC-32 of every array's bytes, in eight hexadecimal digits."""
+    return {key: f"{zlib.crc32(np.asarray(array).reshape(-1).view(np.uint8)):08x}" for key, array in arrays.items()}
+
+
+def damaged_arrays(path: Folder, arrays: Mapping[str, np.ndarray | jax.Array]) -> list[str]:
+    """Those of a checkpoint's arrays, in the dtype in which they are stored, that are not what was once saved; none of
+    older checkpoints and of those that several processes saved, which have no checksums."""
+    known = _metadata(path).get("checksums")
+    if not isinstance(known, dict):
+        return []
+    return [key for key, value in checksums(arrays).items() if known.get(key, value) != value]
 
 
 def load(path: Address, preset: Preset | None = None, dtype: DTypeLike = jnp.float32,
@@ -168,12 +206,12 @@ def load(path: Address, preset: Preset | None = None, dtype: DTypeLike = jnp.flo
     path = find(path)
     preset = preset or read_preset(path)
     _, expected = P.abstract(preset.model)
-    found = stored_shapes(path)
+    found = stored_arrays(path)
     lacking = missing_parts(found, expected)
     wrong = [
         key
         for key in expected
-        if part_of(key) not in lacking and (key not in found or found[key] != tuple(expected[key].shape))
+        if part_of(key) not in lacking and (key not in found or found[key].shape != tuple(expected[key].shape))
     ]
     surplus = [key for key in found if key not in expected]
     if wrong or surplus:
@@ -182,18 +220,21 @@ def load(path: Address, preset: Preset | None = None, dtype: DTypeLike = jnp.flo
             f"shape, {len(surplus)} unknown, first {(wrong + surplus)[0]!r}: choose the checkpoint's own preset"
         )
     if needed := [part for part in lacking if part not in optional]:
-        flags = " ".join(f"{FLAGS[part]} FILE" for part in needed if part in FLAGS)
-        raise UserError(
-            f"{path}: lacks {', '.join(needed)}: add it with python -m animate_jax.weights import sd15 {flags} "
-            f"--output {path}"
-        )
+        raise UserError(f"{path}: lacks {', '.join(needed)}: {completing(path, preset, needed)}")
     expected = {key: leaf for key, leaf in expected.items() if part_of(key) not in lacking}
     shardings = shardings or dict.fromkeys(expected, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    target = {key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[key]) for key, leaf in expected.items()}
-    try:
-        return ocp.load_checkpointables(path, {"params": target})["params"], preset
-    except Exception as error:
-        raise damaged(path, error) from error
+    if jax.process_count() > 1:  # each reads its share only, of which there is no checksum
+        target = {key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[key])
+                  for key, leaf in expected.items()}  # fmt: skip
+        try:
+            return ocp.load_checkpointables(path, {"params": target})["params"], preset
+        except Exception as error:
+            raise damaged(path, error) from error
+    params = {}
+    for keys in in_batches({key: nbytes(found[key]) for key in expected}):
+        for key, array in read_some(path, {key: found[key] for key in keys}).items():
+            params[key] = jax.device_put(array.astype(dtype, copy=False), shardings[key])
+    return params, preset
 
 
 def part_of(path: str) -> str:
@@ -208,26 +249,36 @@ def missing_parts(found: Iterable[str], expected: Iterable[str]) -> list[str]:
     return [part for part in dict.fromkeys(map(part_of, expected)) if part not in present]
 
 
-def read_some(path: Folder, stored: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+def lacking(path: Folder, preset: Preset) -> list[str]:
+    """Parts of its model of which a checkpoint holds nothing."""
+    return missing_parts(stored_arrays(path), P.abstract(preset.model)[1])
+
+
+def completing(path: Folder, preset: Preset, lacking: Iterable[str]) -> str:
+    """How to add what a checkpoint lacks."""
+    flags = " ".join(f"{FLAGS[part]} FILE" for part in lacking if part in FLAGS)
+    family = FAMILIES.get(preset.name, "sd15")
+    return f"add it with animate-jax weights import {family} {flags} --output {path}" if flags else COPY
+
+
+def read_some(path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
     """Some arrays of a checkpoint as they are stored; `stored` is part of what `stored_arrays` gives.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    target = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for key, leaf in stored.items()}
+    target = {key: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for key, leaf in stored.items()}
     loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
     try:
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
             arrays = ocp.load_checkpointables(to_path(path), {"params": target})["params"]
     except Exception as error:
         raise damaged(path, error) from error
-    return {key: np.asarray(array) for key, array in arrays.items()}
-
-
-def stored_shapes(path: Folder) -> dict[str, tuple[int, ...]]:
-    """Shape of every array in a checkpoint, without reading the arrays."""
-    return {key: leaf.shape for key, leaf in stored_arrays(path).items()}
+    if wrong := damaged_arrays(path, arrays):
+        raise UserError(
+            f"{path}: damaged: {len(wrong)} arrays are not what was saved, first {wrong[0]!r}: {_instead(path)}"
+        )
+    return arrays
 
 
 def stored_arrays(path: Folder) -> dict[str, jax.ShapeDtypeStruct]:
@@ -242,4 +293,24 @@ def stored_arrays(path: Folder) -> dict[str, jax.ShapeDtypeStruct]:
 def damaged(path: Folder, error: Exception) -> UserError:
     """Orbax raises many kinds of errors; all mean that the files are not what they should be."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # every read that Orbax abandoned would report itself
-    return UserError(f"{path}: damaged or incomplete ({type(error).__name__}): take a whole copy")
+    return UserError(f"{path}: damaged or incomplete ({type(error).__name__}): {_instead(path)}")
+
+
+def _instead(path: Folder) -> str:
+    """What to do about a damaged checkpoint."""
+    if is_remote(path):
+        return COPY
+    steps = sorted((child for child in path.parent.iterdir() if child.name.isdigit()), key=lambda each: int(each.name))
+    before = [child for child in steps if path.name.isdigit() and int(child.name) < int(path.name)]
+    return f"{COPY}, or the one before, {before[-1]}" if before else COPY
+
+
+def is_whole(path: Folder) -> bool:
+    """Can all that a checkpoint's `params` should hold be read, and is it what was saved?"""
+    try:
+        stored = stored_arrays(path)
+        for keys in in_batches({key: nbytes(leaf) for key, leaf in stored.items()}):
+            read_some(path, {key: stored[key] for key in keys})
+    except UserError:
+        return False
+    return True

@@ -18,8 +18,7 @@ from animate_jax.atomic import atomic_folder, check_folder
 from animate_jax.config import ModelConfig
 from animate_jax.errors import UserError
 from animate_jax.weights import checkpoint, names
-from animate_jax.weights.families import in_batches
-from animate_jax.weights.tensor import nbytes
+from animate_jax.weights.tensor import in_batches, nbytes
 
 Format = Literal["pth", "safetensors"]
 Stored = dict[str, jax.ShapeDtypeStruct]

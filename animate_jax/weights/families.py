@@ -17,11 +17,10 @@ from animate_jax.models import params as P
 from animate_jax.weights import checkpoint, layouts, names
 from animate_jax.weights.assemble import match
 from animate_jax.weights.read import SUFFIXES, StateDict, find, read
-from animate_jax.weights.tensor import Tensor, nbytes
+from animate_jax.weights.tensor import Tensor, in_batches, nbytes
 
 # Family -> the preset that its checkpoints carry.
 FAMILIES = {"sd15": "paper", "moore": "moore", "musepose": "musepose", "novita": "novita"}
-BATCH = 384 * 2**20  # bytes converted at once; memory peaks at a few times that
 
 Files = dict[str, str | pathlib.Path]  # part -> file, folder or hub name
 
@@ -195,16 +194,3 @@ def _batches(
                     batch[path] = batch[path].astype(dtype)
             yield batch
             bar.update(sum(sizes[path] for path in paths))
-
-
-def in_batches(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """Names in groups of at most `BATCH` bytes, or of one."""
-    group, total = [], 0
-    for name, size in sizes.items():
-        if group and total + size > BATCH:
-            yield group
-            group, total = [], 0
-        group.append(name)
-        total += size
-    if group:
-        yield group

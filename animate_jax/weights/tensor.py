@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from animate_jax.errors import UserError
+
+BATCH = 384 * 2**20  # bytes read or converted at once; memory peaks at a few times that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,3 +51,16 @@ class Tensor:
 def nbytes(leaf: Any) -> int:
     """Bytes of anything with a shape and a dtype."""
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+
+
+def in_batches(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Names in groups of at most `BATCH` bytes, or of one."""
+    group, total = [], 0
+    for name, size in sizes.items():
+        if group and total + size > BATCH:
+            yield group
+            group, total = [], 0
+        group.append(name)
+        total += size
+    if group:
+        yield group

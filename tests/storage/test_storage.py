@@ -87,7 +87,7 @@ def test_a_checkpoint_is_saved_found_and_loaded(bucket, micro_checkpoint):
         again, carried = checkpoint.load("gs://bucket/run")
         assert carried == preset
         assert all((again[key] == params[key]).all() for key in params)
-        assert set(checkpoint.stored_shapes(found)) == set(params)
+        assert set(checkpoint.stored_arrays(found)) == set(params)
         (key,) = list(params)[:1]
         arrays = checkpoint.read_some(found, {{key: checkpoint.stored_arrays(found)[key]}})
         assert (arrays[key] == params[key]).all()

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import pathlib
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from animate_jax.atomic import MARKER
+from animate_jax.commands import doctor
 from animate_jax.config import presets, to_dict
 from animate_jax.errors import UserError
 from animate_jax.pipeline import BUNDLED
@@ -121,11 +123,11 @@ def test_checkpoints_from_before_there_were_markers_are_replaced(micro, micro_pa
     path = tmp_path / "old"
     if written == "bundled":
         shutil.copytree(BUNDLED, path)
+    elif written == "save":
+        checkpoint.save(path, micro_params, micro)
     else:
-        keys = list(micro_params)
-        halves = [{key: np.asarray(micro_params[key]) for key in keys[i::2]} for i in (0, 1)]
-        checkpoint.save(path, micro_params, micro) if written == "save" else checkpoint.write(path, halves, micro)
-        (path / MARKER).unlink()
+        checkpoint.write(path, [jax.device_get(micro_params)], micro)
+    (path / MARKER).unlink(missing_ok=True)
     checkpoint.save(path, micro_params, micro)
     assert_equal(checkpoint.load(path)[0], micro_params)
 
@@ -196,7 +198,7 @@ def test_a_preset_from_the_future(copy, micro):
     values = to_dict(micro)
     values["model"]["unet"]["invented"] = 1
     (copy / "_CHECKPOINT_METADATA").write_text(json.dumps({"custom_metadata": {"preset": values}}))
-    assert "its preset cannot be read (TypeError)" in refused(copy)
+    assert "its preset cannot be read (model.unet.'invented' is unknown)" in refused(copy)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
@@ -212,3 +214,79 @@ def test_incomplete_copies(copy, damage, capfd):
     assert "damaged or incomplete" in refused(copy)
     gc.collect()
     assert capfd.readouterr() == ("", "")
+
+
+def metadata(path):
+    return json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+
+
+def test_flipped_bits_are_noticed(micro_params, copy):
+    """In every data file: either they are told, or they are in no array."""
+    files, told = [path for path in (copy / "params").rglob("d/*") if path.is_file()], 0
+    for path in files:
+        whole = bytearray(path.read_bytes())
+        for place in np.linspace(0, len(whole) - 1, 5).astype(int):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+            try:
+                assert_equal(checkpoint.load(copy)[0], micro_params)
+            except UserError as error:
+                assert "damaged" in str(error) and "\n" not in str(error)
+                told += 1
+        path.write_bytes(whole)
+    assert files and told > len(files)
+    assert_equal(checkpoint.load(copy)[0], micro_params)
+
+
+def test_a_value_that_is_not_what_was_saved_is_named(copy, micro_params):
+    values = metadata(copy)
+    values["checksums"]["vae.quant_conv.bias"] = "00000000"
+    (copy / "_CHECKPOINT_METADATA").write_text(json.dumps({"custom_metadata": values}))
+    reason = "damaged: 1 arrays are not what was saved, first 'vae.quant_conv.bias': take a whole copy"
+    assert refused(copy).endswith(reason) and not checkpoint.is_whole(copy)
+    run = copy.rename(copy.parent / "12").parent
+    (run / "9" / "params").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"first 'vae.*': take a whole copy, or the one before, {run / '9'}$"):
+        checkpoint.load(run)
+
+
+def test_checkpoints_without_checksums_load(copy, micro_params):
+    values = metadata(copy)
+    assert values.pop("checksums").keys() == micro_params.keys()
+    (copy / "_CHECKPOINT_METADATA").write_text(json.dumps({"custom_metadata": values}))
+    assert_equal(checkpoint.load(copy)[0], micro_params)
+
+
+def test_every_way_of_saving_sums_the_same(micro, micro_params, micro_checkpoint, tmp_path):
+    arrays = jax.device_get(micro_params)
+    halves = [{key: arrays[key] for key in list(arrays)[part::2]} for part in (0, 1)]
+    checkpoint.write(tmp_path / "pieces", halves, micro)
+    assert metadata(tmp_path / "pieces")["checksums"] == metadata(micro_checkpoint)["checksums"]
+    assert checkpoint.is_whole(tmp_path / "pieces")
+
+
+def test_the_bundled_checkpoint_has_checksums():
+    stored = checkpoint.stored_arrays(BUNDLED)
+    assert metadata(BUNDLED)["checksums"].keys() == stored.keys()
+    assert checkpoint.is_whole(BUNDLED)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, " " * (65 << 20)], ids=["nested", "large"])
+def test_descriptions_that_are_no_documents(copy, content):
+    (copy / "_CHECKPOINT_METADATA").write_text(content)
+    assert "its preset cannot be read" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "name, family", [("moore-fixed", "moore"), ("musepose", "musepose"), ("novita", "novita"), ("paper", "sd15")]
+)
+def test_what_lacks_is_added_as_its_preset_says(name, family):
+    advice = checkpoint.completing(pathlib.Path("ckpt"), presets()[name], ["vae", "motion_module"])
+    assert advice == f"add it with animate-jax weights import {family} --vae FILE --motion FILE --output ckpt"
+
+
+def test_doctor_is_red_where_parts_are_missing(micro, micro_params, tmp_path):
+    checkpoint.save(tmp_path / "part", {k: v for k, v in micro_params.items() if k.startswith("vae.")}, micro)
+    finding = doctor.weights(str(tmp_path / "part"))
+    assert finding.state == "bad" and "lacks denoising_unet, motion_module" in finding.text
+    assert "weights import sd15 --denoising-unet FILE --motion FILE" in finding.text
+    assert doctor.weights("tiny").state == "ok"

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
-from animate_jax.weights import checkpoint, families
+from animate_jax.weights import checkpoint
+from animate_jax.weights import tensor as tensors
 from animate_jax.weights.export import export
 from animate_jax.weights.families import import_, locate
 from animate_jax.weights.layouts import animatediff_to_adapter
@@ -177,8 +178,8 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[1])
 from conftest import SMALL
-from animate_jax.weights import families
-families.BATCH = 20_000
+from animate_jax.weights import families, tensor
+tensor.BATCH = 20_000
 wanted = families.in_batches
 def dying(sizes):
     for number, batch in enumerate(wanted(sizes)):
@@ -206,7 +207,7 @@ def test_a_killed_import_leaves_no_checkpoint(moore_directory, small, tmp_path):
 def test_an_import_that_fails_leaves_the_old_checkpoint(moore_directory, small, tmp_path, monkeypatch):
     import_(locate(moore_directory, "moore"), tmp_path / "ckpt", small)
     vae = moore_directory / "sd-vae-ft-mse" / "diffusion_pytorch_model.bin"
-    monkeypatch.setattr(families, "BATCH", 20_000)
+    monkeypatch.setattr(tensors, "BATCH", 20_000)
     monkeypatch.setattr(checkpoint.ocp.partial, "finalize", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         import_({"vae": vae}, tmp_path / "ckpt", small)
