@@ -53,7 +53,9 @@ BUNDLED = pathlib.Path(__file__).parent / "assets" / "tiny"
 EXAMPLE = pathlib.Path(__file__).parent / "assets" / "example"  # reference.png and driving.mp4
 KEYPOINT_FILES = (".json", ".npz", ".npy")
 DECODE_CHUNK = 8  # frames decoded at once
-KEPT_WINDOWS = 4  # pose features of so many windows stay on the device; those of longer videos are made when needed
+# Pose and deep features of so many windows stay on the device. Of longer videos the former are made when needed, the
+# latter wait in host memory.
+KEPT_WINDOWS = 4
 SEEDS = 2**32  # JAX takes a seed modulo this
 MOST_GUIDANCE = 100.0
 ADDED = 1  # tells a video's key of the noise added on the way from that of the noise it starts from
@@ -374,21 +376,28 @@ class Pipeline:
                 path: leaf.astype(dtype) if path.startswith("denoising_unet") else leaf for path, leaf in params.items()
             }
         conditioning = narrowed(conditioning, dtype)
-        deep: dict[tuple[int, ...], tuple[Array, int]] = {}  # by window: deep features, and how often they were used
+        # By window: deep features, and how often they were used; and the windows whose features stay on the device.
+        deep: dict[tuple[int, ...], tuple[Array | np.ndarray | None, int]] = {}
+        near: set[tuple[int, ...]] = set()
 
         def evaluate(x: Latents | Array, t: np.ndarray | Array, window: np.ndarray, pose: Array) -> Array:
             x, pose = narrowed((x, pose), dtype)
             if options.reuse == 1:
                 return self._denoise(params, x, t, conditioning, pose, **int8).astype(jnp.float32)
             key = tuple(window.ravel().tolist())
-            kept, used = deep.get(key, (None, options.reuse))
+            kept, used = deep.pop(key, (None, options.reuse))
             if used < options.reuse:  # of both halves, the conditional one comes last, where guidance has ended
-                kept = kept if len(x) == len(kept) else kept[1::2]
-                prediction, _ = self._denoise_keeping(params, x, t, conditioning, pose, kept, **int8)
+                shared = self.over_rows(jnp.asarray(kept if len(x) == len(kept) else kept[1::2]))
+                prediction, _ = self._denoise_keeping(params, x, t, conditioning, pose, shared, **int8)
             else:
                 used = 0
                 prediction, kept = self._denoise_keeping(params, x, t, conditioning, pose, **int8)
-            deep[key] = kept, used + 1
+                if key in near or len(near) < KEPT_WINDOWS:
+                    near.add(key)
+                else:
+                    kept = np.array(kept)  # a copy, also where host and device are one
+            if used + 1 < options.reuse:
+                deep[key] = kept, used + 1
             return prediction.astype(jnp.float32)
 
         return evaluate

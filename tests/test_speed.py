@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from animate_jax import pipeline as pipeline_module
 from animate_jax.config import presets, speeds
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
@@ -82,6 +83,28 @@ def test_deep_features_are_reused_as_often_as_asked(pipeline, monkeypatch):
     calls.clear()
     latents(pipeline, frames=7, steps=2, reuse=2)  # two windows, each with features of its own
     assert calls == [(2, 0), (2, 0), (2, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_the_device_never_holds_the_features_of_a_long_video(pipeline, shift):
+    """What lives on it is as large for 180 frames as for 20, and the numbers do not depend on where features wait."""
+
+    def most(frames):
+        held = []
+        watch = lambda *_: held.append(sum(array.nbytes for array in jax.live_arrays()))  # noqa: E731
+        options = pipeline.options(steps=3, reuse=2, shift_windows=shift)
+        conditioning = pipeline.condition(picture(), POSES[0], options)
+        made = pipeline.sample(conditioning, np.resize(POSES, (frames, 64, 48, 3)), options, 0, False, watch)
+        return max(held), made
+
+    most(20)
+    (short, _), (longer, _), (long, made) = map(most, (20, 60, 180))
+    assert longer <= short * 1.001 and long <= short * 1.001
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_module, "KEPT_WINDOWS", 1000)
+        everything, same = most(180)
+    assert everything > 1.2 * long
+    np.testing.assert_array_equal(made, same)
 
 
 def test_half_precision_is_near(pipeline):
