@@ -11,6 +11,8 @@ WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
 INSTRUCTION = re.compile(
     r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*?)\)"
 )  # name, shape, operation, operands
+# In the name of what is computed for the second time, in place of being kept for the backward pass (`jax.checkpoint`).
+AGAIN = "/rematted_computation/"
 # These only name what lies in memory already, or start what another instruction's operands and result tell.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 
@@ -31,13 +33,14 @@ def collective_bytes(hlo: str) -> dict[str, float]:
     return total
 
 
-def product_flops(hlo: str) -> float:
-    """FLOPs of convolutions, as which a TPU does its matrix products, too; products with padding do not count."""
+def product_flops(hlo: str, only: str = "") -> float:
+    """FLOPs of convolutions, as which a TPU does its matrix products, too; products with padding do not count. Of those
+    with `only` in their line."""
     shapes = shapes_by_name(hlo)
     total = 0.0
     for times, line in executed(hlo):
         found = re.search(r"= (.*?) convolution\(%?([\w.\-]+), %?([\w.\-]+)\)", line)
-        if not found:
+        if not found or only not in line:
             continue
         (_, result), (_, left), (_, right) = (arrays(text)[0] for text in (
             found.group(1), shapes[found.group(2)], shapes[found.group(3)]))  # fmt: skip
@@ -67,8 +70,9 @@ def allocated_bytes(buffers: str) -> float:
     return float(sum(int(size) for size, about in found if "color" not in about and "thread-local" not in about))
 
 
-def kernel_flops(hlo: str) -> float:
-    """FLOPs of the attention kernels, into which the compiler does not see: products of queries and keys' size.
+def kernel_flops(hlo: str, only: str = "") -> float:
+    """FLOPs of the attention kernels, into which the compiler does not see: products of queries and keys' size. Of
+    those with `only` in their line.
 
     Keys beyond the number of queries are a reference picture's. Each query then sees as many of its own frame's, and
     the kernel leaves out the other frames.
@@ -77,12 +81,20 @@ def kernel_flops(hlo: str) -> float:
     total = 0.0
     for times, line in executed(hlo):
         found = re.search(r"%splash_mha_(fwd|dq|dkv)\S* = .*operand_layout_constraints=\{(.*?\})\}", line)
-        if found:
+        if found and only in line:
             # [..., heads, width, tokens]: queries, then keys
             query, key = [dims for kind, dims in arrays(found.group(2)) if "f" in kind and len(dims) >= 3][:2]
             seen = 2 * (key[-1] - query[-1]) or key[-1]
             total += times * products[found.group(1)] * 2.0 * math.prod(query) * seen
     return total
+
+
+def recomputed_flops(hlo: str) -> float | None:
+    """FLOPs of products that are computed for the second time; None where they are calls of a library (on GPUs), whose
+    text does not tell their size."""
+    if any(AGAIN in line and "custom_call_target=" in line and "splash_mha" not in line for line in hlo.splitlines()):
+        return None
+    return product_flops(hlo, AGAIN) + kernel_flops(hlo, AGAIN)
 
 
 def memory_traffic(hlo: str) -> float:

@@ -37,6 +37,7 @@ class Plan:
     cuts: Mapping[str, str]  # what to do when that kind is too much
     overflow: str | None  # the compiler's words when the step does not fit
     flops: float = 0.0
+    recomputed: float = 0.0  # of the FLOPs, those that `remat` does for the second time
     traffic: float = 0.0  # memory reads and writes
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)  # by kind
     compile_seconds: float = 0.0
@@ -60,7 +61,8 @@ class Plan:
             kind = max(self.memory, key=self.memory.__getitem__)
             lines += [f"does not fit: {self.overflow}", f"largest: {kind}; {self.cuts[kind]}"]
             return "\n".join(lines)
-        lines.append(f"  {'FLOPs':<20}{self.flops / 1e12:9.2f} T")
+        again = f", of them {self.recomputed / 1e12:.2f} T for the second time" if self.recomputed else ""
+        lines.append(f"  {'FLOPs':<20}{self.flops / 1e12:9.2f} T{again}")
         lines.append(f"  {'memory traffic':<20}{self.traffic / 1e9:9.2f} GB")
         lines += [f"  {kind:<20}{size / 1e9:9.3f} GB" for kind, size in self.collectives.items() if size]
         bounds = ", ".join(f"{name} {value:.3f}" for name, value in self.seconds.items())
@@ -129,7 +131,8 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
     fresh = max(hlo.allocated_bytes(buffers) - sum(held.values()), 0.0)
     return Plan(
         dict(mesh.shape), chip, {**held, "activations": fresh}, cuts, None,
-        flops=hlo.product_flops(text) + hlo.kernel_flops(text), traffic=hlo.memory_traffic(text),
+        flops=hlo.product_flops(text) + hlo.kernel_flops(text),
+        recomputed=hlo.recomputed_flops(text) or 0.0, traffic=hlo.memory_traffic(text),
         collectives=hlo.collective_bytes(text), compile_seconds=time.monotonic() - began,
     )  # fmt: skip
 

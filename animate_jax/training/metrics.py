@@ -20,6 +20,7 @@ from animate_jax.atomic import atomic_file
 from animate_jax.errors import UserError
 from animate_jax.models.params import Params
 from animate_jax.parallel.chips import find_chip
+from animate_jax.parallel.hlo import recomputed_flops
 from animate_jax.parallel.plan import step_flops
 
 # tensorboardX imports torch if it can: 3 s, for tensors that it never gets here. None makes that import fail.
@@ -162,12 +163,13 @@ class Clock:
 
     def __init__(self, images: int, device_kind: str):
         self._images, self._chip, self._flops = images, find_chip(device_kind), 0.0
+        self._again: float | None = None
         self.restart()
 
     def begin(self, step: jax.stages.Compiled, trainable: Params, passes: int = 1) -> None:
         """`passes` micro-batches make a step."""
         if self._chip:
-            self._flops = step_flops(step, trainable, passes)
+            self._flops, self._again = step_flops(step, trainable, passes), recomputed_flops(step.as_text())
         self.restart()
 
     def restart(self) -> None:
@@ -192,7 +194,9 @@ class Clock:
 
     def rates(self, steps: int) -> dict[str, float]:
         """Of the `steps` since the restart: steps and images per second, the share of the time spent waiting for data,
-        the spread of the steps' times, and `mfu`, the share of the chip's peak that `step_flops` amounts to."""
+        the spread of the steps' times, and two shares of the chip's peak: `hfu` counts all that it computes, `mfu`
+        leaves out what `remat` does for the second time (Chowdhery et al. 2022, appendix B). On GPUs with `remat` only
+        the first is known."""
         seconds = self.seconds
         rates = {"steps_per_second": steps / seconds, "images_per_second": steps * self._images / seconds}
         rates["data_wait"] = self.waited / seconds
@@ -200,5 +204,8 @@ class Clock:
             middle, late, longest = np.percentile(np.diff(self._ticks), [50, 95, 100])
             rates |= {"step_seconds_p50": middle, "step_seconds_p95": late, "step_seconds_max": longest}
         if self._chip and self._flops:
-            rates["mfu"] = self._flops * rates["steps_per_second"] / self._chip.flops
+            per_flop = rates["steps_per_second"] / self._chip.flops
+            rates["hfu"] = self._flops * per_flop
+            if self._again is not None:
+                rates["mfu"] = (self._flops - self._again) * per_flop
         return rates

@@ -81,3 +81,28 @@ ENTRY %main (p0: f32[8]) -> f32[8] {
     assert hlo.memory_traffic(text) == 32 + 32 + 32
     buffers = "allocation 0: size 64, parameter 2:\nallocation 1: size 8, color 2, preallocated-temp:\n"
     assert hlo.allocated_bytes(buffers + "allocation 2: size 32, preallocated-temp:\n") == 96
+
+
+def test_what_is_computed_again_is_told_apart():
+    def text(function):
+        function = jax.jit(jax.value_and_grad(function))
+        lowered = function.lower(jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32))
+        return lowered.as_text("hlo", debug_info=True)
+
+    def layer(x):
+        convolved = jax.lax.conv_general_dilated(x, jnp.ones((3, 3, 4, 4)), (1, 1), "SAME",
+                                                 dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+        return jnp.sin(convolved).sum()
+
+    once = hlo.product_flops(text(layer))
+    again = text(jax.checkpoint(layer))
+    assert hlo.recomputed_flops(text(layer)) == 0
+    assert 0 < hlo.recomputed_flops(again) < hlo.product_flops(again)
+    assert hlo.product_flops(again) - hlo.recomputed_flops(again) == pytest.approx(once)
+
+
+def test_what_libraries_compute_again_is_unknown():
+    call = '  %gemm = f32[8,8]{1,0} custom-call(%a, %b), custom_call_target="__cublas$gemm", metadata={op_name="OP"}'
+    text = "ENTRY %main (p: f32[8,8]) -> f32[8,8] {\n" + call + "\n}\n"
+    assert hlo.recomputed_flops(text.replace("OP", "jit(step)/dot_general")) == 0
+    assert hlo.recomputed_flops(text.replace("OP", "jit(step)/checkpoint/rematted_computation/dot_general")) is None

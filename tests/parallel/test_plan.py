@@ -56,19 +56,26 @@ def test_a_plan_tells_what_bounds_the_step_and_what_to_cut():
     memory = {"weights": 2e9, "optimizer": 3e9, "batch": 1e8, "activations": 6e9}
     cuts = {"optimizer": "raise --mesh.fsdp"}
     mesh, sent = {"data": 4, "fsdp": 2, "frames": 2}, {"all-reduce": 2e10}
-    fits = plan.Plan(mesh, chip, memory, cuts, None, 197e12, 819e8, sent, 60.0)
+    fits = plan.Plan(mesh, chip, memory, cuts, None, 197e12, 37e12, 819e8, sent, 60.0)
     assert fits.seconds == {"compute": 1.0, "memory": 0.1, "links": 0.1}
     assert "16 chips v5e: data 4 x fsdp 2 x frames 2" in str(fits)
+    assert "197.00 T, of them 37.00 T for the second time" in str(fits)
     assert "step at least 1.000 s" in str(fits) and "11.10 GB of 16 GB" in str(fits)
     over = dataclasses.replace(fits, memory={**memory, "optimizer": 14e9}, overflow="Used 23.3G of 15.75G hbm")
     assert "does not fit: Used 23.3G of 15.75G hbm\nlargest: optimizer; raise --mesh.fsdp" in str(over)
 
 
 def test_chips_are_known_by_what_jax_calls_them():
-    names = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e",
-             "NVIDIA A100-SXM4-40GB": "A100-40GB", "NVIDIA H100 80GB HBM3": "H100"}  # fmt: skip
+    names = {
+        "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e",
+        "TPU7x": "half a TPU7x", "NVIDIA A100-SXM4-40GB": "A100-40GB", "NVIDIA A100-PCIE-40GB": "A100-40GB",
+        "NVIDIA A100-SXM4-80GB": "A100-80GB", "NVIDIA A100 80GB PCIe": "A100-80GB PCIe",
+        "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H100 PCIe": "H100 PCIe", "NVIDIA H100 NVL": "H100 NVL",
+        "NVIDIA H200": "H200", "NVIDIA H200 NVL": "H200 NVL", "NVIDIA B200": "B200", "NVIDIA GB200": "GB200",
+        "NVIDIA L4": "L4", "NVIDIA L40": "L40", "NVIDIA L40S": "L40S",
+    }  # fmt: skip
     assert {kind: find_chip(kind).name for kind in names} == names
-    assert find_chip("cpu") is None
+    assert find_chip("cpu") is None and find_chip("NVIDIA A10") is None
 
 
 def test_without_the_compiler_the_user_hears_what_to_install(monkeypatch):
