@@ -15,7 +15,7 @@ sample: .venv/installed
 	$(BIN)/python sample.py
 
 test: .venv/tested
-	$(BIN)/python -m pytest -q
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q  # libtpu, which is there for its compiler, looks for TPUs
 
 slow: .venv/tested
 	$(BIN)/python -m pytest -q -m slow

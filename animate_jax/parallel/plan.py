@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -157,10 +158,21 @@ def compile_to_text(lowered: jax.stages.Lowered, options: dict[str, Any], folder
     stem = "*.after_optimizations"  # the report is written when the other two are complete
     while not any(folder.glob(f"{stem}-memory-usage-report.txt")):
         if not thread.is_alive():
-            raise errors[0] if errors else RuntimeError("the compiler wrote nothing")
+            raise errors[0] if errors else unreadable()
         time.sleep(0.2)
-    program, buffers = (next(folder.glob(f"{stem}{kind}.txt")) for kind in ("", "-buffer-assignment"))
-    return program.read_text(), buffers.read_text()
+    texts = [next(folder.glob(f"{stem}{kind}.txt"), None) for kind in ("", "-buffer-assignment")]
+    if None in texts:
+        raise unreadable()
+    return texts[0].read_text(), texts[1].read_text()
+
+
+def unreadable() -> UserError:
+    """Another compiler than the one that JAX names writes down other things."""
+    wanted = [line.partition(";")[0].strip() for line in metadata.requires("jax") or () if line.startswith("libtpu")]
+    return UserError(
+        f"--plan: the TPU compiler (libtpu {metadata.version('libtpu')}) wrote nothing that can be read here; "
+        f"pip install '{wanted[0] if wanted else 'jax[tpu]'}'"
+    )
 
 
 def step_flops(step: jax.stages.Compiled, trainable: Any, passes: int = 1) -> float:

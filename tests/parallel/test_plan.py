@@ -84,6 +84,13 @@ def test_without_the_compiler_the_user_hears_what_to_install(monkeypatch):
         plan.topology_devices("v5e:4x4")
 
 
+def test_another_compiler_is_told_with_the_version_that_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan.metadata, "version", lambda name: "0.0.52")
+    with pytest.raises(UserError, match=r"libtpu 0.0.52\) wrote nothing .*; pip install 'libtpu==") as told:
+        plan.compile_to_text(jax.jit(jnp.sin).lower(jnp.ones(3)), {}, tmp_path)  # a CPU's compiler
+    assert "\n" not in str(told.value)
+
+
 # A process of its own: the compiler for TPUs is loaded once, and its surroundings are set before.
 COMPILE = """
 import dataclasses, json, os, sys
@@ -137,7 +144,6 @@ def planned(script, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 @needs_compiler
 def test_a_small_step_compiled_for_sixteen_chips():
     answer = planned(COMPILE)
