@@ -143,7 +143,8 @@ def write_pth(path: pathlib.Path, source: pathlib.Path, leaves: Stored, tables: 
         return torch.from_numpy(array)
 
     state_dict = {key: tensor(array) for key, array in tensors(source, leaves, bar)}
-    torch.save(state_dict | {key: tensor(table) for key, table in tables.items()}, path)
+    with path.open("wb") as file:  # whose errors say that the disk is full; torch's own do not
+        torch.save(state_dict | {key: tensor(table) for key, table in tables.items()}, file)
 
 
 def folder_config(part: str, model: ModelConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -237,6 +238,19 @@ def test_export_never_replaces(moore_directory, small, tmp_path):
     import_(locate(moore_directory, "moore"), tmp_path / "ckpt", small)
     with pytest.raises(UserError, match="is there already"):
         export(tmp_path / "ckpt", "moore", moore_directory)
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_an_export_onto_a_full_disk(form, moore_directory, small, tmp_path):
+    import_(locate(moore_directory, "moore"), tmp_path / "ckpt", small)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"out: cannot be written \(file too large\): make room$"):
+            export(tmp_path / "ckpt", "moore", tmp_path / "out", form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {child.name for child in tmp_path.iterdir()} == {"pretrained_weights", "ckpt"}
 
 
 def test_without_torch(torch_parts, small, tmp_path):
