@@ -15,6 +15,7 @@ Prediction = Literal["epsilon", "v", "x0"]
 Remat = Literal["none", "blocks", "dots"]
 PoseStyle = Literal["none", "paper", "moore", "musepose", "tiny"]  # none draws nothing: the ablation
 ReferenceUse = Literal["attention", "addition", "none"]
+Appearance = Literal["none", "warp"]
 DType = Literal["float32", "bfloat16"]
 
 
@@ -33,6 +34,9 @@ class UNetConfig:
     # The paper's attention to ReferenceNet's features, or its ablations: added in place as ControlNet does, CLIP only.
     reference: ReferenceUse = "attention"
     position_embedding: bool = False  # fixed 2-D sinusoid at the entry of every spatial transformer
+    # Not the paper's: the reference, warped into each frame's pose part by part, is seen beside the pose, and the
+    # model may copy from it. For models that predict x0.
+    appearance: Appearance = "none"
     # temporal layers
     motion_max_length: int = 32  # longest window in frames
     motion_mid_block: bool = True
@@ -183,7 +187,7 @@ def presets() -> dict[str, Preset]:
     closed loop, `musepose` and `novita` are MusePose (every second frame of a 30 fps video, windows of 48) and
     novitalabs/AnimateAnyone (Moore's numerics, a smaller Pose Guider, no face), `tiny` is the model trained on
     rendered people that ships with the package, and `tiny-clip-only`, `tiny-controlnet`, `tiny-no-pose` the paper's
-    ablations of it."""
+    ablations of it. `tiny-warp` also sees the reference warped into every pose."""
     sd15 = ModelConfig.sd15()
     linear = ScheduleConfig(beta_schedule="linear")
     moore = SamplingConfig(512, 784, steps=30, closed_loop=True, blend="flat", pose_style="moore")
@@ -195,8 +199,9 @@ def presets() -> dict[str, Preset]:
                   SamplingConfig(96, 128, steps=2, guidance=1.0, window=16, overlap=4, shared_noise=True,
                                  pose_style="tiny", fps=10.0))  # fmt: skip
 
-    def ablated(name: str, reference: ReferenceUse = "attention", pose_style: PoseStyle = "tiny") -> Preset:
-        unet = dataclasses.replace(tiny.model.unet, reference=reference)
+    def varied(name: str, reference: ReferenceUse = "attention", pose_style: PoseStyle = "tiny",
+               appearance: Appearance = "none") -> Preset:  # fmt: skip
+        unet = dataclasses.replace(tiny.model.unet, reference=reference, appearance=appearance)
         return Preset(name, dataclasses.replace(tiny.model, unet=unet), tiny.schedule,
                       dataclasses.replace(tiny.sampling, pose_style=pose_style))  # fmt: skip
 
@@ -208,9 +213,10 @@ def presets() -> dict[str, Preset]:
         Preset("musepose", long, ScheduleConfig(), musepose),
         Preset("novita", small_guider, linear, novita),
         tiny,
-        ablated("tiny-clip-only", reference="none"),
-        ablated("tiny-controlnet", reference="addition"),
-        ablated("tiny-no-pose", pose_style="none"),
+        varied("tiny-clip-only", reference="none"),
+        varied("tiny-controlnet", reference="addition"),
+        varied("tiny-no-pose", pose_style="none"),
+        varied("tiny-warp", appearance="warp"),
     ]  # fmt: skip
     return {family.name: family for family in families}
 
@@ -286,6 +292,7 @@ class DiffusionLossConfig:
     perceptual: float = 0.0
     perceptual_crop: int = 64  # pixels
     perceptual_frames: int = 1  # of each clip, drawn anew in each step
+    pixels: float = 0.0  # times the mean absolute difference of those squares, in levels of [-1, 1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ def features(
 @functools.partial(jax.jit, static_argnums=0)
 def _features(graphdef: nnx.GraphDef, params: P.Params, x: Array, t: Array, conditioning: Conditioning, poses: Array):
     model = P.merge(graphdef, params)
-    return model.denoising_unet(x, t, conditioning, model.pose_guider(poses))[1]
+    return model.denoising_unet(x, t, conditioning, model.guide(poses))[1]
 
 
 def reference_attention(

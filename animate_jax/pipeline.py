@@ -37,7 +37,7 @@ from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.mesh import AXES
 from animate_jax.parallel.rules import shardings
 from animate_jax.pose.align import portrait
-from animate_jax.pose.detect import Detector, detect, require_person
+from animate_jax.pose.detect import Detector, detect, require_person, segment
 from animate_jax.pose.draw import Drawn, draw
 from animate_jax.pose.files import read_poses
 from animate_jax.pose.inspect import shows_drawn_poses, warn, warn_of_fit, warn_of_gaps
@@ -45,6 +45,7 @@ from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.retarget import Alignment, bring
 from animate_jax.pose.smooth import smooth
 from animate_jax.pose.track import check_person
+from animate_jax.pose.warp import Warped, warp
 from animate_jax.video.files import check_rate, frame_count, frame_rate, iter_frames, read_image
 from animate_jax.video.preprocess import clip_pixels
 from animate_jax.weights import checkpoint, hub
@@ -85,6 +86,7 @@ class Pipeline:
         self.dtype = next(iter(params.values())).dtype
         self.rows = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1  # windows, one for each group of devices
         self.schedule = make_schedule(preset.schedule)
+        self.copies = preset.model.unet.appearance != "none"  # sees the warped reference
         graphdef, _ = P.abstract(preset.model)
 
         def compiled(function: Callable) -> Callable:
@@ -101,7 +103,10 @@ class Pipeline:
         self._encode = compiled(lambda model, pictures: model.vae.to_latents(pictures))
         self._decode = compiled(lambda model, latents: bytes_of(model.vae.to_images(latents)))
         self._condition = compiled(lambda model, *inputs: model.condition(*inputs))
-        self._guide_pose = compiled(lambda model, poses: model.pose_guider(poses))
+        self._blend = compiled(
+            lambda model, latents, *warped: bytes_of(model.appearance_blend(model.vae.to_images(latents), *warped))
+        )
+        self._guide_pose = compiled(lambda model, *inputs: model.guide(*inputs))
         self._denoise = compiled(lambda model, *inputs: model.denoise(*inputs))
         self._denoise_keeping = compiled(lambda model, *inputs: model.denoise_keeping(*inputs))
 
@@ -196,14 +201,16 @@ class Pipeline:
         conditions = [self.condition(cut, draw(own, *size, options.pose_style), options) for cut, own in cuts]
         pairs = list(itertools.product(zip(cuts, conditions, strict=True), motions))
         poses = [self.draw_motion(motion, own, options, align) for ((_, own), _), motion in pairs]
+        warped = [self.warp(cut, own, motion) for (((cut, own), _), _), motion in zip(pairs, poses, strict=True)]
         latents: dict[int, Latents] = {}
         for length in sorted({len(one) for one in poses}):
             rows = [row for row, one in enumerate(poses) if len(one) == length]
             conditioning = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(pairs[row][0][1] for row in rows))
-            batch = self.sample(conditioning, [poses[row] for row in rows], options, seed, progress, watch)
+            batch = self.sample(conditioning, [poses[row] for row in rows], options, seed, progress, watch,
+                                [warped[row] for row in rows])  # fmt: skip
             latents |= dict(zip(rows, batch, strict=True))
         streams = [
-            Stream(self.decode_chunks(latents[row]), motion.fps, cut, own, motion, poses[row])
+            Stream(self.decode_chunks(latents[row], warped[row]), motion.fps, cut, own, motion, poses[row])
             for row, (((cut, own), _), motion) in enumerate(pairs)
         ]
         return streams if isinstance(reference, Many) or isinstance(driving, Many) else streams[0]
@@ -306,6 +313,19 @@ class Pipeline:
         warn_of_fit(fitted, options.pose_style)
         return Drawn(fitted, *size, options.pose_style)
 
+    def warp(self, picture: Picture, own: Keypoints, poses: Poses) -> Warped | None:
+        """The reference warped into every frame, for models with `appearance`; None for others.
+
+        Args:
+            picture, own: as `frame_reference` cuts it.
+            poses: from `draw_motion`; ready-made pose pictures do not tell where joints are: their frames show the
+                reference's background alone.
+        """
+        if not self.copies:
+            return None
+        driven = poses.keypoints if isinstance(poses, Drawn) else Keypoints.missing(len(poses))
+        return warp(picture, segment(picture, own), own, driven)
+
     def condition(self, picture: Picture, own_pose: Picture, options: SamplingConfig) -> Conditioning:
         """What the model keeps of the character, once per video: keys, values and CLIP's share per block.
 
@@ -319,7 +339,8 @@ class Pipeline:
         return self._condition(self.params, *narrowed(inputs, self.dtype))
 
     def sample(self, conditioning: Conditioning, poses: Poses | list[Poses], options: SamplingConfig, seed: int = 0,
-               progress: bool = True, watch: Watch | None = None) -> Latents:  # fmt: skip
+               progress: bool = True, watch: Watch | None = None, warped: Warped | list[Warped | None] | None = None
+               ) -> Latents:  # fmt: skip
         """Denoises the latents of whole videos, window by window; they lie in host memory.
 
         Args:
@@ -327,12 +348,17 @@ class Pipeline:
             poses: uint8 pictures [frames, height, width, 3] or `Drawn` keypoints; of several characters a list, one
                 for each row of `conditioning`, all of one length.
             seed: noise depends on it and on a frame's number alone.
+            warped: from `warp`, one for each of `poses`; only models with `appearance` use it.
 
         Returns:
             float32 [rows, frames, height / d, width / d, channels] in the scale that `decode` takes; d is
             `VAEConfig.downscale`.
         """
         videos = poses if isinstance(poses, list) else [poses]
+        references = warped if isinstance(warped, list) else [warped] * len(videos)
+        if not self.copies:
+            references = [None] * len(videos)
+        behind = [reference and self.encode(reference.background[None])[0] for reference in references]
         scale, frames = self.preset.model.vae.downscale, len(videos[0])
         shape = options.height // scale, options.width // scale, self.preset.model.unet.in_channels
         key = jax.random.key(seed)
@@ -344,8 +370,20 @@ class Pipeline:
 
         @functools.lru_cache(KEPT_WINDOWS)
         def features(window: tuple[int, ...]) -> Array:
-            pictures = [narrowed(unit(video[np.array(window)]), self.dtype) for video in videos]
-            guided = [self._guide_pose(self.params, jnp.stack(frame)[:, None]) for frame in zip(*pictures, strict=True)]
+            which, rows = np.array(window), []
+            for video, reference, background in zip(videos, references, behind, strict=True):
+                row = [unit(video[which])[:, None]]
+                if reference:
+                    pictures, masks = reference[which]
+                    latents = [self.encode(picture[None])[0] for picture in pictures]
+                    row += [latents, [background] * len(which), unit(masks)[:, None]]
+                rows.append(zip(*row, strict=True))
+            guided = [
+                self._guide_pose(
+                    self.params, *(narrowed(jnp.stack(part), self.dtype) for part in zip(*frame, strict=True))
+                )
+                for frame in zip(*rows, strict=True)
+            ]
             return jnp.concatenate(guided, 1)
 
         def denoise(x: Latents, t: np.ndarray, window: np.ndarray) -> Array:
@@ -357,7 +395,8 @@ class Pipeline:
             prediction = evaluate(*self.over_rows((x, t)), window, self.over_rows(pose))
             if watch:
                 shown = prediction[-1:, :1], x[-1:, :1], t[-1:].astype(int)
-                watch(next(done) / total, lambda: self.decode(self.schedule.to_x0_epsilon(*shown)[0])[0])
+                reference = references[-1] and references[-1].of(window[-1, :1])
+                watch(next(done) / total, lambda: self.decode(self.schedule.to_x0_epsilon(*shown)[0], reference)[0])
             return prediction
 
         evaluate = self.evaluator(conditioning, options)
@@ -406,18 +445,24 @@ class Pipeline:
         """uint8 frames [f, height, width, 3] -> the autoencoder's scaled latents, `vae.downscale` pixels a position."""
         return self._encode(self.params, narrowed(signed(pictures), self.dtype))[None]
 
-    def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"]) -> Pictures:
-        """Latents of one video -> uint8 frames [f, height, width, 3]."""
-        return np.concatenate(list(self.decode_chunks(np.asarray(latents[0]))))
+    def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"], warped: Warped | None = None) -> Pictures:
+        """Latents of one video -> uint8 frames [f, height, width, 3]; `warped` as in `decode_chunks`."""
+        return np.concatenate(list(self.decode_chunks(np.asarray(latents[0]), warped)))
 
-    def decode_chunks(self, latents: Float[np.ndarray, "f h w c"]) -> Iterator[Pictures]:
-        """Latents -> uint8 frames, a few at a time."""
+    def decode_chunks(self, latents: Float[np.ndarray, "f h w c"], warped: Warped | None = None) -> Iterator[Pictures]:
+        """Latents -> uint8 frames, a few at a time; of models with `appearance`, blended with the warped reference of
+        as many frames."""
         together = math.lcm(DECODE_CHUNK, self.mesh.size if self.mesh else 1)
         for start in range(0, len(latents), together):
             chunk = latents[start : start + together]
-            padded = np.concatenate([chunk, np.repeat(chunk[-1:], together - len(chunk), 0)])
+            inputs = [chunk]
+            if warped and self.copies:
+                pictures, masks = warped[start : start + together]
+                background = np.broadcast_to(warped.background, pictures.shape)
+                inputs += [signed(pictures), signed(background), unit(masks)]
+            padded = [np.concatenate([part, np.repeat(part[-1:], together - len(part), 0)]) for part in inputs]
             padded = self.over_rows(narrowed(padded, self.dtype), AXES)
-            yield np.asarray(self._decode(self.params, padded))[: len(chunk)]
+            yield np.asarray((self._decode if len(inputs) == 1 else self._blend)(self.params, *padded))[: len(chunk)]
 
     def over_rows(self, tree: Any, axes: tuple[str, ...] = ROWS) -> Any:
         """Divides the first axis of arrays over the devices."""
@@ -447,7 +492,7 @@ def signed(pictures: Pictures) -> Float[Array, "frames height width 3"]:
     return jnp.asarray(pictures, jnp.float32) / 127.5 - 1
 
 
-def unit(pictures: UInt8[np.ndarray, "*frames height width 3"]) -> Float[Array, "*frames height width 3"]:
+def unit(pictures: UInt8[np.ndarray, "*frames height width c"]) -> Float[Array, "*frames height width c"]:
     """uint8 -> [0, 1]."""
     return jnp.asarray(pictures, jnp.float32) / 255
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import jax
@@ -58,11 +59,22 @@ def micro() -> Preset:
 
 
 @pytest.fixture(scope="session")
+def micro_copying() -> Preset:
+    """`micro`, with the warped reference as a condition."""
+    unet = dataclasses.replace(MICRO.model.unet, appearance="warp")
+    return dataclasses.replace(MICRO, model=dataclasses.replace(MICRO.model, unet=unet))
+
+
+@pytest.fixture(scope="session")
 def micro_params() -> P.Params:
     """Random parameters of a sensible size. None is zero, so poses and neighbouring frames change the result."""
+    return random_params(MICRO)
+
+
+def random_params(preset: Preset) -> P.Params:
     random = np.random.default_rng(0)
     params = {}
-    for path, leaf in P.abstract(MICRO.model)[1].items():
+    for path, leaf in P.abstract(preset.model)[1].items():
         array = random.normal(size=leaf.shape)
         if path.endswith("kernel"):
             array /= np.sqrt(array[..., 0].size)

@@ -17,6 +17,7 @@ from animate_jax.pose.draw import Drawn, draw
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import read_image, write_video
+from tests.conftest import random_params
 
 ASTRONAUT = Path(__file__).parent / "data" / "astronaut.jpg"
 
@@ -375,3 +376,49 @@ def test_malformed_keypoints(pipeline, anybody, picture, tmp_path):
     (tmp_path / "poses.json").write_text(json.dumps({"people": 3}))
     with pytest.raises(UserError, match=r"poses\.json: "):
         pipeline(picture, tmp_path / "poses.json", progress=False)
+
+
+@pytest.fixture(scope="module")
+def copying(micro_copying, compile_fast):
+    """A model whose prediction is the warped reference, and whose pictures are its pixels."""
+    params = random_params(micro_copying)
+    for layer, bias in (("denoising_unet.appearance_conv_out", 1.0), ("appearance_blend.conv_out", 30.0)):
+        params[f"{layer}.kernel"] = 0 * params[f"{layer}.kernel"]
+        params[f"{layer}.bias"] = 0 * params[f"{layer}.bias"] + bias
+    return Pipeline(params, micro_copying)
+
+
+def test_every_frame_sees_the_reference_in_its_own_pose(copying, anybody, picture, monkeypatch):
+    monkeypatch.setattr(module, "segment", lambda picture, person: None)  # capsules
+    own, motion = copying.frame_reference(picture, copying.options())
+    poses = copying.draw_motion(walk(6), motion, copying.options())
+    warped = copying.warp(own, motion, poses)
+    expected, masks = warped[:]
+    assert len(np.unique(expected.reshape(6, -1), axis=0)) > 3 and (masks[..., 0] == 255).mean() > 0.1
+    made = copying(picture, walk(6), progress=False).frames  # two windows
+    assert np.abs(made.astype(int) - expected).max() <= 1
+    options = copying.options(steps=1)
+    latents = copying.sample(
+        copying.condition(own, poses[:1][0], options), poses, options, progress=False, warped=warped
+    )
+    np.testing.assert_allclose(latents, copying.encode(expected), atol=1e-3)
+    shown = []
+    copying(picture, walk(6), progress=False, watch=lambda share, preview: shown.append(preview()))
+    assert np.abs(shown[-1].astype(int) - expected[2]).max() <= 1  # the last window's first frame
+
+
+def test_several_references_keep_their_own_warp(copying, anybody, picture, monkeypatch):
+    monkeypatch.setattr(module, "segment", lambda picture, person: None)
+    other = 255 - picture
+    both = copying([picture, other], walk(3), progress=False)
+    for made, reference in zip(both, (picture, other), strict=True):
+        np.testing.assert_array_equal(made.frames, copying(reference, walk(3), progress=False).frames)
+
+
+def test_pose_pictures_without_joints_show_the_background(copying, anybody, picture, monkeypatch):
+    monkeypatch.setattr(module, "segment", lambda picture, person: None)
+    own, motion = copying.frame_reference(picture, copying.options())
+    drawn = Motion(10.0, pictures=np.zeros((3, 64, 48, 3), np.uint8))
+    made = copying(picture, drawn, progress=False).frames
+    background = copying.warp(own, motion, drawn.pictures).background
+    assert np.abs(made.astype(int) - background).max() <= 1

@@ -22,6 +22,7 @@ from animate_jax.config import DataConfig, Preset
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import LIMBS, VISIBLE, draw
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.warp import PARTS, Warped, capsules, without_person
 from animate_jax.video.preprocess import clip_pixels
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ RIM = 0.12  # around the person's keypoints, which end at eyes, wrists and ankle
 ROOM = (1.0, 1.4)  # size of a crop per size of the person with the rim
 LIMB = 0.12  # width of the masked band around a bone, per diagonal of the person's keypoints
 TORSO = [2, 5, 11, 8]  # shoulders and hips, around
+
+# What a share of the clips sees as if poses and mask had been detected, not rendered.
+DETECTED = 0.5
+JITTER = 2 / 128  # standard deviation of joints is up to this, in picture heights
+MASK_ERROR = 2  # pixels by which the mask may be too small or too large
+CAPSULES = 0.3  # share of them without any mask
+LOST = 0.1  # chance of a part to be lost, and of all in any clip
 
 
 @runtime_checkable
@@ -48,7 +56,8 @@ class Samples:
     """A clip number -> one training sample; the same number always gives the same sample.
 
     reference, reference_pose [H, W, 3] uint8; clip_pixels [S, S, 3] float32; frames, poses [F, H, W, 3] uint8;
-    masks [F, H, W] uint8, the person's share of each pixel.
+    masks [F, H, W] uint8, the person's share of each pixel. For models with `appearance` also background [H, W, 3],
+    warp [F, H, W, 3], warp_masks [F, H, W, 2] uint8, of `Warped`.
     """
 
     source: ClipSource
@@ -65,7 +74,7 @@ class Samples:
         else:
             reference, *targets = map(int, rng.permutation(data.span)[: data.frames + 1])
         picked = self.source.clip(int(index), data.span, [reference, *targets])
-        return to_sample(picked.frames, picked.keypoints, picked.mask, self.preset)
+        return to_sample(picked.frames, picked.keypoints, picked.mask, self.preset, errors(data, index))
 
 
 @dataclasses.dataclass
@@ -104,16 +113,21 @@ class RecordedSamples:
         masks = cover(keypoints, sampling.height, sampling.width)
         if mirrored:  # OpenCV's flip is many times faster than copying a NumPy view
             masks, keypoints = np.stack([cv2.flip(mask, 1) for mask in masks]), keypoints.mirrored()
-        return to_sample(frames, keypoints, masks, self.preset)
+        return to_sample(frames, keypoints, masks, self.preset, errors(data, position))
 
 
 def to_sample(
-    frames: UInt8[np.ndarray, "_ h w 3"], keypoints: Keypoints, mask: UInt8[np.ndarray, "_ h w"], preset: Preset
+    frames: UInt8[np.ndarray, "_ h w 3"],
+    keypoints: Keypoints,
+    mask: UInt8[np.ndarray, "_ h w"],
+    preset: Preset,
+    rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """The training sample of a reference frame and the target frames behind it."""
     model, sampling = preset.model, preset.sampling
     poses = draw(keypoints, *frames.shape[1:3], sampling.pose_style)
-    return {
+    warped = {} if model.unet.appearance == "none" else warp_of(frames[0], mask[0], keypoints, rng)
+    return warped | {
         "reference": frames[0],
         "reference_pose": poses[0],
         "clip_pixels": clip_pixels(frames[0], model.image_encoder.image_size, sampling.clip_resize),
@@ -121,6 +135,31 @@ def to_sample(
         "poses": poses[1:],
         "masks": mask[1:],
     }
+
+
+def errors(data: DataConfig, number: int) -> np.random.Generator:
+    """Of the errors added to a sample; its own generator, so that the rest of the sample does not depend on them."""
+    return np.random.Generator(np.random.PCG64([data.seed, 3, int(number)]))
+
+
+def warp_of(picture: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], keypoints: Keypoints,
+            rng: np.random.Generator) -> dict[str, np.ndarray]:  # fmt: skip
+    """The reference warped into the frames behind it, in a share of the clips with a detector's errors."""
+    height, width = mask.shape
+    lost: tuple[int, ...] = ()
+    if rng.random() < DETECTED:
+        error = rng.normal(0, rng.uniform(0, JITTER), keypoints.body.shape) * (height / width, 1)
+        keypoints = dataclasses.replace(keypoints, body=(keypoints.body + error).astype(np.float32))
+        if rng.random() < CAPSULES:
+            mask = capsules(keypoints[0], height, width)
+        change, reach = (cv2.erode, cv2.dilate)[rng.integers(2)], 2 * int(rng.integers(MASK_ERROR + 1)) + 1
+        mask = cv2.GaussianBlur(change(mask, np.ones((reach, reach), np.uint8)), (3, 3), rng.uniform(0.3, 1.5))
+        lost = tuple(np.flatnonzero(rng.random(PARTS) < LOST).tolist())
+        if rng.random() < LOST:
+            lost = tuple(range(PARTS))
+    background = without_person(picture, mask)
+    warp, masks = Warped(picture, mask, background, keypoints[0], keypoints[1:], lost)[:]
+    return {"background": background, "warp": warp, "warp_masks": masks}
 
 
 def choose_frames(clip: Clip, data: DataConfig, fps: float | None, rng: np.random.Generator) -> list[int]:

@@ -4,8 +4,9 @@
     python -m animate_jax.evaluation --output report/ --checkpoint ckpt/ --protocol ubc_fashion --data data/ubc_fashion
     python -m animate_jax.evaluation --output report/ --results made/ --truth real/
 
-Writes metrics.json, metrics.md, clips.csv, contact_sheet.png and videos/*.mp4 into the output folder. "repeat the
-reference" and the autoencoder's own ceiling stand beside every figure. docs/evaluation.md says what the figures mean.
+Writes metrics.json, metrics.md, clips.csv, contact_sheet.png and videos/*.mp4 into the output folder. Beside every
+figure stand "repeat the reference", the reference warped by its joints without any network, and the autoencoder's own
+ceiling. docs/evaluation.md says what the figures mean.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from animate_jax.evaluation.cases import VIDEOS, Case, filmed, recorded, rendere
 from animate_jax.evaluation.features import person_features
 from animate_jax.evaluation.image_quality import person_box
 from animate_jax.evaluation.protocols import PROTOCOLS, Protocol
-from animate_jax.evaluation.report import AUTOENCODER, REPEATED, RESULT, Frames, Picture, Report, groups, strip
+from animate_jax.evaluation.report import AUTOENCODER, REPEATED, RESULT, WARPED, Frames, Picture, Report, groups, strip
 from animate_jax.evaluation.scores import Measured, Networks, measure
 from animate_jax.evaluation.summary import summarise
 from animate_jax.pipeline import Pipeline
+from animate_jax.pose.detect import segment
 from animate_jax.pose.draw import draw
+from animate_jax.pose.warp import Warped, warp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +78,15 @@ def evaluate(args: Arguments) -> None:
         truths, references, strips = [], [], []
         for case in tqdm(cases, total=count, desc="clips", unit="clip", dynamic_ncols=True):
             poses = draw(case.keypoints, *case.reference.shape[:2], style)
-            videos = {REPEATED: np.broadcast_to(case.reference, case.frames.shape)}
+            own, driven = case.keypoints[0], case.keypoints[1:]
+            warped = warp(case.reference, segment(case.reference, own), own, driven)
+            videos = {REPEATED: np.broadcast_to(case.reference, case.frames.shape), WARPED: warped[:][0]}
             if pipeline is None:
                 videos[RESULT] = case.result
             else:
                 videos[AUTOENCODER] = pipeline.decode(pipeline.encode(case.frames))
-                videos[RESULT] = animate(pipeline, options, case.reference, poses[0], poses[1:], args.seed)
-            judge = functools.partial(measure, truth=case.frames, masks=case.masks[1:], driven=case.keypoints[1:],
+                videos[RESULT] = animate(pipeline, options, case.reference, poses[0], poses[1:], args.seed, warped)
+            judge = functools.partial(measure, truth=case.frames, masks=case.masks[1:], driven=driven,
                                       networks=networks)  # fmt: skip
             for name, video in videos.items():
                 clips.setdefault(name, {})[case.name] = judge(video)
@@ -157,11 +162,13 @@ def is_video_folder(data: str) -> bool:
 
 
 def animate(
-    pipeline: Pipeline, options: SamplingConfig, reference: Picture, own_pose: Picture, poses: Frames, seed: int
-) -> Frames:
-    """The person of `reference`, whose drawn pose is `own_pose`, in the drawn poses."""
+    pipeline: Pipeline, options: SamplingConfig, reference: Picture, own_pose: Picture, poses: Frames, seed: int,
+    warped: Warped,
+) -> Frames:  # fmt: skip
+    """The person of `reference`, whose drawn pose is `own_pose`, in the drawn poses; `warped` into the same."""
     conditioning = pipeline.condition(reference, own_pose, options)
-    return pipeline.decode(pipeline.sample(conditioning, poses, options, seed, progress=False))
+    latents = pipeline.sample(conditioning, poses, options, seed, progress=False, warped=warped)
+    return pipeline.decode(latents, warped)
 
 
 def reference_features(case: Case, networks: Networks) -> Measured:

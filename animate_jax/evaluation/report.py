@@ -25,6 +25,7 @@ Frames = UInt8[np.ndarray, "frames height width 3"]
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
 RESULT, REPEATED, AUTOENCODER = "result", "repeat the reference", "autoencoder (upper bound)"
+WARPED = "warp the reference"
 SHOWN = 2  # clips per group of the sheet
 MOMENTS = (0.15, 0.5, 0.95)  # parts of a clip that the sheet shows
 SMALLEST = 192  # pixels: smaller videos are enlarged to look at
@@ -139,7 +140,7 @@ def _paper_table(figures: Mapping[str, Figures], protocol: Protocol) -> str:
                             for key, value in ((key, row.get(key)) for key in PAPER)]
         for name, row in protocol.rows.items()
     }  # fmt: skip
-    for method in (REPEATED, AUTOENCODER, RESULT):
+    for method in (REPEATED, WARPED, AUTOENCODER, RESULT):
         if method in figures:
             for label, prefix in (("", ""), (", the field's code", "disco_")):
                 row = [figures[method].get(key if key == "fvd" else prefix + key) for key in PAPER]

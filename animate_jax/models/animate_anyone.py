@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from animate_jax.config import ModelConfig
+from animate_jax.models.appearance import AppearanceBlend, AppearanceGuider
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
 from animate_jax.models.layout import frames_divided
 from animate_jax.models.pose_guider import PoseGuider
@@ -28,6 +29,10 @@ class AnimateAnyone(nnx.Module):
             self.reference_pose_guider = PoseGuider(config.pose_guider, rngs=rngs)
         self.image_encoder = CLIPVisionModelWithProjection(config.image_encoder, rngs=rngs)
         self.vae = AutoencoderKL(config.vae, rngs=rngs)
+        if config.unet.appearance == "warp":
+            latent, channels = config.vae.latent_channels, config.pose_guider.conditioning_channels
+            self.appearance_guider = AppearanceGuider(latent, config.vae.downscale, channels, rngs=rngs)
+            self.appearance_blend = AppearanceBlend(rngs=rngs)
 
     def condition(
         self,
@@ -50,6 +55,27 @@ class AnimateAnyone(nnx.Module):
         reference = self.reference_unet(reference_latents, clean, token, pose)
         return self.denoising_unet.condition(token, reference, mask)
 
+    def guide(
+        self,
+        poses: Float[Array, "b f H W 3"],
+        warped: Float[Array, "b f h w c"] | None = None,
+        background: Float[Array, "b 1 h w c"] | None = None,
+        masks: Float[Array, "b f H W 2"] | None = None,
+    ) -> Float[Array, "b f h w d"]:
+        """What the denoising UNet needs of each frame, the same at every step.
+
+        Args:
+            poses: pose pictures in [0, 1].
+            warped, background, masks: only of models with `appearance`: scaled latents of the reference in those poses
+                and of its background, and the masks of `pose.warp.Warped` in [0, 1].
+        """
+        features = self.pose_guider(poses)
+        if self.config.unet.appearance == "none":
+            return features
+        background = jnp.broadcast_to(background, warped.shape)
+        features = features + self.appearance_guider(warped, background, masks)
+        return jnp.concatenate([features, warped.astype(features.dtype)], -1)
+
     def denoise(
         self,
         x: Float[Array, "r f h w c"],
@@ -58,7 +84,7 @@ class AnimateAnyone(nnx.Module):
         pose: Float[Array, "#r #f h w d"],
         temporal: bool = True,
     ) -> Float[Array, "r f h w c"]:
-        """The raw prediction (epsilon, v or x0, as trained). See `UNet.__call__`; `pose` comes from `pose_guider`."""
+        """The raw prediction (epsilon, v or x0, as trained). See `UNet.__call__`; `pose` comes from `guide`."""
         return self._evaluate(x, timesteps, conditioning, pose, temporal, None)[0]
 
     def denoise_keeping(

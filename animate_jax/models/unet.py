@@ -93,6 +93,11 @@ class UNet(nnx.Module):
         if head:
             self.conv_norm_out = GroupNorm(widths[0], config.norm_num_groups, over_frames=config.pool_norm_over_frames)
             self.conv_out = nnx.Conv(widths[0], config.out_channels, (3, 3), padding=1, rngs=rngs)
+        self.copies = head and config.appearance == "warp"
+        if self.copies:
+            self.appearance_conv_out = nnx.Conv(
+                widths[0], config.out_channels, (3, 3), padding=1, kernel_init=nnx.initializers.zeros, rngs=rngs
+            )
 
     def spatial_transformers(self) -> dict[str, Transformer2DModel]:
         """Every spatial transformer by its path, in the order it runs."""
@@ -129,7 +134,8 @@ class UNet(nnx.Module):
             x: noisy latents. With classifier-free guidance the rows are pairs of [unconditional, conditional].
             timesteps: 0..999, one per clip (f = 1) or per frame.
             conditioning: from `condition`, of the conditional rows only.
-            pose: the Pose Guider's features, added after the first convolution.
+            pose: the Pose Guider's features, added after the first convolution; behind them, in models with
+                `appearance`, the warped reference's latents, from which the prediction may copy.
             temporal: False skips the temporal layers (stage 1, single pictures).
             deep: what enters the last up block, of an earlier step; all between it and the first level is then left
                 out (DeepCache, Ma et al. 2023): an approximation.
@@ -161,6 +167,8 @@ class UNet(nnx.Module):
             return x
 
         x = self.conv_in(frames_apart(x))
+        if self.copies:
+            pose, warped = jnp.split(pose, [x.shape[-1]], -1)
         if pose is not None:
             x = x + pose
         skips = [x]
@@ -191,5 +199,9 @@ class UNet(nnx.Module):
         x = up(last, deep)
 
         if self.head:
-            x = self.conv_out(nnx.silu(self.conv_norm_out(x)))
+            hidden = nnx.silu(self.conv_norm_out(x))
+            x = self.conv_out(hidden)
+            if self.copies:
+                # The share of each number that is copied: 0 before training, and not bounded, so that it can grow.
+                x = x + self.appearance_conv_out(hidden) * (warped - x)
         return x, lent, deep

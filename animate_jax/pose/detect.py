@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
@@ -113,6 +114,29 @@ def detect(
     return _with_steady_sides(follow(people, person), shape) if people else Keypoints.missing(0)
 
 
+def segment(
+    picture: UInt8[np.ndarray, "height width 3"], person: Keypoints
+) -> UInt8[np.ndarray, "height width"] | None:
+    """The mask of a person whose keypoints (one frame) `detect` found, 255 inside; None when they are not found again.
+
+    The landmark model's second output, in the crop that fits the person best.
+    """
+    height, width = picture.shape[:2]
+
+    def away(reading: _Reading) -> float:
+        both = (person.body_confidence > 0) & (reading.pose.body_confidence > 0)
+        return float(np.abs(reading.pose.body - person.body)[both].mean()) if both.any() else math.inf
+
+    reading = min(_read(picture, _people(picture)), key=away, default=None)
+    if reading is None or away(reading) == math.inf:
+        return None
+    to_picture = _upright(reading.circle)
+    logits = run("pose_landmark_full", crop(picture, to_picture, LANDMARK_SIZE) / 255)[2][..., 0]
+    index_map = to_picture.copy()
+    index_map[:, 2] += to_picture[:, :2].sum(1) / 2 - 0.5
+    return cv2.warpAffine(np.round(255 * sigmoid(logits)), index_map, (width, height)).astype(np.uint8)
+
+
 def _read(frame: UInt8[np.ndarray, "height width 3"], circles: list[_Circle]) -> list[_Reading]:
     """Poses within circles; of circles around one person the first counts."""
     readings: list[_Reading] = []
@@ -160,11 +184,7 @@ def _people(frame: UInt8[np.ndarray, "height width 3"]) -> list[_Circle]:
 def _landmarks(frame: UInt8[np.ndarray, "height width 3"], circle: _Circle) -> _Reading | None:
     """Reads the pose within a circle, and the circle that fits it; None when no person is there."""
     height, width, _ = frame.shape
-    # A square crop with the head up: crop pixels -> picture pixels.
-    down = -circle.up * 2 * MARGIN / LANDMARK_SIZE
-    right = np.array([down[1], -down[0]])
-    corner = circle.center - (right + down) * LANDMARK_SIZE / 2
-    to_picture = np.stack([right, down, corner], axis=1)
+    to_picture = _upright(circle)
     rows, presence, _, heatmaps, _ = run("pose_landmark_full", crop(frame, to_picture, LANDMARK_SIZE) / 255)
     if presence.item() < TRACKING_CONFIDENCE:
         return None
@@ -204,6 +224,14 @@ def _with_parts(frame: UInt8[np.ndarray, "height width 3"], reading: _Reading, h
             pose.face[:], pose.face_confidence[:] = placed(mesh[0][list(FACE_68)], mesh[1])
         circle = dataclasses.replace(circle, face=mesh and mesh[0])
     return reading._replace(pose=pose, circle=circle)
+
+
+def _upright(circle: _Circle) -> Float[np.ndarray, "2 3"]:
+    """Of a square crop with the head up: crop pixels -> picture pixels."""
+    down = -circle.up * 2 * MARGIN / LANDMARK_SIZE
+    right = np.array([down[1], -down[0]])
+    corner = circle.center - (right + down) * LANDMARK_SIZE / 2
+    return np.stack([right, down, corner], axis=1)
 
 
 def _with_steady_sides(keypoints: Keypoints, shape: tuple[int, ...]) -> Keypoints:

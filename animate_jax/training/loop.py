@@ -27,7 +27,7 @@ from animate_jax.training.state import State, learning_rate, sampling_params
 from animate_jax.training.step import Loss
 from animate_jax.weights import checkpoint
 
-STARTS_AS_IDENTITY = ("pose_guider", "reference_pose_guider", "motion_module")
+STARTS_AS_IDENTITY = ("pose_guider", "reference_pose_guider", "motion_module", "appearance")
 
 Evaluate = Callable[[P.Params, int], dict[str, float]]  # (weights to sample from, step) -> metrics
 

@@ -57,6 +57,8 @@ def abstract_batch(config: TrainConfig, preset: Preset, sharding: NamedSharding)
         "masks": (frames, *picture),
         "clip_pixels": (side, side, 3),
     }
+    if preset.model.unet.appearance != "none":
+        sides |= {"background": (*picture, 3), "warp": (frames, *picture, 3), "warp_masks": (frames, *picture, 2)}
     return {
         name: jax.ShapeDtypeStruct(
             (clips, *rest), jnp.float32 if name == "clip_pixels" else jnp.uint8, sharding=sharding

@@ -25,10 +25,22 @@ from animate_jax.models.params import Params
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pipeline import Pipeline
 from animate_jax.pose.draw import draw
+from animate_jax.pose.warp import Warped, warp
 from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.files import write_image, write_video
 
 GAP = 4  # rendered: frames between the reference and the first frame to make
+
+
+class Ready(NamedTuple):
+    """What `Warped` makes of a clip, made beforehand."""
+
+    background: UInt8[np.ndarray, "h w 3"]
+    pictures: UInt8[np.ndarray, "f h w 3"]
+    masks: UInt8[np.ndarray, "f h w 2"]
+
+    def __getitem__(self, frames) -> tuple[np.ndarray, np.ndarray]:
+        return self.pictures[frames], self.masks[frames]
 
 
 class HeldOut(NamedTuple):
@@ -37,6 +49,8 @@ class HeldOut(NamedTuple):
     frames: UInt8[np.ndarray, "_ h w 3"]
     poses: UInt8[np.ndarray, "_ h w 3"]
     mask: UInt8[np.ndarray, "_ h w"]  # of the frames to make: the person
+    warped: Warped | Ready | None  # into the poses of the frames to make
+    warped: Warped | Ready | None = None
 
 
 def rendered_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
@@ -46,7 +60,9 @@ def rendered_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
     clips = [source.clip(index, GAP + options.frames, picked) for index in range(options.clips)]
     size = sampling.height, sampling.width
     return [
-        HeldOut(clip.frames, draw(clip.keypoints, *size, sampling.pose_style), clip.mask[1:]) for clip in clips
+        HeldOut(clip.frames, draw(clip.keypoints, *size, sampling.pose_style), clip.mask[1:],
+                warp(clip.frames[0], clip.mask[0], clip.keypoints[0], clip.keypoints[1:]))
+        for clip in clips
     ]  # fmt: skip
 
 
@@ -69,7 +85,8 @@ def recorded_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
         samples = [sample(i, i) for i in range(min(options.clips, len(clips)))]
         behind = lambda one, more: np.concatenate([one[None], more])  # noqa: E731
         return [
-            HeldOut(behind(s["reference"], s["frames"]), behind(s["reference_pose"], s["poses"]), s["masks"])
+            HeldOut(behind(s["reference"], s["frames"]), behind(s["reference_pose"], s["poses"]), s["masks"],
+                    Ready(s["background"], s["warp"], s["warp_masks"]) if "warp" in s else None)
             for s in samples
         ]  # fmt: skip
     return []
@@ -121,7 +138,8 @@ class Preview:
             return pipeline.decode(pipeline.encode(clip.frames[1:]))
         options = pipeline.options()
         conditioning = pipeline.condition(clip.frames[0], clip.poses[0], options)
-        return pipeline.decode(pipeline.sample(conditioning, clip.poses[1:], options, seed=0, progress=False))
+        latents = pipeline.sample(conditioning, clip.poses[1:], options, 0, progress=False, warped=clip.warped)
+        return pipeline.decode(latents, clip.warped)
 
     def _write(self, step: int, results: UInt8[np.ndarray, "clips frames h w 3"]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def micro_batches(batch: Batch, count: int) -> Batch:
     return {name: array.reshape(rows // count, count, *array.shape[1:]).swapaxes(0, 1) for name, array in batch.items()}
 
 
-def to_unit(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+def to_unit(images: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
     """uint8 -> [0, 1]."""
     return images.astype(jnp.float32) / 255
 
@@ -132,11 +132,13 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
 
     Follows Hu et al. 2023, section 3.3; the options of `config.loss` are the peers'. Batches are uint8:
     `reference` [B, H, W, 3], `reference_pose` likewise, `clip_pixels` [B, S, S, 3] float, `frames` and `poses`
-    [B, F, H, W, 3], `masks` [B, F, H, W] the person. `perceptual` is needed if `config.loss.perceptual` is not 0.
+    [B, F, H, W, 3], `masks` [B, F, H, W] the person; of models with `appearance` also `background` [B, H, W, 3], `warp`
+    [B, F, H, W, 3] and `warp_masks` [B, F, H, W, 2]. `perceptual` is needed if `config.loss.perceptual` is not 0.
 
     Raises:
         UserError: more frames than the temporal layers take, a size that the autoencoder cannot halve, a square that
-            does not fit, a shift of the timesteps that is not positive, a share outside 0..1, or no frame to see.
+            does not fit, a shift of the timesteps that is not positive, a share outside 0..1, no frame to see, or a
+            model with `appearance` that does not predict x0.
     """
     schedule, options, temporal = make_schedule(preset.schedule), config.loss, config.stage == "stage2"
     dtype = jnp.dtype(config.compute_dtype)
@@ -144,6 +146,9 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
     if temporal and config.data.frames > longest:
         raise UserError(f"--data.frames {config.data.frames}: this model's temporal layers take at most {longest}")
 
+    appearance = preset.model.unet.appearance != "none"
+    if appearance and preset.schedule.prediction != "x0":
+        raise UserError(f"--preset {preset.name}: copies from the warped reference: give --prediction x0")
     if options.timestep_shift <= 0:
         raise UserError(f"--loss.timestep-shift {options.timestep_shift}: must be positive; 1 draws evenly")
     if not 0 <= options.scheduled_sampling <= 1:
@@ -166,7 +171,7 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         if temporal and options.shared_noise:
             noise = jnp.broadcast_to(noise[:, :1], noise.shape)
         optional = {}
-        if options.perceptual:
+        if options.perceptual or options.pixels:
             shuffled = jax.vmap(functools.partial(jax.random.permutation, x=frames))
             optional["squares"] = jax.random.split(jax.random.fold_in(key, 5), clips)
             optional["seen"] = shuffled(jax.random.split(jax.random.fold_in(key, 7), clips))
@@ -197,7 +202,13 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         reference_pose, poses = (to_unit(batch[name]).astype(dtype) for name in ("reference_pose", "poses"))
         clip_pixels = batch["clip_pixels"].astype(dtype)
         conditioning = model.condition(reference.astype(dtype), clip_pixels, reference_pose, batch["keep"])
-        pose = model.pose_guider(frames_apart(poses))
+        shown, seen_so = (), ()  # the warped reference, its background and masks: as pictures, as the UNet sees them
+        if appearance:
+            pictures = frames_apart(to_signed(batch["warp"])), to_signed(batch["background"])[:, None]
+            masks = frames_apart(to_unit(batch["warp_masks"]))
+            latents = (jax.lax.stop_gradient(latents_of(model.vae, x.astype(dtype))) for x in pictures)
+            shown, seen_so = (*pictures, masks), (*latents, masks.astype(dtype))
+        pose = model.guide(frames_apart(poses), *seen_so)
 
         def denoise(x: Array, t: Array) -> Array:
             return model.denoise(x.astype(dtype), t.astype(jnp.float32), conditioning, pose, temporal)
@@ -231,7 +242,7 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         if temporal and options.flicker:
             metrics["flicker"] = flicker(expected, batch["frames"]).mean()
             total += options.flicker * metrics["flicker"]
-        if options.perceptual:
+        if options.perceptual or options.pixels:
             square = functools.partial(crops, flag="--loss.perceptual-crop")
 
             def seen(x: Array, step: int) -> Array:
@@ -241,8 +252,16 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
 
             true = seen(to_signed(batch["frames"]), size)
             made = model.vae.to_images(seen(expected, 1).astype(dtype))
-            metrics["lpips"] = perceptual(true, made.astype(jnp.float32)).mean()
-            total += options.perceptual * metrics["lpips"]
+            if appearance:
+                parts = (jnp.broadcast_to(x, (clips, frames, *x.shape[2:])) for x in shown)
+                made = model.appearance_blend(made, *(seen(x, size).astype(dtype) for x in parts))
+            made = made.astype(jnp.float32)
+            if options.perceptual:
+                metrics["lpips"] = perceptual(true, made).mean()
+                total += options.perceptual * metrics["lpips"]
+            if options.pixels:
+                metrics["l1"] = jnp.abs(true - made).mean()
+                total += options.pixels * metrics["l1"]
         return total, metrics
 
     return Loss(draw, of)
@@ -258,6 +277,12 @@ def encode(
     """Scaled latents drawn from the posterior, as the peers train, in float32; [-1, 1] pictures."""
     mean, log_variance = (x.astype(jnp.float32).reshape(noise.shape) for x in vae.encode(flat(pictures)))
     return (mean + jnp.exp(0.5 * log_variance) * noise) * vae.config.scaling_factor
+
+
+def latents_of(vae: AutoencoderKL, pictures: Float[Array, "b f h w 3"]) -> Float[Array, "b f y x c"]:
+    """Scaled latents without chance; [-1, 1] pictures."""
+    latents = vae.to_latents(flat(pictures))
+    return latents.reshape(*pictures.shape[:2], *latents.shape[1:])
 
 
 def vae_loss(config: TrainConfig, perceptual: Distance) -> Loss:

@@ -238,7 +238,10 @@ def load(path: Address, preset: Preset | None = None, dtype: DTypeLike = jnp.flo
 
 
 def part_of(path: str) -> str:
-    """The part that a parameter belongs to, as the peers ship them: the temporal layers are one of their own."""
+    """The part that a parameter belongs to, as the peers ship them: the temporal layers are one of their own, and so is
+    what sees and copies the warped reference."""
+    if "appearance_" in path:
+        return "appearance"
     part = path.partition(".")[0]
     return "motion_module" if part == "denoising_unet" and ".motion_modules." in path else part
 

@@ -85,6 +85,22 @@ def test_a_batch_has_the_promised_form(micro, data):
     assert 0 < (batch["masks"] > 127).mean() < 0.9
 
 
+def test_the_warp_comes_with_models_that_see_it_and_changes_nothing_else(micro, micro_copying):
+    samples = [Samples(open_source(FRAMES, preset), FRAMES, preset) for preset in (micro, micro_copying)]
+    lost = sharp = 0
+    for number in range(12):
+        plain, warped = (each(number) for each in samples)
+        parts = {name: warped.pop(name) for name in ("background", "warp", "warp_masks")}
+        assert_equal(plain, warped)
+        assert_equal(parts, {name: samples[1](number)[name] for name in parts})
+        assert parts["background"].shape == (64, 48, 3) and parts["warp"].shape == (3, 64, 48, 3)
+        assert parts["warp_masks"].shape == (3, 64, 48, 2) and parts["warp_masks"].dtype == np.uint8
+        lost += not parts["warp_masks"].any()
+        near = lambda picture: np.abs(picture.astype(int) - plain["frames"]).mean()  # noqa: B023, E731
+        sharp += near(parts["warp"]) < near(plain["reference"][None])
+    assert lost <= 3 and sharp >= 8
+
+
 def test_pictures_poses_and_masks_belong_together(micro):
     """The sample against the clip it was made of."""
     source = open_source(FRAMES, micro)

@@ -51,9 +51,10 @@ def test_a_checkpoint_on_rendered_clips(tmp_path, micro_checkpoint, compile_fast
     assert "without LPIPS: not installed" in printed.err and "without FVD" in printed.err
     assert "| autoencoder (upper bound) |" in printed.out
     document = json.loads((output / "metrics.json").read_text())
-    assert list(document["figures"]) == ["repeat the reference", "autoencoder (upper bound)", "result", "true video"]
+    assert list(document["figures"]) == ["repeat the reference", "warp the reference", "autoencoder (upper bound)",
+                                         "result", "true video"]  # fmt: skip
     assert document["settings"]["clips"] == "2" and document["settings"]["steps"] == "2"
-    for row in ("result", "repeat the reference"):
+    for row in ("result", "repeat the reference", "warp the reference"):
         assert 0 < document["figures"][row]["box_psnr"]["value"] < 60
     assert len(list((output / "videos").iterdir())) == 2 and (output / "contact_sheet.png").is_file()
 

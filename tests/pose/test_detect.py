@@ -6,7 +6,7 @@ import pytest
 
 from animate_jax.errors import UserError
 from animate_jax.pose import litert
-from animate_jax.pose.detect import _with_steady_sides, detect, require_person
+from animate_jax.pose.detect import _with_steady_sides, detect, require_person, segment
 from animate_jax.pose.keypoints import BODY, LEFT_RIGHT, Keypoints
 from animate_jax.video.files import read_image
 
@@ -37,6 +37,16 @@ def test_finds_the_astronaut(astronaut):
     assert_found(keypoints)
     neck = keypoints.body[[BODY.index("right_shoulder"), BODY.index("left_shoulder")]].mean(0)
     np.testing.assert_allclose(keypoints.body[BODY.index("neck")], neck, atol=1e-5)
+
+
+def test_the_mask_holds_the_person(astronaut):
+    pose = detect(astronaut[None])[0]
+    mask = segment(astronaut, pose)
+    height, width = mask.shape
+    assert mask.shape == astronaut.shape[:2] and mask.dtype == np.uint8 and 0.1 < (mask > 127).mean() < 0.7
+    x, y = (pose.body[[0, 1, 2, 5]] * (width, height)).astype(int).T  # nose, neck, shoulders
+    assert mask[y, x].min() > 127 and mask[: height // 10, : width // 10].max() < 50
+    assert segment(np.zeros_like(astronaut), pose) is None
 
 
 def test_what_the_picture_does_not_show_is_missing(astronaut):

@@ -409,6 +409,16 @@ def test_parts_that_start_as_identity_may_be_missing(config, micro, micro_params
             assert not np.any(fresh[path]), "starts as identity"
 
 
+def test_layers_for_the_warped_reference_may_be_missing(config, micro_copying, micro_params, capfd):
+    begun = changed(config, trainable=r"vae\.quant_conv\.bias|.*appearance_", steps=1)
+    state = run(begun, micro_copying, pull, Numbers())
+    assert "has no appearance: starting fresh" in capfd.readouterr().err
+    params = sampling_params(state)
+    assert {path for path in params if "appearance_" in path} == set(params) - set(micro_params) != set()
+    for path in micro_params.keys() & state["frozen"].keys():
+        np.testing.assert_array_equal(params[path], micro_params[path])
+
+
 @pytest.mark.parametrize("stage, part", [("stage1", "pose_guider"), ("stage2", "motion_module"), ("stage1", "vae")])
 def test_a_missing_part_that_would_stay_as_it_is_is_refused(config, micro, micro_params, tmp_path, stage, part):
     """Nobody trains the Pose Guider here, or the temporal layers in stage 2; and nothing replaces a VAE."""

@@ -99,6 +99,31 @@ def test_the_perfect_predictor_has_no_loss(config, prediction, micro, model, bat
     assert value > 1e-3 and metrics["mse"] == pytest.approx(0.25, rel=1e-3)
 
 
+def test_the_warped_reference_costs_nothing_at_first_and_is_learned(micro, micro_copying, model, micro_params, batch):
+    graphdef, shapes = P.abstract(micro_copying.model)
+    fresh = {path: jnp.zeros(leaf.shape) for path, leaf in shapes.items()} | micro_params
+    fresh["appearance_blend.conv_in.bias"] += 0.1  # at zero, the layer behind would have no gradient
+    random = np.random.default_rng(1)
+    shapes = {"background": (64, 48, 3), "warp": (FRAMES, 64, 48, 3), "warp_masks": (FRAMES, 64, 48, 2)}
+    seen = {name: jnp.asarray(random.integers(0, 256, (CLIPS, *shape)), jnp.uint8) for name, shape in shapes.items()}
+    config = with_loss(STAGE1, pixels=1.0, perceptual_crop=32)
+
+    @jax.jit
+    def gradients(params):
+        objective = lambda params: loss(P.merge(graphdef, params), batch | seen, KEY)  # noqa: E731
+        return jax.value_and_grad(objective, has_aux=True)(params)
+
+    loss = step.diffusion_loss(config, micro_copying)
+    (_, metrics), grads = gradients(fresh)
+    _, plain = jax.jit(step.diffusion_loss(config, micro))(model, batch, KEY)
+    assert metrics["mse"] == pytest.approx(float(plain["mse"]), rel=1e-5)
+    assert metrics["l1"] != pytest.approx(float(plain["l1"]), rel=1e-3)  # half of the warp's pixels already
+    added = [path for path in fresh if "appearance_" in path and not path.startswith("appearance_blend.conv_in")]
+    assert len(added) == 6 and all(jnp.abs(grads[path]).max() > 1e-6 for path in added)
+    with pytest.raises(UserError, match="give --prediction x0"):
+        step.diffusion_loss(config, predicting(micro_copying, "v"))
+
+
 def test_stage_1_gives_every_frame_its_own_time_and_skips_the_temporal_layers(micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
     step.diffusion_loss(STAGE1, micro)(model, batch, KEY)

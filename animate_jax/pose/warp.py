@@ -1,0 +1,331 @@
+"""Brings the reference's own pixels into a driven pose: a body of ten parts, each moved by an affine map.
+
+Torso: least squares over shoulders, hips and neck, pulled towards the similarity. Head: the similarity of the points
+seen in both pictures. Eight limbs: along the bone by its length, across it by the person's size. A pixel belongs to
+the part whose capsule it lies deepest in. In the line of Siarohin et al. 2018 (deformable skip connections) and Liu et
+al. 2019 (Liquid Warping GAN); nothing here is learned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int8, UInt8
+
+from animate_jax.pose.keypoints import Keypoints
+
+SEEN = 0.3  # confidence from which a point counts
+NECK, SHOULDERS, HIPS = 1, [2, 5], [8, 11]  # right and left
+TORSO_POINTS = [NECK, *SHOULDERS, *HIPS]
+HEAD_POINTS, FACE_POINTS = [0, NECK, 14, 15, 16, 17], [0, 14, 15, 16, 17]
+TORSO, HEAD, LIMBS, PARTS = 0, 1, slice(2, 10), 10  # numbers of the parts, and how many there are
+# A limb: joints, radius in sizes of the person, how far it goes on beyond them (hands, feet) in its lengths.
+LIMB_PARTS = (
+    (2, 3, 0.17, 0.0, 0.05), (3, 4, 0.15, 0.05, 0.45), (5, 6, 0.17, 0.0, 0.05), (6, 7, 0.15, 0.05, 0.45),
+    (8, 9, 0.24, 0.1, 0.05), (9, 10, 0.19, 0.05, 0.25), (11, 12, 0.24, 0.1, 0.05), (12, 13, 0.19, 0.05, 0.25),
+)  # fmt: skip
+STARTS, ENDS = (np.array([limb[i] for limb in LIMB_PARTS]) for i in range(2))
+TORSO_RADIUS, HEAD_RADIUS = 0.22, 0.36
+# The size of a person is the length of the torso; bones that tell it, with the ratio of an adult's (Winter,
+# "Biomechanics", table 4.1). Foreshortening only ever shortens, so the longest counts.
+MEASURES = ((NECK, None, 1.0), (2, 5, 1.3), *((a, b, 1.55 if a < 8 and b in (3, 6) else 1.97 if a < 8 else 1.18)
+                                              for a, b, *_ in LIMB_PARTS))  # fmt: skip
+STIFFNESS = 0.5  # of the torso's affine map against the similarity, in sizes
+FRONT = 0.5  # depth in the torso from which an arm before it is on top
+COVERED = 0.38  # depth from which a capsule stands in for the person's mask
+HOLE = 4 / 128  # around the mask, in picture heights: what the background is made anew for
+INPAINTED = 192  # pixels, height: larger pictures have their background made at this size, where it takes no seconds
+
+Picture = UInt8[np.ndarray, "height width 3"]
+Mask = UInt8[np.ndarray, "height width"]  # 255: the person
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """Where each pixel of driven frames comes from.
+
+    source: x, y in pixels of the reference (the first pixel's center is 0.5); meaningless where there is no part.
+    part: 0 torso, 1 head, 2..9 limbs (right and left arm, right and left leg, upper part first), -1 none.
+    depth: 1 on a part's bone, 0 at its rim and beyond.
+    """
+
+    source: Float[np.ndarray, "frames height width 2"]
+    part: Int8[np.ndarray, "frames height width"]
+    depth: Float[np.ndarray, "frames height width"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Warped:
+    """A reference picture in other poses, made when it is asked for: `warped[frames]` with a slice or an array.
+
+    Attributes:
+        picture, mask: the reference, and its person.
+        background: the picture without the person, see `without_person`.
+        reference: the person's keypoints, one frame (no leading axis).
+        driven: [F] frames, fitted to the reference; frames without keypoints show the background alone.
+        without: numbers of parts that are left out.
+    """
+
+    picture: Picture
+    mask: Mask
+    background: Picture
+    reference: Keypoints
+    driven: Keypoints
+    without: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.driven)
+
+    def of(self, frames) -> Warped:
+        """Those frames alone."""
+        return dataclasses.replace(self, driven=self.driven[frames])
+
+    def __getitem__(
+        self, frames
+    ) -> tuple[UInt8[np.ndarray, "f height width 3"], UInt8[np.ndarray, "f height width 2"]]:
+        """The person warped into those frames, over the background; and two masks: the share of each pixel that comes
+        from the person, and how sure that is the right place (255: on a bone; 0: where the reference shows another
+        part, or the torso or head from the other side)."""
+        driven = self.driven[frames]
+        height, width = self.mask.shape
+        found = field(self.reference, driven, height, width, self.without)
+        turned = _facing(self.reference[None]) * _facing(driven) < 0
+        pictures = np.repeat(self.background[None], len(driven), 0)
+        masks = np.zeros((*pictures.shape[:3], 2), np.uint8)
+        for f, (source, part, depth) in enumerate(zip(found.source, found.part, found.depth, strict=True)):
+            if not (inside := part >= 0).any():
+                continue
+            rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+            box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            inside, part = inside[box], part[box]
+            x, y = np.ascontiguousarray(np.moveaxis(source[box], -1, 0) - np.float32(0.5))
+            color = cv2.remap(self.picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            share = cv2.remap(self.mask, x, y, cv2.INTER_LINEAR) * inside
+            same = cv2.remap(self._own_part, x, y, cv2.INTER_NEAREST) == part + 1
+            right = same & ~(turned[f] & (part <= HEAD))
+            masks[f][box] = np.stack([share, (255 * depth[box] * right * (share > 0)).astype(np.uint8)], -1)
+            blend = (share / np.float32(255))[..., None]
+            below = pictures[f][box]
+            below[:] = below + blend * (color - below.astype(np.float32)) + np.float32(0.5)
+        return pictures, masks
+
+    @functools.cached_property
+    def _own_part(self) -> UInt8[np.ndarray, "height width"]:
+        """The reference's own parts, counted from 1."""
+        return (field(self.reference, self.reference[None], *self.mask.shape).part[0] + 1).astype(np.uint8)
+
+
+def warp(picture: Picture, mask: Mask | None, reference: Keypoints, driven: Keypoints) -> Warped:
+    """`Warped`, with a background made from the mask; capsules stand in for a mask that there is none of."""
+    mask = capsules(reference, *picture.shape[:2]) if mask is None else mask
+    return Warped(picture, mask, without_person(picture, mask), reference, driven)
+
+
+def without_person(picture: Picture, mask: Mask) -> Picture:
+    """The picture with what lies behind the person made up from around it (Telea 2004)."""
+    height, width = mask.shape
+    reach = max(1, round(HOLE * height))
+    hole = cv2.dilate((mask > 0).astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+    if height <= INPAINTED:
+        return cv2.inpaint(picture, hole, 4, cv2.INPAINT_TELEA)
+    size = max(1, round(width * INPAINTED / height)), INPAINTED
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    small_hole = (cv2.resize(255 * hole, size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
+    made = cv2.resize(cv2.inpaint(small, small_hole, 4, cv2.INPAINT_TELEA), (width, height))
+    return np.where(hole[..., None] > 0, made, picture)
+
+
+def capsules(keypoints: Keypoints, height: int, width: int) -> Mask:
+    """Stands in for the mask of a person (one frame): torso, head and limbs around the bones."""
+    depth = field(keypoints, keypoints[None], height, width).depth[0]
+    return cv2.GaussianBlur(255 * (depth > COVERED).astype(np.uint8), (3, 3), 0.7)
+
+
+def _facing(keypoints: Keypoints) -> Float[np.ndarray, " frames"]:
+    """1 and -1 for the two sides from which a body is seen, 0 where shoulders or hips are missing."""
+    points = keypoints.body
+    across = points[..., SHOULDERS[1], :] - points[..., SHOULDERS[0], :]
+    down = points[..., HIPS, :].mean(-2) - points[..., SHOULDERS, :].mean(-2)
+    seen = (keypoints.body_confidence[..., SHOULDERS + HIPS] >= SEEN).all(-1)
+    return np.sign(across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]) * seen
+
+
+def field(reference: Keypoints, driven: Keypoints, height: int, width: int, without: tuple[int, ...] = ()) -> Field:
+    """Where the pixels of a person's frames come from in a picture of that person.
+
+    A part is left out where a joint of it is missing in either picture. Hips that are missing lie below the
+    shoulders.
+
+    Args:
+        reference: one frame (no leading axis), in units of the picture.
+        driven: [F] frames of the same body, in the same units.
+        height, width: of picture and frames, in pixels.
+        without: numbers of parts to leave out.
+    """
+    size = np.array([width, height], np.float64)
+    source, target = reference.body.astype(np.float64) * size, driven.body.astype(np.float64) * size
+    seen = (reference.body_confidence >= SEEN) & (driven.body_confidence >= SEEN)
+    source, target = np.broadcast_to(source, target.shape), np.where(seen[..., None], target, 0)
+    source = np.where(seen[..., None], source, 0)
+    own, sizes = _sizes(source, target, seen)
+    source, target, seen = _with_hips(source, target, seen)
+    maps, active = _maps(source, target, seen, own, sizes)
+    active[:, list(without)] = False
+    frames = len(target)
+    part = np.full((frames, height, width), -1, np.int8)
+    least = np.ones((frames, height, width), np.float32)
+    for f in range(frames):
+        _rasterise(part[f], least[f], target[f], sizes[f], active[f])
+    x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
+    where = np.empty((frames, height, width, 2), np.float32)
+    for f in range(frames):
+        chosen = maps[f].astype(np.float32)[part[f]]  # [H, W, 2, 3]; the last part's where there is none
+        where[f] = chosen[..., 0] * x[..., None] + chosen[..., 1] * y[..., None] + chosen[..., 2]
+    return Field(where, part, 1 - least)
+
+
+def _sizes(source, target, seen):
+    """The person's size in the reference and in each frame, from the bones seen in both: pixels, [F] each."""
+    lengths, both = [], []
+    for a, b, ratio in MEASURES:
+        ends = HIPS if b is None else [b]
+        there = seen[:, a] & seen[:, ends].all(-1)
+        both.append(there)
+        lengths.append([ratio * np.linalg.norm(p[:, a] - p[:, ends].mean(1), axis=-1) for p in (source, target)])
+    lengths = np.where(np.array(both)[:, None], np.array(lengths), 0).max(0)
+    return lengths[0], lengths[1]
+
+
+def _with_hips(source, target, seen):
+    """Invents hips that are missing in either picture, alike in both."""
+    source, target, seen = source.copy(), target.copy(), seen.copy()
+    usable = seen[:, SHOULDERS].all(-1)
+    for points in (source, target):
+        across = points[:, SHOULDERS[1]] - points[:, SHOULDERS[0]]
+        down = 1.45 * across[:, ::-1] * (1, -1)
+        away = points[:, NECK] - points[:, 0]  # from the nose
+        away = np.where(seen[:, :1], away, (0.0, 1.0))
+        down = np.where((down * away).sum(-1, keepdims=True) < 0, -down, down)
+        for hip, other, side in ((8, 11, 0), (11, 8, 1)):
+            near = points[:, other] + (2 * side - 1) * across * 0.6
+            far = points[:, SHOULDERS[side]] + down
+            there = seen[:, hip, None]
+            points[:, hip] = np.where(there, points[:, hip], np.where(seen[:, other, None], near, far))
+    seen[:, HIPS] |= usable[:, None]
+    return source, target, seen
+
+
+def _maps(source, target, seen, own, sizes):
+    """Every part's affine map from frame to reference, [F, 10, 2, 3], and whether the part is there."""
+    frames = len(target)
+    maps, active = np.zeros((frames, 10, 2, 3)), np.zeros((frames, 10), bool)
+    known = (own > 1e-3) & (sizes > 1e-3)
+    ratio = np.where(known, own, 1) / np.where(known, sizes, 1)
+
+    active[:, TORSO] = seen[:, TORSO_POINTS].all(-1)
+    matrix, x, y = _similarity(source[:, TORSO_POINTS], target[:, TORSO_POINTS], np.ones((frames, 5)))
+    residual = y - x @ matrix.swapaxes(1, 2)
+    stiff = np.maximum((STIFFNESS * sizes) ** 2, 1e-6)
+    gram = x.swapaxes(1, 2) @ x + stiff[:, None, None] * np.eye(2)
+    matrix = matrix + np.linalg.solve(gram, x.swapaxes(1, 2) @ residual).swapaxes(1, 2)
+    maps[:, TORSO] = _through(matrix, source[:, TORSO_POINTS].mean(1), target[:, TORSO_POINTS].mean(1))
+
+    weight = seen[:, HEAD_POINTS].astype(float)
+    active[:, HEAD] = (weight.sum(-1) >= 2) & seen[:, FACE_POINTS].any(-1)
+    matrix, _, _ = _similarity(source[:, HEAD_POINTS], target[:, HEAD_POINTS], weight)
+    means = [(p[:, HEAD_POINTS] * weight[..., None]).sum(1) / weight.sum(1).clip(1)[:, None] for p in (source, target)]
+    maps[:, HEAD] = _through(matrix, *means)
+
+    active[:, LIMBS] = seen[:, STARTS] & seen[:, ENDS]
+    bone, driven = source[:, ENDS] - source[:, STARTS], target[:, ENDS] - target[:, STARTS]  # [F, 8, 2]
+    along, across = _frame(driven)
+    _, own_across = _frame(bone)
+    length = np.maximum(np.linalg.norm(driven, axis=-1), 0.05 * sizes[:, None] + 1e-3)
+    matrix = (bone / length[..., None])[..., :, None] * along[..., None, :]
+    matrix = matrix + (own_across * ratio[:, None, None])[..., :, None] * across[..., None, :]
+    maps[:, LIMBS] = _through(matrix, source[:, STARTS], target[:, STARTS])
+    return maps, active & known[:, None]
+
+
+def _similarity(source, target, weight):
+    """Least squares target -> source without reflection: its matrix [F, 2, 2], and both about their centers."""
+    total = weight.sum(1).clip(1e-9)[:, None, None]
+    center = lambda p: (p - (p * weight[..., None]).sum(1, keepdims=True) / total) * (weight[..., None] > 0)  # noqa: E731
+    x, y = center(target), center(source)
+    square = (x**2).sum((1, 2))
+    a = np.where(square > 1e-6, (x * y).sum((1, 2)) / square.clip(1e-6), 1)
+    b = np.where(square > 1e-6, (x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]).sum(1) / square.clip(1e-6), 0)
+    return np.stack([np.stack([a, -b], -1), np.stack([b, a], -1)], -2), x, y
+
+
+def _through(matrix, source, target):
+    """The affine map with that matrix which takes `target` to `source`."""
+    return np.concatenate([matrix, (source - (matrix @ target[..., None])[..., 0])[..., None]], -1)
+
+
+def _frame(bone):
+    """Unit vectors along and across bones; of one without length, any."""
+    length = np.linalg.norm(bone, axis=-1, keepdims=True)
+    along = np.where(length > 1e-6, bone / length.clip(1e-6), (0.0, 1.0))
+    return along, np.stack([-along[..., 1], along[..., 0]], -1)
+
+
+def _rasterise(part, least, points, size, active) -> None:
+    """Gives every pixel of a frame to the part it lies deepest in; in place."""
+    height, width = part.shape
+
+    def put(number, low, high, score_of) -> None:
+        left, top = np.floor(low).clip(0, (width, height)).astype(int)
+        right, bottom = np.ceil(high).clip(0, (width, height)).astype(int)
+        if left >= right or top >= bottom:
+            return
+        box = np.s_[top:bottom, left:right]
+        x = np.arange(left, right, dtype=np.float32) + np.float32(0.5)
+        y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5)
+        score = score_of(x, y)
+        better = score < least[box]
+        np.copyto(least[box], score, where=better)
+        np.copyto(part[box], np.int8(number), where=better)
+
+    if active[TORSO]:
+        corners = points[[2, 5, 11, 8]].astype(np.float32)
+        radius = TORSO_RADIUS * size
+        floor = FRONT if corners[0, 0] < corners[1, 0] else 0.0
+
+        def torso(x, y):
+            filled = np.zeros((y.size, x.size), np.uint8)
+            hull = cv2.convexHull(corners) - np.float32([x[0], y.item(0)])
+            cv2.fillConvexPoly(filled, np.round(hull * 16).astype(np.int32), 1, shift=4)
+            outside = cv2.distanceTransform(1 - filled, cv2.DIST_L2, 3)
+            return floor + (1 - floor) * outside / np.float32(radius)
+
+        put(TORSO, corners.min(0) - radius, corners.max(0) + radius, torso)
+    for number in np.flatnonzero(active[LIMBS]).tolist():
+        start, end, radius, before, beyond = LIMB_PARTS[number]
+        first, last = points[start], points[end]
+        axis = last - first
+        first, last = (first - before * axis).astype(np.float32), (last + beyond * axis).astype(np.float32)
+        axis, radius = last - first, np.float32(radius * size)
+        slope = axis / max(float(axis @ axis), 1e-6)
+
+        def limb(x, y, first=first, axis=axis, slope=slope, radius=radius):
+            across, down = x - first[0], y - first[1]
+            along = np.clip(across * slope[0] + down * slope[1], 0, 1)
+            across, down = across - along * axis[0], down - along * axis[1]
+            return np.sqrt(across * across + down * down) / radius
+
+        put(2 + number, np.minimum(first, last) - radius, np.maximum(first, last) + radius, limb)
+    if active[HEAD]:
+        there = [i for i in FACE_POINTS if points[i].any()]
+        center = points[there].mean(0)
+        if points[NECK].any():
+            center = center + 0.12 * (center - points[NECK])
+        center, radius = center.astype(np.float32), np.float32(HEAD_RADIUS * size)
+
+        def head(x, y):
+            return np.sqrt((x - center[0]) ** 2 + (y - center[1]) ** 2) / radius
+
+        put(HEAD, center - radius, center + radius, head)

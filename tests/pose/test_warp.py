@@ -1,0 +1,163 @@
+"""The warp of the reference: pixels go where their joints go."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.warp import LIMBS, PARTS, TORSO, capsules, field, warp, without_person
+
+SIZE = 128, 96
+# A person who stands and spreads the arms a little, in pixels.
+BODY = np.float32([
+    (48, 22), (48, 35), (38, 35), (30, 50), (26, 64), (58, 35), (66, 50), (70, 64), (42, 68), (40, 90), (39, 112),
+    (54, 68), (56, 90), (57, 112), (46, 20), (50, 20), (43, 21), (53, 21),
+])  # fmt: skip
+RIGHT_ELBOW, RIGHT_WRIST = 3, 4
+RIGHT_FOREARM = 3  # number of the part
+FACE = [0, 14, 15, 16, 17]
+
+
+def person(body=BODY, missing=()):
+    confidence = np.ones(18, np.float32)
+    confidence[list(missing)] = 0
+    points = (body / np.float32(SIZE[::-1])).astype(np.float32)
+    return dataclasses.replace(Keypoints.missing(), body=points, body_confidence=confidence)
+
+
+def frames(*poses):
+    return Keypoints.stack(list(poses))
+
+
+@pytest.fixture(scope="module")
+def picture():
+    noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 2)
+
+
+def turned(body, center, moved, degrees):
+    body, a = body.copy(), np.radians(degrees)
+    turn = np.float32([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+    body[moved] = body[center] + (body[moved] - body[center]) @ turn.T
+    return body
+
+
+def own_places():
+    x, y = np.meshgrid(np.arange(SIZE[1]) + 0.5, np.arange(SIZE[0]) + 0.5)
+    return np.stack([x, y], -1)
+
+
+def test_the_same_pose_is_the_identity_on_the_person(picture):
+    found = field(person(), frames(person(), person()), *SIZE)
+    inside = found.part[0] >= 0
+    assert 1500 < inside.sum() < 6000
+    assert set(np.unique(found.part)) == set(range(-1, PARTS))
+    np.testing.assert_allclose(found.source[1][inside], own_places()[inside], atol=1e-3)
+    mask = capsules(person(), *SIZE)
+    pictures, masks = warp(picture, mask, person(), frames(person()))[:]
+    assert np.abs(pictures[0].astype(int) - picture)[mask == 255].max() <= 1
+    assert masks[0, ..., 0][mask == 255].min() == 255
+    assert masks[0, ..., 0][mask == 0].max() == 0
+    assert masks[0, ..., 1][int(BODY[9, 1]), int(BODY[9, 0])] > 200  # on a knee
+
+
+@pytest.mark.parametrize("degrees", [-50, 30, 90])
+def test_a_turned_forearm_takes_its_pixels_along(degrees):
+    driven = turned(BODY, RIGHT_ELBOW, [RIGHT_WRIST], degrees)
+    found = field(person(), frames(person(driven)), *SIZE)
+    forearm = found.part[0] == RIGHT_FOREARM
+    assert forearm.sum() > 100
+    back = turned(np.concatenate([driven[[RIGHT_ELBOW]], own_places()[forearm]]), 0, np.s_[1:], -degrees)[1:]
+    np.testing.assert_allclose(found.source[0][forearm], back, atol=0.05)
+    elsewhere = found.part[0] == LIMBS.start + 5  # the right shin has not moved
+    np.testing.assert_allclose(found.source[0][elsewhere], own_places()[elsewhere], atol=0.05)
+
+
+def test_a_smaller_person_shows_all_of_the_reference():
+    middle = np.float32([48, 64])
+    found = field(person(), frames(person((BODY - middle) / 2 + middle)), *SIZE)
+    inside = found.part[0] >= 0
+    np.testing.assert_allclose(found.source[0][inside], (own_places()[inside] - middle) * 2 + middle, atol=0.01)
+
+
+def test_a_mirrored_person_gives_the_mirrored_warp(picture):
+    driven = turned(turned(BODY, 2, [3, 4], 40), 11, [12, 13], -20)
+    mask = capsules(person(), *SIZE)
+    straight = warp(picture, mask, person(), frames(person(driven)))[:]
+    other = warp(picture[:, ::-1].copy(), mask[:, ::-1].copy(), person().mirrored(), frames(person(driven)).mirrored())[
+        :
+    ]
+    for one, two in zip(straight, other, strict=True):
+        difference = np.abs(one.astype(int) - two[:, :, ::-1])
+        assert np.quantile(difference, 0.97) <= 2  # a few pixels between two parts go to the other one
+
+
+def test_half_a_body_still_has_torso_arms_and_head():
+    half = person(BODY * 1.6 - (28, 20), missing=[8, 9, 10, 11, 12, 13])
+    moved = frames(person(BODY * 1.6 - (20, 24), missing=[8, 9, 10, 11, 12, 13]))
+    found = field(half, moved, *SIZE)
+    assert set(np.unique(found.part)) == {-1, 0, 1, 2, 3, 4, 5}
+    inside = found.part[0] >= 0
+    np.testing.assert_allclose(found.source[0][inside], (own_places() + (-8, 4))[inside], atol=0.01)
+    assert (found.part[0] == TORSO).sum() > 1500
+
+
+@pytest.mark.parametrize(("missing", "gone"), [
+    ([4], {3}), ([9], {6, 7}), ([3], {2, 3}), (FACE, {1}), ([2, 5], {0, 2, 4}), (range(18), set(range(PARTS))),
+])  # fmt: skip
+def test_a_lost_joint_takes_its_parts_away(missing, gone):
+    for pair in ((person(missing=missing), person()), (person(), person(missing=missing))):
+        found = field(pair[0], frames(pair[1]), *SIZE)
+        assert set(range(PARTS)) - set(np.unique(found.part)) == gone
+
+
+def test_one_frame_does_not_change_another():
+    driven = frames(person(missing=[4]), person(turned(BODY, 2, [3, 4], 60)), person())
+    together = field(person(), driven, *SIZE)
+    for i in range(3):
+        alone = field(person(), driven[i : i + 1], *SIZE)
+        np.testing.assert_array_equal(together.part[i], alone.part[0])
+        np.testing.assert_array_equal(together.source[i][alone.part[0] >= 0], alone.source[0][alone.part[0] >= 0])
+
+
+@pytest.mark.parametrize("body", [
+    np.zeros((18, 2), np.float32), np.full((18, 2), 50, np.float32), BODY * 1e4, BODY * (1, 0), BODY * (0, 1),
+    BODY - 500,
+])  # fmt: skip
+def test_degenerate_joints_give_finite_numbers(picture, body):
+    for pair in ((person(body), person()), (person(), person(body)), (person(body), person(body))):
+        with np.errstate(all="raise", under="ignore"):
+            found = field(pair[0], frames(pair[1]), *SIZE)
+        assert np.isfinite(found.source).all() and np.isfinite(found.depth).all()
+        warp(picture, None, pair[0], frames(pair[1]))[:]
+
+
+def test_what_lies_behind_the_person_comes_from_around_it():
+    y, x = np.mgrid[:128, :96]
+    wall = np.stack([x, y, x + y], -1).astype(np.uint8)
+    mask = capsules(person(), *SIZE)
+    picture = np.where(mask[..., None] > 0, np.uint8(255), wall)
+    made = without_person(picture, mask)
+    assert np.abs(made.astype(int) - wall).max() < 60  # of 170 between the person and the wall
+    np.testing.assert_array_equal(made[:, :15], wall[:, :15])
+    large = [cv2.resize(x, None, fx=4, fy=4) for x in (picture, mask)]
+    assert np.abs(without_person(*large)[2::4, 2::4].astype(int) - wall).max() < 60
+
+
+def test_nobody_shows_the_background(picture):
+    made = warp(picture, capsules(person(), *SIZE), person(), Keypoints.missing(2))
+    pictures, masks = made[:]
+    np.testing.assert_array_equal(pictures, np.stack([made.background] * 2))
+    assert masks.max() == 0
+
+
+def test_a_person_seen_from_behind_is_not_trusted(picture):
+    behind = BODY.copy()
+    behind[[2, 5, 8, 11]] = behind[[5, 2, 11, 8]]
+    mask = capsules(person(), *SIZE)
+    _, masks = warp(picture, mask, person(), frames(person(), person(behind)))[:]
+    chest = np.s_[48:60, 44:52]
+    assert masks[0, ..., 1][chest].min() > 60
+    assert masks[1, ..., 1][chest].max() == 0 and masks[1, ..., 0][chest].min() == 255
