@@ -51,7 +51,9 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
         inputs(windows, side, side, 3), picture,
     )  # fmt: skip
     conditioning = jax.tree.map(lambda leaf: leaf.update(sharding=rows), conditioning)
-    pose = jax.eval_shape(pipeline._guide_pose, params, picture)
+    seen = inputs(windows, *latents, preset.model.unet.in_channels)
+    warped = (seen, seen, inputs(windows, options.height, options.width, 2)) if pipeline.copies else ()
+    pose = jax.eval_shape(pipeline._guide_pose, params, picture, *warped)
     x = inputs(halves * windows, options.window, *latents, preset.model.unet.in_channels)
     t = inputs(halves * windows, 1, dtype=jnp.float32)
     pose = inputs(1 if windows == 1 else halves * windows, options.window, *pose.shape[1:])  # see `Pipeline.sample`

@@ -57,21 +57,26 @@ class AnimateAnyone(nnx.Module):
 
     def guide(
         self,
-        poses: Float[Array, "b f H W 3"],
-        warped: Float[Array, "b f h w c"] | None = None,
-        background: Float[Array, "b 1 h w c"] | None = None,
-        masks: Float[Array, "b f H W 2"] | None = None,
-    ) -> Float[Array, "b f h w d"]:
+        poses: Float[Array, "*b H W 3"],
+        warped: Float[Array, "*b h w c"] | None = None,
+        background: Float[Array, "... h w c"] | None = None,
+        masks: Float[Array, "*b H W 2"] | None = None,
+    ) -> Float[Array, "*b h w d"]:
         """What the denoising UNet needs of each frame, the same at every step.
 
         Args:
             poses: pose pictures in [0, 1].
             warped, background, masks: only of models with `appearance`: scaled latents of the reference in those poses
                 and of its background, and the masks of `pose.warp.Warped` in [0, 1].
+
+        Raises:
+            ValueError: a model with `appearance` is not given them.
         """
         features = self.pose_guider(poses)
         if self.config.unet.appearance == "none":
             return features
+        if warped is None or background is None or masks is None:
+            raise ValueError("this model sees the warped reference: give what Pipeline.warp makes")
         background = jnp.broadcast_to(background, warped.shape)
         features = features + self.appearance_guider(warped, background, masks)
         return jnp.concatenate([features, warped.astype(features.dtype)], -1)
