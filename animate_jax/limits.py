@@ -28,8 +28,13 @@ NAME_LENGTH = 255  # letters of a file's name, and of a tensor's or entry's
 # Weights
 HEADER_BYTES = 100 * MEGABYTE  # safetensors' own limit
 PICKLE_BYTES = 64 * MEGABYTE  # the structure of a torch file, without its tensors
-PICKLE_VALUES = 2_000_000  # objects that a pickle may build
+PICKLE_VALUES = 12_000_000  # opcodes of a pickle, each of which makes one object at most; a frame of MusePose has 107
+INTEGER_BYTES = 32  # of one integer in a pickle
+DIRECTORY_BYTES = 16 * MEGABYTE  # of a zip file: 100,000 tensors
+PACKAGE_BYTES = 256 * MEGABYTE  # of a package with the weights of a measuring network, unpacked
+TENSORS = 200_000  # of one weight file
 TENSOR_DIMENSIONS = 8
+MOTION_FRAMES = 4096  # of a motion module's position tables
 
 # The page (animate_jax/web.py): one visitor's turn, which the others wait for, and what lies on the disk
 PAGE_AREAS = (1, 2, 4)  # of results, times the preset's: attention's memory grows with the square

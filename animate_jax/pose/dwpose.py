@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, reading
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.track import Found, check_person, follow
 
@@ -46,18 +46,19 @@ class DWPose:
             import onnxruntime
         except ImportError as error:
             raise UserError("--dwpose: onnxruntime is not installed: pip install 'animate_jax[dwpose]'") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails is raised, too
         self._models = []
-        for name in (DETECTOR, READER):
+        for name, size in ((DETECTOR, (DETECTOR_SIZE, DETECTOR_SIZE)), (READER, (HEIGHT, WIDTH))):
             path = Path(folder) / name
             if not path.is_file():
                 raise UserError(f"{path}: no such file: --dwpose needs a folder with {DETECTOR} and {READER}")
-            try:
-                model = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
-            except Exception as error:  # onnxruntime's errors have no base class but this
-                raise UserError(
-                    f"{path}: not an ONNX model ({str(error).splitlines()[0]}): download it again"
-                ) from error
-            self._models.append(model)
+            with reading(path, "model in ONNX", "download it again"):
+                model = onnxruntime.InferenceSession(path, options, onnxruntime.get_available_providers())
+                takes = tuple(model.get_inputs()[0].shape[-2:])
+            if all(isinstance(length, int) for length in takes) and takes != size:
+                raise UserError(f"{path}: takes pictures of {takes}, not {size} pixels: is it {DETECTOR} or {READER}?")
+            self._models.append((path, model))
 
     def __call__(
         self,
@@ -88,8 +89,9 @@ class DWPose:
         return whole_body(points @ to_frame[:, :2].T + to_frame[:, 2], confidence, frame.shape[:2])
 
     def _run(self, index: int, picture: Float32[np.ndarray, "3 height width"]) -> list[np.ndarray]:
-        model = self._models[index]
-        return model.run(None, {model.get_inputs()[0].name: picture[None]})
+        path, model = self._models[index]
+        with reading(path, "model of DWPose", "download it again"):
+            return model.run(None, {model.get_inputs()[0].name: picture[None]})
 
 
 def letterbox(frame: UInt8[np.ndarray, "height width 3"]) -> tuple[Float32[np.ndarray, "3 640 640"], float]:

@@ -1,33 +1,24 @@
 """Reads .npy files of poses: what MusePose's `extract_dwpose_keypoints.py` writes, and plain arrays of points.
 
-MusePose's hold Python objects, which numpy reads with pickle, and a pickle may run any code. Here it may only
-make dictionaries, lists, numbers and arrays.
+MusePose's hold Python objects as a pickle, which is read as data (`animate_jax.unpickle`).
 """
 
 from __future__ import annotations
 
-import pickle
+import io
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from animate_jax.errors import UserError
+from animate_jax import limits, unpickle
+from animate_jax.errors import reading
 from animate_jax.pose.dwpose import whole_body
 from animate_jax.pose.keypoints import Keypoints
 
-HARMLESS = {
-    (f"numpy.{core}.{module}", name)
-    for core in ("core", "_core")
-    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-} | {("numpy", "ndarray"), ("numpy", "dtype")}
 NECK_IN_134 = 17  # DWPose inserts it behind COCO's 17 points
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str):
-        if (module, name) not in HARMLESS:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which may run code")
-        return super().find_class(module, name)
 
 
 def read_npy(path: Path) -> Keypoints:
@@ -39,42 +30,60 @@ def read_npy(path: Path) -> Keypoints:
     Raises:
         UserError: it is neither of the two kinds.
     """
-    try:
+    with reading(path, "file of DWPose's or MusePose's poses", "write it anew"):
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            _, _, dtype = header(file)
-            if dtype.hasobject:
-                frames = [_musepose(frame) for frame in np.atleast_1d(_Unpickler(file).load())]
-            else:
-                file.seek(0)
-                frames = [_array(frame) for frame in np.load(file).astype(np.float64)]
-        if not frames:
-            raise ValueError("it holds no frames")
-        poses = Keypoints.stack(frames)
+            content = file.read(limits.KEYPOINTS_BYTES + 1)
+        if len(content) > limits.KEYPOINTS_BYTES:
+            raise ValueError(f"more than {limits.KEYPOINTS_BYTES >> 20} MB")
+        frames, one = _frames(content)
+        if not 0 < len(frames) <= limits.VIDEO_FRAMES:
+            raise ValueError(f"it holds {len(frames):,} frames, not 1 to {limits.VIDEO_FRAMES:,}")
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is not finite below
+            poses = Keypoints.stack([one(frame) for frame in frames])
         if not all(np.isfinite(getattr(poses, name)).all() for name in Keypoints.names()):
             raise ValueError("it holds values that are not finite")
-    except Exception as error:  # damaged pickles raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not poses of DWPose or MusePose ({reason}): write it anew") from error
     return poses
+
+
+def _frames(content: bytes) -> tuple[Any, Callable[[Any], Keypoints]]:
+    """The frames of a file, and what makes keypoints of one."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, fortran, dtype = header(file)
+    start = file.tell()
+    if dtype.hasobject:
+        frames = unpickle.read(content, unpickle.NUMPY, start)
+        if not isinstance(frames, list):
+            raise ValueError("it holds no frames")
+        return frames, _musepose
+    if dtype.kind not in "fiu" or len(content) - start < math.prod(shape) * dtype.itemsize:
+        raise ValueError("it holds no numbers, or fewer than it says")
+    return np.ndarray(shape, dtype, content, start, order="F" if fortran else "C"), _array
 
 
 def _musepose(frame: dict) -> Keypoints:
     """A frame of bodies {candidate [18 n, 2], subset [n, 18]}, hands [2 n, 21, 2], faces [n, 68, 2]; -1: missing."""
     pose = Keypoints.missing()
-    subset = np.atleast_2d(np.asarray(frame["bodies"]["subset"], np.float32))
+    subset = np.atleast_2d(_numbers(frame["bodies"]["subset"]))
     people = len(subset)
     if not people or not subset.size:
         return pose
-    pose.body[:] = np.asarray(frame["bodies"]["candidate"])[:18]
+    pose.body[:] = _numbers(frame["bodies"]["candidate"])[:18]
     pose.body_confidence[:] = subset[0] >= 0
-    hands = np.asarray(frame["hands"], np.float32)
+    hands = _numbers(frame["hands"])
     for side in range(2):  # all left hands, then all right ones
         pose.hands[side], pose.hands_confidence[side] = _present(hands[side * people])
-    if "faces" in frame and len(frame["faces"]):
-        pose.face[:], pose.face_confidence[:] = _present(np.asarray(frame["faces"], np.float32)[0])
+    if "faces" in frame and len(faces := _numbers(frame["faces"])):
+        pose.face[:], pose.face_confidence[:] = _present(faces[0])
     return pose
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """An array, or an empty list. (A list of lists that share each other may be huge as an array.)"""
+    if not isinstance(value, np.ndarray) and value != []:
+        raise ValueError(f"it holds a {type(value).__name__} where an array is due")
+    return np.asarray(value, np.float32)
 
 
 def _present(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,6 +92,7 @@ def _present(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _array(points: np.ndarray) -> Keypoints:
+    points = points.astype(np.float64)
     if points.ndim != 2 or points.shape[0] not in (18, 133, 134) or points.shape[1] not in (2, 3):
         raise ValueError(f"frames have the shape {points.shape}, not 18, 133 or 134 points x, y and score")
     place, score = points[:, :2], points[:, 2].clip(0, 1) if points.shape[1] == 3 else (points >= 0).all(-1)

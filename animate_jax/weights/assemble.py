@@ -114,7 +114,7 @@ def assemble(parts: Mapping[str, StateDict], abstract: Mapping[str, Any]) -> dic
 
 
 def _with_nearest(key: str, candidates: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, candidates, n=1)
+    nearest = difflib.get_close_matches(key, candidates[:1000], n=1)  # of many, it would take minutes
     return f"{key} (nearest: {nearest[0]})" if nearest else key
 
 

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from animate_jax.config import Preset, presets
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, reading
 from animate_jax.models import params as P
 from animate_jax.weights import checkpoint, layouts, names
 from animate_jax.weights.assemble import match
@@ -90,9 +90,10 @@ def import_(
     parts: dict[str, tuple[pathlib.Path, str, StateDict]] = {}
     for part, path in files.items():
         found, state_dict = find(path), read(path)
-        parts[part] = found, _kind(part, found, state_dict), state_dict
-    if "motion_module" in parts:
-        preset = adapted(preset, parts["motion_module"][2])
+        with reading(found, "weight file", "take a whole copy"):
+            parts[part] = found, _kind(part, found, state_dict), state_dict
+            if part == "motion_module":
+                preset = adapted(preset, state_dict)
     expected = P.abstract(preset.model)[1]
 
     reports, filled = [], {}

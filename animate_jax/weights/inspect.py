@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import math
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from animate_jax.errors import reading
 from animate_jax.models import params as P
 from animate_jax.weights import checkpoint, layouts
 from animate_jax.weights.read import find, read
@@ -20,13 +22,17 @@ def inspect(path: str) -> str:
     Raises:
         UserError: neither a weight file nor a checkpoint.
     """
-    if (pathlib.Path(path) / "params").is_dir() or (pathlib.Path(path) / "checkpoints").is_dir():
+    with reading(path, "weight file or checkpoint", "check the path"):
+        ours = any((pathlib.Path(path) / name).is_dir() for name in ("params", "checkpoints"))
+    if ours:
         return _checkpoint(checkpoint.find(path))
     file, state_dict = find(path), read(path)
-    kind = layouts.identify(state_dict)
+    with reading(file, "weight file", "take a whole copy"):
+        kind = layouts.identify(state_dict)
+        described = layouts.describe(state_dict, kind)
     parts = [part for part, kinds in layouts.FITS.items() if kind in kinds]
     return "\n".join([
-        f"{file}: {layouts.describe(state_dict, kind)}",
+        f"{file}: {described}",
         f"  fills: {', '.join(parts) or 'nothing here'}",
         f"  {_amounts(state_dict.values())}",
     ])  # fmt: skip
@@ -45,7 +51,7 @@ def _checkpoint(path: pathlib.Path) -> str:
 
 def _amounts(leaves: Iterable[Any]) -> str:
     leaves = list(leaves)
-    sizes = [int(np.prod(leaf.shape, dtype=np.int64)) for leaf in leaves]
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
     kinds = collections.Counter(np.dtype(leaf.dtype).name for leaf in leaves)
     dtypes = ", ".join(f"{name} x {count}" if len(kinds) > 1 else name for name, count in kinds.most_common())
     return f"{len(leaves)} tensors, {sum(sizes):,} parameters, {dtypes}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from animate_jax import limits
 from animate_jax.config import ModelConfig
 from animate_jax.weights import names
 from animate_jax.weights.read import StateDict
@@ -80,7 +81,11 @@ _LEFT_ASIDE = {
 
 
 def identify(state_dict: Mapping[str, Any]) -> str:
-    """One of `KINDS`, from keys and shapes alone."""
+    """One of `KINDS`, from keys and shapes alone.
+
+    Raises:
+        ValueError: a tensor that tells has fewer dimensions than in any file.
+    """
     keys = state_dict.keys()
 
     def has(*endings: str) -> bool:
@@ -91,7 +96,7 @@ def identify(state_dict: Mapping[str, Any]) -> str:
 
     def width(ending: str) -> int | None:
         """Length of the second axis: what a layer reads."""
-        return next((int(state_dict[key].shape[1]) for key in keys if key.endswith(ending)), None)
+        return next((_length(state_dict, key, 1) for key in keys if key.endswith(ending)), None)
 
     if any("lora" in key.lower() for key in keys):
         return "lora"
@@ -110,13 +115,13 @@ def identify(state_dict: Mapping[str, Any]) -> str:
             return "unet_sdxl"
         if context == 1024:
             return "unet_sd2"
-        if state_dict["conv_in.weight"].shape[1] in (8, 9):
+        if _length(state_dict, "conv_in.weight", 1) in (8, 9):
             return "unet_inpainting"
         if motion:
             return "unet_motion"
         return "unet" if "conv_out.weight" in keys else "reference_unet"
-    if motion:
-        widest = max(int(state_dict[key].shape[0]) for key in motion if key.endswith("norm.weight"))
+    if norms := [key for key in motion if key.endswith("norm.weight")]:
+        widest = max(_length(state_dict, key, 0) for key in norms)
         if widest == 1280 and not starts("down_blocks.3."):
             return "motion_sdxl"
         return "motion" if any(".temporal_transformer." in key for key in motion) else "motion_adapter"
@@ -131,6 +136,13 @@ def identify(state_dict: Mapping[str, Any]) -> str:
     return "unknown"
 
 
+def _length(state_dict: Mapping[str, Any], key: str, axis: int) -> int:
+    shape = tuple(state_dict[key].shape)
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"{key} is {list(shape)}, which has too few dimensions")
+    return int(shape[axis])
+
+
 def describe(state_dict: Mapping[str, Any], kind: str) -> str:
     """`KINDS`, and the version where the keys tell it."""
     if kind not in ("motion", "motion_adapter"):
@@ -141,8 +153,14 @@ def describe(state_dict: Mapping[str, Any], kind: str) -> str:
 
 
 def motion_facts(state_dict: Mapping[str, Any]) -> tuple[bool, int | None]:
-    """(has it a middle block, longest window in frames or None if the file does not say)."""
-    lengths = {int(value.shape[-2]) for key, value in state_dict.items() if key.endswith((".pe", "pos_embed.pe"))}
+    """(has it a middle block, longest window in frames or None if the file does not say).
+
+    Raises:
+        ValueError: no window can be so long.
+    """
+    lengths = {_length(state_dict, key, -2) for key in state_dict if key.endswith((".pe", "pos_embed.pe"))}
+    if not all(1 <= length <= limits.MOTION_FRAMES for length in lengths):
+        raise ValueError(f"its position tables have not 1 to {limits.MOTION_FRAMES} rows")
     return any(key.startswith("mid_block.motion_modules.") for key in state_dict), max(lengths, default=None)
 
 

@@ -1,138 +1,160 @@
-"""Torch's zip files (.pth, .pt, .bin, .ckpt) without torch: where each tensor lies, from a pickle that can run nothing.
+"""Torch's files (.pth, .pt, .bin, .ckpt) without torch: where each tensor lies. Their pickles are read as data.
 
-The pickle may name only what `_ALLOWED` lists; everything else is refused before it is looked up, let alone called.
-The format is PyTorch's `torch.save` since 1.6: an uncompressed zip of `data.pkl` and one member per storage. Several
-tensors may lie in one storage (DeepSpeed's flat buffers); each is found by itself.
+Since PyTorch 1.6 `torch.save` writes an uncompressed zip of `data.pkl` and one member per storage; before, it wrote
+five pickles (a magic number, the format's version, the machine's facts, the object, the storages' keys) and then the
+storages, each behind its number of elements. Several tensors may lie in one storage (DeepSpeed's flat buffers); each
+is found by itself.
 """
 
 from __future__ import annotations
 
-import collections
-import math
+import dataclasses
+import io
 import pathlib
-import pickle
 import zipfile
-from typing import Any
+import zlib
+from collections.abc import Callable
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
-from animate_jax.errors import UserError
-from animate_jax.weights.tensor import Tensor
+from animate_jax import limits, unpickle
+from animate_jax.unpickle import Call
+from animate_jax.weights.tensor import Tensor, placed
 
 _STORAGES = {
-    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
-    "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+    f"torch.{name}Storage": np.dtype(dtype)
+    for name, dtype in {
+        "Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat16": ml_dtypes.bfloat16,
+        "Long": np.int64, "Int": np.int32, "Short": np.int16, "Char": np.int8, "Byte": np.uint8, "Bool": np.bool_,
+    }.items()
 }  # fmt: skip
-
-
-class _Storage:
-    def __init__(self, name: str, dtype: np.dtype, count: int):
-        self.name, self.dtype, self.count = name, dtype, count
-
-
-class _Window:
-    """A tensor as the pickle describes it: part of a storage."""
-
-    def __init__(self, storage: _Storage, first: int, shape: tuple[int, ...], strides: tuple[int, ...]):
-        self.storage, self.first, self.shape, self.strides = storage, first, shape, strides
-
-
-class _Inert:
-    """Stands for what training programs leave in their files; takes everything and does nothing."""
-
-    def __init__(self, *_: Any, **__: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-
-def _rebuild_tensor(storage: _Storage, first: int, shape: tuple, strides: tuple, *_: Any) -> _Window:
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    return _Window(storage, int(first), tuple(map(int, shape)), tuple(map(int, strides)))
-
-
-def _rebuild_parameter(data: _Window, *_: Any) -> _Window:
-    return data
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+_INERT = (
     # The original Stable Diffusion files hold a Lightning callback with numpy scalars.
-    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): _Inert,
-    ("numpy.core.multiarray", "scalar"): _Inert,
-    ("numpy._core.multiarray", "scalar"): _Inert,
-    ("numpy", "dtype"): _Inert,
-    ("_codecs", "encode"): _Inert,
-    **{("torch", name): np.dtype(dtype) for name, dtype in _STORAGES.items()},
-}  # fmt: skip
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "_codecs.encode",
+)
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it wants to use {module}.{name}, which no file of plain tensors needs")
-        return _ALLOWED[module, name]
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """A run of bytes that tensors lie in."""
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, name, _, count = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise pickle.UnpicklingError(f"an unknown kind of storage {kind!r}")
-        return _Storage(str(name), dtype, int(count))
+    key: str
+    dtype: np.dtype
+    first: int  # element of the storage `key` where this one begins, if it is a view
+
+    @classmethod
+    def of(cls, call: Call) -> _Storage:
+        """From its persistent id: "storage", type, key, device, length, and in old files what it is a view of: (its own
+        key, first element, length), or None."""
+        kind, dtype, key, _, _, *view = call.args[0]
+        if kind != "storage" or dtype not in _STORAGES or type(key) is not str:
+            raise ValueError("it holds an unknown kind of storage")
+        return cls(key, _STORAGES[dtype], view[0][1] if view and view[0] else 0)
 
 
-def read_pickle(path: pathlib.Path) -> Any:
-    """What a torch zip file holds, with a `Tensor` for every tensor; reads no tensor and runs nothing.
+Span = tuple[int, int]  # first byte, number of bytes
+
+
+def _makers(path: pathlib.Path, span: Callable[[str], Span]) -> unpickle.Makers:
+    """Names that a torch file may hold, and what becomes of them; `span` tells where a storage lies in the file."""
+
+    def tensor(call: Call) -> Tensor:
+        storage, first, shape, strides = call.args[:4]
+        if type(storage) is not _Storage:
+            raise ValueError("it holds a tensor without a storage")
+        return placed(path, storage.dtype, *span(storage.key), shape, strides, (first, storage.first))
+
+    def ordered(call: Call) -> dict:
+        """OrderedDict(), filled later, or of a list of pairs."""
+        pairs = call.args[0] if call.args else ()
+        return {unpickle.checked_key(key): value for key, value in pairs} | call.items
+
+    return {
+        unpickle.PERSISTENT: _Storage.of,
+        "torch._utils._rebuild_tensor": tensor,  # of the oldest files
+        "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_parameter": lambda call: call.args[0],
+        "torch.Size": lambda call: tuple(call.args[0]),
+        "collections.OrderedDict": ordered,
+        **dict.fromkeys(_STORAGES, unpickle.never),
+        **dict.fromkeys(_INERT, lambda call: None),
+    }
+
+
+def read_torch(path: pathlib.Path) -> Any:
+    """What a torch file holds, with a `Tensor` for every tensor; reads no tensor and runs nothing.
 
     Raises:
-        UserError: damaged, or not a file of plain tensors.
+        Exception: damaged, or not a file of plain tensors.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            with archive.open(members["data.pkl"]) as file:
-                loaded = _Unpickler(file).load()
-        with path.open("rb") as file:
-            return _located(loaded, path, {name: _start(file, info) for name, info in members.items()}, set())
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, ValueError, TypeError, KeyError, IndexError,
-            AttributeError, NotImplementedError, RecursionError, MemoryError) as error:  # fmt: skip
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a torch file of plain tensors, or it is damaged ({reason})") from error
+    with path.open("rb") as file:
+        return _zipped(path, file) if zipfile.is_zipfile(file) else _old(path, file)
 
 
-def _start(file: Any, info: zipfile.ZipInfo) -> tuple[int, int]:
-    """(first byte, size) of a member's data; the local header may be longer than the directory's copy of it."""
-    if info.compress_type != zipfile.ZIP_STORED and info.filename.partition("/")[2].startswith("data/"):
-        raise ValueError("its tensors are compressed")
-    file.seek(info.header_offset + 26)
-    name, extra = file.read(2), file.read(2)
-    return info.header_offset + 30 + int.from_bytes(name, "little") + int.from_bytes(extra, "little"), info.file_size
+class _Directory(io.FileIO):
+    """A zip file whose directory does not fill the memory: zipfile reads it at once, as large as it says it is."""
+
+    def read(self, size: int = -1) -> bytes:
+        if size > limits.DIRECTORY_BYTES:
+            raise ValueError("its directory is too large")
+        return super().read(size if size >= 0 else limits.DIRECTORY_BYTES)
 
 
-def _located(value: Any, path: pathlib.Path, places: dict[str, tuple[int, int]], inside: set[int]) -> Any:
-    """`value` with its windows as tensors; dictionaries only, as nothing else holds weights. `inside` are the
-    dictionaries around it: one that holds itself is left out."""
-    if isinstance(value, dict):
-        if id(value) in inside:
-            return None
-        return {key: _located(item, path, places, inside | {id(value)}) for key, item in value.items()}
-    if not isinstance(value, _Window):
-        return value
-    storage = value.storage
-    start, size = places[f"data/{storage.name}"]
-    itemsize = storage.dtype.itemsize
-    if len(value.shape) != len(value.strides) or min((value.first, *value.shape, *value.strides)) < 0:
-        raise ValueError("a tensor of an impossible shape")
-    reach = 1 + sum((length - 1) * stride for length, stride in zip(value.shape, value.strides, strict=True))
-    if math.prod(value.shape) and (value.first + reach) * itemsize > size:
-        raise ValueError("a tensor reaches beyond its storage")
-    return Tensor(path, start + value.first * itemsize, storage.dtype, value.shape, value.strides)
+def _zipped(path: pathlib.Path, file: IO[bytes]) -> Any:
+    with _Directory(path) as directory, zipfile.ZipFile(directory) as archive:
+        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+
+    def span(name: str) -> Span:
+        """The local header may be longer than the directory's copy of it."""
+        if (info := members.get(name)) is None:
+            raise ValueError(f"it lacks {name!a}"[: limits.NAME_LENGTH])
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise ValueError("its members are compressed or encrypted: torch writes them plain")
+        file.seek(info.header_offset + 26)
+        lengths = file.read(4)
+        start = info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+        return start, info.file_size
+
+    start, size = span("data.pkl")
+    if size > limits.PICKLE_BYTES:
+        raise ValueError(f"its structure takes more than {limits.PICKLE_BYTES >> 20} MB")
+    file.seek(start)
+    pickled = file.read(size)
+    if zlib.crc32(pickled) != members["data.pkl"].CRC:
+        raise ValueError("its checksum is wrong")
+    return unpickle.read(pickled, _makers(path, lambda key: span(f"data/{key}")))
+
+
+def _old(path: pathlib.Path, file: IO[bytes]) -> Any:
+    file.seek(0)
+    content = file.read(limits.PICKLE_BYTES)
+    if content[:2] == b"PK":
+        raise ValueError("a zip file without its end: truncated?")
+    spans: dict[str, Span] = {}
+    makers = _makers(path, lambda key: spans[key])
+    magic = unpickle.load(content, ())
+    version = unpickle.load(content, (), magic.end)
+    if (magic.value, version.value) != (_MAGIC, _VERSION):
+        raise ValueError("its magic number is wrong")
+    facts = unpickle.load(content, (), version.end)
+    if facts.value["little_endian"] is not True:
+        raise ValueError("it was written by a machine with another order of bytes")
+    saved = unpickle.load(content, makers, facts.end)
+    keys = unpickle.load(content, (), saved.end)
+    dtypes = {storage.key: storage.dtype for storage in map(_Storage.of, saved.persistent)}
+    at, size = keys.end, path.stat().st_size
+    for key in keys.value:
+        file.seek(at)
+        count = int.from_bytes(file.read(8), "little")
+        spans[key] = at + 8, count * dtypes[key].itemsize
+        at = sum(spans[key])
+        if at > size:
+            raise ValueError("it ends too early: truncated?")
+    return unpickle.build(saved.value, makers)

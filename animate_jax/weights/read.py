@@ -1,24 +1,20 @@
 """Weight files as dictionaries of tensors in torch's layout: .safetensors (also in shards with an index), and .pth,
-.pt, .bin, .ckpt. Folders and hub names lead to files. No tensor is read here, see `tensor`; torch is needed only for
-files from before torch 1.6.
+.pt, .bin, .ckpt. Folders and hub names lead to files. No tensor is read here, see `tensor`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import pathlib
-import pickle
 import re
-import zipfile
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from animate_jax.errors import UserError
-from animate_jax.weights.pickles import read_pickle
-from animate_jax.weights.tensor import Tensor
+from animate_jax import limits
+from animate_jax.errors import UserError, reading
+from animate_jax.weights.pickles import read_torch
+from animate_jax.weights.tensor import Tensor, placed
 
 StateDict = dict[str, Tensor | np.ndarray]
 
@@ -46,7 +42,7 @@ def read(path: str | pathlib.Path) -> StateDict:
             hub, if there is no such file and `huggingface_hub` is installed.
 
     Raises:
-        UserError: no such file, not a weight file, damaged, or torch is needed and not installed.
+        UserError: no such file, not a weight file, or damaged.
     """
     path = find(path)
     if path.name.endswith(INDEX):
@@ -55,6 +51,11 @@ def read(path: str | pathlib.Path) -> StateDict:
         state_dict = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not state_dict:
         raise UserError(f"{path} holds no tensors; expected a state dict")
+    if len(state_dict) > limits.TENSORS:
+        raise UserError(f"{path} holds more than {limits.TENSORS:,} tensors; expected a state dict")
+    for key in state_dict:
+        if len(key) > limits.NAME_LENGTH or not key.isprintable():
+            raise UserError(f"{path}: a tensor has no proper name, {key[:40]!a}...: take a whole copy")
     while all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
     return state_dict
@@ -67,15 +68,16 @@ def find(path: str | pathlib.Path) -> pathlib.Path:
         UserError: there is none.
     """
     name, path = str(path), pathlib.Path(path)
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)*", name) and path.suffix not in SUFFIXES:
-        path = _download(name)
-    if path.is_dir():
-        for name in _IN_FOLDER:
-            if (path / name).is_file():
-                return path / name
-        raise UserError(f"{path}: a folder without weights: expected one of {', '.join(_IN_FOLDER[:3])}, ...")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    with reading(path, "weight file", "check the path"):
+        if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)*", name) and path.suffix not in SUFFIXES:
+            path = _download(name)
+        if path.is_dir():
+            for name in _IN_FOLDER:
+                if (path / name).is_file():
+                    return path / name
+            raise UserError(f"{path}: a folder without weights: expected one of {', '.join(_IN_FOLDER[:3])}, ...")
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
     return path
 
 
@@ -102,14 +104,18 @@ def _download(name: str) -> pathlib.Path:
 
 
 def _read_shards(path: pathlib.Path) -> StateDict:
-    try:
-        places = json.loads(path.read_text())["weight_map"]
+    with reading(path, "index of safetensors files", "take a whole copy of the folder"):
+        with path.open("rb") as file:
+            text = file.read(limits.JSON_BYTES + 1)
+        if len(text) > limits.JSON_BYTES:
+            raise ValueError(f"more than {limits.JSON_BYTES >> 20} MB")
+        places = json.loads(text)["weight_map"]
         names = sorted(set(places.values()))
+        if any(len(name) > limits.NAME_LENGTH or not name.isprintable() for name in [*places, *names]):
+            raise ValueError("a name that is too long or not printable")
         if any(pathlib.PurePath(name).name != name for name in names):
             raise ValueError("a shard outside of the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not an index of safetensors files, or it is damaged ({error})") from error
-    missing = [name for name in names if not (path.parent / name).is_file()]
+        missing = [name for name in names if not (path.parent / name).is_file()]
     if missing:
         raise UserError(f"{path.parent / missing[0]}: no such file, but {path.name} names it")
     shards = {name: _read_safetensors(path.parent / name) for name in names}
@@ -120,60 +126,31 @@ def _read_shards(path: pathlib.Path) -> StateDict:
 
 
 def _read_safetensors(path: pathlib.Path) -> StateDict:
-    try:
+    with reading(path, "safetensors file", "take a whole copy"):
         size = path.stat().st_size
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
-            if not 0 < header_size <= size - 8:
+            if not 0 < header_size <= min(size - 8, limits.HEADER_BYTES):
                 raise ValueError("its header does not fit into it")
             header = json.loads(file.read(header_size))
         header.pop("__metadata__", None)
         return {key: _tensor(path, 8 + header_size, size, **entry) for key, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, RecursionError) as error:
-        raise UserError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
 
 
 def _tensor(path: pathlib.Path, start: int, size: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
-    kind, (begin, end) = np.dtype(_SAFETENSORS_DTYPES[dtype]), data_offsets
-    if begin < 0 or start + end > size:
+    begin, end = data_offsets
+    if type(begin) is not int or type(end) is not int or begin < 0:
+        raise ValueError("a tensor in an impossible place")
+    if start + end > size:
         raise ValueError("it is truncated")
-    if end - begin != math.prod(shape) * kind.itemsize:
-        raise ValueError("a tensor of an impossible shape")
-    return Tensor(path, start + begin, kind, tuple(shape))
+    return placed(path, np.dtype(_SAFETENSORS_DTYPES[dtype]), start + begin, end - begin, shape)
 
 
 def _read_torch(path: pathlib.Path) -> StateDict:
-    loaded = read_pickle(path) if zipfile.is_zipfile(path) else _read_old(path)
-    while isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    with reading(path, "torch file of plain tensors", "take a whole copy, or convert it to .safetensors"):
+        loaded = read_torch(path)
+        while isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+            loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}; expected a state dict")
-    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor | np.ndarray)}
-
-
-def _read_old(path: pathlib.Path) -> Any:
-    """Files from before torch 1.6 are a bare pickle followed by the storages."""
-    with path.open("rb") as file:
-        if file.read(2)[:1] != b"\x80":  # every pickle begins so, and a zip without its end does not
-            raise UserError(f"{path} is not a torch file of plain tensors, or it is damaged (truncated?)")
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: this old format needs torch; install it, or convert to .safetensors") from error
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a torch file of plain tensors, or it is damaged ({reason})") from error
-
-    def to_numpy(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: to_numpy(item) for key, item in value.items()}
-        if not isinstance(value, torch.Tensor):
-            return value
-        value = value.detach()
-        if value.dtype == torch.bfloat16:  # unknown to numpy
-            return value.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-        return value.numpy()
-
-    return to_numpy(loaded)
+    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from animate_jax import limits
 from animate_jax.errors import UserError
 
 BATCH = 384 * 2**20  # bytes read or converted at once; memory peaks at a few times that
@@ -46,6 +47,38 @@ class Tensor:
             steps = tuple(stride * self.dtype.itemsize for stride in self.strides)
             array = np.lib.stride_tricks.as_strided(array, self.shape, steps)
         return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def placed(
+    path: pathlib.Path, dtype: np.dtype, begin: int, size: int, shape: Any, strides: Any = None, first: Any = (0,)
+) -> Tensor:
+    """A tensor as a file describes it, of which nothing is believed.
+
+    Args:
+        begin, size: the bytes of the file that it must lie in, and fill if it has no strides.
+        shape, strides: a list or a tuple of elements.
+        first: elements from `begin` to the first one, to be added up.
+
+    Raises:
+        ValueError: the shape is none, or reaches beyond those bytes.
+    """
+    numbers = (*shape, *(strides or ()), *first)
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) or len(shape) > limits.TENSOR_DIMENSIONS:
+        raise ValueError("a tensor of an impossible shape")
+    count = reach = math.prod(shape)
+    if math.prod(max(n, 1) for n in shape) * dtype.itemsize >= 1 << 62:
+        raise ValueError("a tensor of an impossible shape")
+    if strides is None and count * dtype.itemsize != size:
+        raise ValueError("a tensor has more or fewer bytes than its shape wants")
+    if strides is not None:
+        if len(strides) != len(shape):
+            raise ValueError("a tensor of an impossible shape")
+        if count:
+            reach = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if count and (sum(first) + reach) * dtype.itemsize > size:
+        raise ValueError("a tensor reaches beyond its storage")
+    offset = begin + sum(first) * dtype.itemsize
+    return Tensor(path, offset, dtype, tuple(shape), None if strides is None else tuple(strides))
 
 
 def nbytes(leaf: Any) -> int:

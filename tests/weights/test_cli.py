@@ -67,7 +67,7 @@ def test_the_commands_of_the_training_page(moore_directory, small_presets, tmp_p
         (["import", "moore", "--output", "{}/ckpt"], "nothing to import"),
         (["import", "moore", "--directory", "{}/none", "--output", "{}/ckpt"], "no such directory"),
         (["import", "sd15", "--unet", "{}/lora.safetensors", "--output", "{}/ckpt"], "is a LoRA, but denoising_unet"),
-        (["import", "sd15", "--unet", "{}/text.pth", "--output", "{}/ckpt"], "not a torch file"),
+        (["import", "sd15", "--unet", "{}/text.pth", "--output", "{}/ckpt"], "not a readable torch file"),
         (["import", "sd15", "--unet", "{}/cut.safetensors", "--output", "{}/ckpt"], "it is truncated"),
         (["import", "sd15", "--vae", "{}", "--output", "{}/ckpt"], "a folder without weights"),
         (["import", "sd15", "--vae", "{}/lora.safetensors", "--preset", "none", "--output", "{}/c"], "choose one of"),

@@ -57,10 +57,10 @@ class Anything:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.safetensors", b"\x10\0\0\0\0\0\0\0 not a header...", "not a safetensors file, or it is damaged"),
-        ("model.safetensors", b"", "not a safetensors file, or it is damaged"),
-        ("model.pth", b"not a pickle", "not a torch file of plain tensors, or it is damaged"),
-        ("model.pth", Anything(), "not a torch file of plain tensors, or it is damaged"),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0 not a header...", "not a readable safetensors file"),
+        ("model.safetensors", b"", "not a readable safetensors file"),
+        ("model.pth", b"not a pickle", "not a readable torch file of plain tensors"),
+        ("model.pth", Anything(), "not a readable torch file of plain tensors"),
         ("model.pth", [torch.zeros(2)], "holds a list; expected a state dict"),
         ("model.pth", {"epoch": 3}, "holds no tensors; expected a state dict"),
         ("model.pth", None, "no such file"),
@@ -81,5 +81,5 @@ def test_truncated_safetensors(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="truncated"):
         read(path)
