@@ -244,7 +244,7 @@ class Poses(Kind):
                   "hands": chance.random((2, 21, 2)), "faces": chance.random((1, 68, 2)),
                   "hands_score": chance.random((2, 21)), "faces_score": chance.random((1, 68))}  # fmt: skip
         np.save(folder / "a.npy", np.array([people] * 3, object), allow_pickle=True)
-        self.files = {name: (folder / name).read_bytes() for name in ("a.json", "a.npz")}
+        self.files = {name: (folder / name).read_bytes() for name in ("a.json", "a.npz", "a.npy")}
 
     def read(self, path):
         options, reference = pipeline().options(), some_keypoints(1)[0]

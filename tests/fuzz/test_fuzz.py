@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("pictures", "videos", "poses", "data", "checkpoints", "sample")
+KINDS = ("pictures", "videos", "poses", "weights", "data", "checkpoints", "presets", "sample")
 
 
 def fuzz(folder, *arguments):
