@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -109,29 +110,30 @@ def _upload(file: pathlib.Path, remote: epath.Path) -> None:
 class Mirror:
     """A local folder whose files are uploaded to a bucket as they change; for a local address, that folder itself.
 
-    A failed upload is kept for the next one: what a store refuses for a minute must not end a training. Only the last
-    upload, at the end of the `with` block, raises.
+    A failed upload is made up for by the next one: what a store refuses for a minute must not end a training. Only the
+    last upload, at the end of the `with` block, raises.
 
     Attributes:
         path: the local folder.
-        failure: what the last upload in the background met, or None.
 
     Args:
         fetch: files that are continued rather than written anew, downloaded first if they are there.
+        every: least seconds between uploads in the background.
 
     Raises:
         UserError: the bucket cannot be read or, at the end, written.
     """
 
-    def __init__(self, address: Address, fetch: Sequence[str] = ()):
-        self._remote = to_path(address) if is_remote(address) else None
+    def __init__(self, address: Address, fetch: Sequence[str] = (), every: float = 60.0):
+        self._remote: Folder | None = None
         self._uploaded: dict[pathlib.Path, tuple[int, int]] = {}
         self._running: Future[None] | None = None
-        self.failure: UserError | None = None
-        if self._remote is None:
+        self._every, self._last = every, time.monotonic()
+        if not is_remote(address):
             self.path = pathlib.Path(address)
             self.path.mkdir(parents=True, exist_ok=True)
             return
+        self._remote = to_path(address)
         self.path = pathlib.Path(tempfile.mkdtemp(prefix="animate_jax_run_"))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         with talking_to(address):
@@ -154,13 +156,14 @@ class Mirror:
         else:
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def sync(self) -> None:
-        """Uploads what has changed, in the background; does nothing while the last upload is still under way."""
-        if self._remote is None or (self._running is not None and not self._running.done()):
-            return
-        if self._running is not None:
-            self.failure = self._running.exception()
-        self._running = self._thread.submit(self._upload_changes)
+    def sync(self) -> UserError | None:
+        """Uploads what has changed, in the background, if the last time is long enough ago; tells how that went."""
+        soon = time.monotonic() - self._last < self._every
+        if self._remote is None or soon or (self._running is not None and not self._running.done()):
+            return None
+        failure = self._running and self._running.exception()
+        self._last, self._running = time.monotonic(), self._thread.submit(self._upload_changes)
+        return failure
 
     def _upload_changes(self) -> None:
         with talking_to(self._remote):

@@ -96,7 +96,7 @@ def train(config: TrainConfig, preset: Preset) -> int:
     from animate_jax.data.pipeline import batches
     from animate_jax.parallel.mesh import make_mesh, rows_of_process
     from animate_jax.training.guards import Interrupt
-    from animate_jax.training.loop import run
+    from animate_jax.training.loop import open_folder, run
     from animate_jax.training.preview import Preview
     from animate_jax.training.step import diffusion_loss, vae_loss
 
@@ -111,10 +111,11 @@ def train(config: TrainConfig, preset: Preset) -> int:
     loss = vae_loss(config, perceptual) if config.stage == "vae" else diffusion_loss(config, preset, perceptual)
     mesh = make_mesh(config.mesh)
     data = batches(config.data, preset, *rows_of_process(mesh))
-    preview = Preview(config, preset) if config.preview.every else None
     stop = Interrupt()
     try:
-        run(config, preset, loss, data, mesh, preview, stop)
+        with open_folder(config) as folder:
+            preview = Preview(config, preset, folder.path) if config.preview.every else None
+            run(config, preset, loss, data, mesh, preview, stop, folder)
     finally:
         data.close()
     return stop.status

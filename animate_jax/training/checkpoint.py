@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Awaitable
 from concurrent import futures
 from typing import Any
@@ -16,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from animate_jax.config import Preset, TrainConfig, to_dict
 from animate_jax.errors import TRACEBACK, UserError
+from animate_jax.storage import to_path
 from animate_jax.training.options import differences
 from animate_jax.training.progress import reason, say
 from animate_jax.training.state import State, sampling_params
@@ -41,7 +41,7 @@ class Checkpoints:
         if config.keep_every:
             keep.append(policies.EveryNSteps(config.keep_every))
         self._keep = policies.AnyPreservationPolicy(keep)
-        self._directory = pathlib.Path(config.output).absolute() / "checkpoints"
+        self._directory = to_path(config.output) / "checkpoints"
         self._allow_changes = config.allow_changes
         self._metadata = {"preset": to_dict(preset), "config": to_dict(config)}
         self._waiter = futures.ThreadPoolExecutor(1)
@@ -53,7 +53,6 @@ class Checkpoints:
         return ocp.training.Checkpointer(
             self._directory,
             preservation_policy=self._keep,
-            custom_metadata=self._metadata,
             cleanup_tmp_directories=True,  # of saves that were killed
         )
 

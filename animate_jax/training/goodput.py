@@ -16,11 +16,16 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from animate_jax.storage import to_path
+
 NAMES = {
     "steps": "steps that count", "waited": "waiting for data", "again": "steps done again", "compile": "compiling",
     "restore": "restoring", "initialise": "first weights", "save": "saving", "preview": "previews",
     "down": "down or starting", "other": "other",
 }  # fmt: skip
+
+
+EVENTS = "events.jsonl"
 
 
 class Events:
@@ -33,7 +38,7 @@ class Events:
     def __init__(self, directory: str | pathlib.Path, active: bool = True):
         self._file = None
         if active:
-            path = pathlib.Path(directory) / "events.jsonl"
+            path = pathlib.Path(directory) / EVENTS
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a")
 
@@ -62,7 +67,7 @@ class Events:
 def read(run: str | pathlib.Path) -> list[dict[str, Any]]:
     """A run's events; a line that was cut off by a crash is left out."""
     events = []
-    for line in (pathlib.Path(run) / "events.jsonl").read_text().splitlines():
+    for line in (to_path(run) / EVENTS).read_text().splitlines():
         with contextlib.suppress(ValueError):
             events.append(json.loads(line))
     return events
@@ -119,6 +124,6 @@ def clock_time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (pathlib.Path(sys.argv[1]) / "events.jsonl").is_file():
+    if len(sys.argv) != 2 or not (to_path(sys.argv[1]) / EVENTS).exists():
         sys.exit("usage: python -m animate_jax.training.goodput RUN   (RUN: a training run's --output)")
     print(report(sys.argv[1]))

@@ -81,7 +81,7 @@ def _any_row(rows: jax.Array) -> jax.Array:
 
 
 @contextlib.contextmanager
-def alone(output: str) -> Iterator[None]:
+def alone(output: str | os.PathLike) -> Iterator[None]:
     """Holds `<output>/run.lock` while the body trains there; the system lets go of it whatever ends the process.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -17,10 +18,11 @@ from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.parallel.mesh import compiler_options, make_mesh, to_devices
 from animate_jax.parallel.rules import shardings
+from animate_jax.storage import Mirror, check_writable, is_remote
 from animate_jax.training.checkpoint import Checkpoints
-from animate_jax.training.goodput import Events
+from animate_jax.training.goodput import EVENTS, Events
 from animate_jax.training.guards import Interrupt, Watchdog, alone, check_memory, memory_used
-from animate_jax.training.metrics import Clock, MetricWriter, Profile
+from animate_jax.training.metrics import METRICS, Clock, MetricWriter, Profile
 from animate_jax.training.program import LossFunction, make_program
 from animate_jax.training.progress import Progress, reason, say
 from animate_jax.training.state import State, learning_rate, sampling_params
@@ -40,6 +42,7 @@ def run(
     mesh: Mesh | None = None,
     preview: Evaluate | None = None,
     stop: Interrupt | None = None,
+    folder: Mirror | None = None,
 ) -> State:
     """Trains to `config.steps` and returns the last state.
 
@@ -54,6 +57,7 @@ def run(
         preview: called every `config.preview.every` steps in all processes, with parameters where training has
             them; it must not keep them.
         stop: tells the caller whether the run was interrupted.
+        folder: where process 0 writes all but the checkpoints, which go straight to `config.output`.
 
     Raises:
         UserError: impossible options; weights to start from that are missing, damaged or of another shape; another
@@ -69,8 +73,9 @@ def run(
     check_memory(abstract, layout, mesh)
 
     with (
-        jax.set_mesh(mesh), out_of_memory(), alone(config.output) if lead else contextlib.nullcontext(),
-        Events(config.output, lead) as events, Checkpoints(config, preset) as checkpoints, stop or Interrupt() as stop,
+        contextlib.nullcontext(folder) if folder else open_folder(config) as folder, jax.set_mesh(mesh),
+        out_of_memory(), alone(folder.path) if lead else contextlib.nullcontext(),
+        Events(folder.path, lead) as events, Checkpoints(config, preset) as checkpoints, stop or Interrupt() as stop,
         Watchdog(config.hang_minutes) as watchdog,
     ):  # fmt: skip
         began = time.monotonic()
@@ -89,8 +94,8 @@ def run(
         skips = Skips(config.output)
         compiled, saved = None, time.monotonic()
         with (
-            MetricWriter(config.output, first, to_dict(config) if config.wandb else None) as writer,
-            Profile(config.output, first, config.profile and lead) as profile,
+            MetricWriter(folder.path, first, to_dict(config) if config.wandb else None) as writer,
+            Profile(folder.path, first, config.profile and lead) as profile,
             Progress(config.stage, first, config.steps) as progress,
         ):
             for done in range(first + 1, config.steps + 1):
@@ -135,6 +140,8 @@ def run(
                         with events.timed("preview", step=done):
                             means |= preview(sampling_params(state), done)
                     writer.write(done, means)
+                    if failure := folder.sync():
+                        say(f"{failure}; trying again in a minute")
                     window = []
                     clock.restart()
                 if last:
@@ -144,6 +151,19 @@ def run(
     if stop.stopped:
         say(f"stopped after step {done} of {config.steps}; the same command goes on")
     return state
+
+
+def open_folder(config: TrainConfig) -> Mirror:
+    """The run's folder on this machine: `config.output` itself, or what is uploaded there by process 0.
+
+    Raises:
+        UserError: the bucket cannot be read and written.
+    """
+    if not is_remote(config.output) or jax.process_index() == 0:
+        if is_remote(config.output):
+            check_writable(config.output)
+        return Mirror(config.output, fetch=(METRICS, EVENTS, "wandb.json"))
+    return Mirror(tempfile.mkdtemp(prefix="animate_jax_run_"))
 
 
 def check_options(config: TrainConfig) -> None:

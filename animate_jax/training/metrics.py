@@ -31,6 +31,9 @@ if _torch is None:
     del sys.modules["torch"]
 
 
+METRICS = "metrics.jsonl"
+
+
 class MetricWriter:
     """Appends `{"step": ..., name: value, ...}` to `<directory>/metrics.jsonl`, and TensorBoard scalars.
 
@@ -52,7 +55,7 @@ class MetricWriter:
             return
         directory = pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        lines = directory / "metrics.jsonl"
+        lines = directory / METRICS
         if lines.exists():
             forget(lines, step)
         self._lines = lines.open("a")

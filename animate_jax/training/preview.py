@@ -101,12 +101,15 @@ class Preview:
     training's passes. Training of an autoencoder shows the true frames through it. The devices of process 0 divide
     the frames, the other processes wait.
 
+    Args:
+        folder: the run's folder on this machine; default: `config.output`.
+
     Raises:
         UserError: the data set has no such split.
     """
 
-    def __init__(self, config: TrainConfig, preset: Preset):
-        self._directory = pathlib.Path(config.output) / "previews"
+    def __init__(self, config: TrainConfig, preset: Preset, folder: str | pathlib.Path | None = None):
+        self._directory = pathlib.Path(folder or config.output) / "previews"
         self._preset, self._rebuild, self._dtype = preset, config.stage == "vae", jnp.dtype(config.compute_dtype)
         shared = math.gcd(jax.local_device_count(), min(config.preview.frames, preset.sampling.window))
         self._mesh = make_mesh(MeshConfig(frames=shared), jax.local_devices())

