@@ -168,7 +168,8 @@ def test_a_wide_canvas_takes_no_memory(studio, tmp_path):
     with contextlib.suppress(UserError):
         _, video = studio.look(PICTURE, keypoints(tmp_path / "wide.json", (999_999, 100), 240), *POSES)
         assert read_video(video)[0].shape[2] <= 64 * limits.CANVAS_RATIO + 48
-    assert tracemalloc.get_traced_memory()[1] < 100e6
+    # 8.6 GB once; what libraries load at the first look is in it, as is what other threads take meanwhile.
+    assert tracemalloc.get_traced_memory()[1] < 250e6
     tracemalloc.stop()
 
 

@@ -58,9 +58,9 @@ def fill(report):
 def test_a_whole_report(tmp_path):
     with Report(tmp_path / "deep" / "report") as report:
         text = fill(report)
-        assert not report.output.exists()
+        assert not (tmp_path / "deep" / "report").exists()
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["report"]
-    output = report.output
+    output = tmp_path / "deep" / "report"
     assert (output / "metrics.md").read_text() == text
     document = json.loads((output / "metrics.json").read_text())
     assert document["figures"][RESULT]["psnr"] == {"value": 21.8, "low": 20.0, "high": 23.0}

@@ -133,7 +133,6 @@ PROCESS = """
 import json, sys
 import grain.experimental, jax, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from animate_jax.data.pipeline import ElasticStream
 from animate_jax.parallel import processes
 from animate_jax.parallel.mesh import AXES, rows_of_process, to_devices
 
@@ -144,7 +143,7 @@ with processes.joined():
         mesh = Mesh(np.array([of[tuple(at)] for at in order]).reshape(sides), AXES, axis_types=(AxisType.Auto,) * 3)
         clips = grain.MapDataset.range(100).map(lambda i: {"clip": np.int32(i)})
         shard = grain.sharding.ShardOptions(*rows_of_process(mesh))
-        batch = to_devices(next(ElasticStream(grain.experimental.ElasticIterator(clips, 16, shard))), mesh)
+        batch = to_devices(next(grain.experimental.ElasticIterator(clips, 16, shard)), mesh)
         whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(batch["clip"])
         found += [shard.data.tolist() for shard in whole.addressable_shards]
     print(json.dumps(found), flush=True)

@@ -78,7 +78,7 @@ def test_recorded_clips_that_are_held_out(config, micro, micro_params, tmp_path,
                 "masks": frames[..., 0]}  # fmt: skip
 
     monkeypatch.setattr(records, "RecordedClips", clips)
-    monkeypatch.setattr(preview_module, "RecordedSamples", lambda data, preset: lambda position, clip: sample(clip))
+    monkeypatch.setattr(preview_module.RecordedSamples, "__call__", lambda self, position, clip: sample(clip))
     preview = Preview(dataclasses.replace(config, data=DataConfig(root="clips", split="train", workers=0)), micro)
     preview(micro_params, 5)
     frames, _ = read_video(tmp_path / "previews" / "0000005.mp4")

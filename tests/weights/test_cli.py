@@ -37,6 +37,7 @@ def test_import_export_inspect(moore_directory, small_presets, tmp_path, capsys)
     checkpoint.load(ckpt)
 
 
+@pytest.mark.filterwarnings("ignore:no hands in any frame")
 def test_what_was_imported_makes_a_video(moore_directory, small_presets, tmp_path):
     assert main(["import", "moore", "--directory", str(moore_directory), "--output", str(tmp_path / "ckpt")]) == 0
     animation = Pipeline.load(tmp_path / "ckpt")(
