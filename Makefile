@@ -15,7 +15,7 @@ sample: .venv/installed
 	$(BIN)/python sample.py
 
 test: .venv/tested
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q  # libtpu, which is there for its compiler, looks for TPUs
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile  # libtpu is there for its compiler, and looks for TPUs
 
 slow: .venv/tested
 	$(BIN)/python -m pytest -q -m slow
