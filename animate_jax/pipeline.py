@@ -58,7 +58,6 @@ DECODE_CHUNK = 8  # frames decoded at once
 # latter wait in host memory.
 KEPT_WINDOWS = 4
 SEEDS = 2**32  # JAX takes a seed modulo this
-MOST_GUIDANCE = 100.0
 ADDED = 1  # tells a video's key of the noise added on the way from that of the noise it starts from
 
 One, Many = TypeVar("One"), list | tuple
@@ -229,8 +228,6 @@ class Pipeline:
                 raise UserError(f"--{name} {size}: must be a multiple of {multiple} between 32 and 4096")
         if not 1 <= options.window <= model.unet.motion_max_length:
             raise UserError(f"--window {options.window}: this model takes 1 to {model.unet.motion_max_length} frames")
-        if not abs(options.guidance) <= MOST_GUIDANCE:
-            raise UserError(f"--guidance {options.guidance}: must be a number up to {MOST_GUIDANCE:g}")
         if not 1 <= options.steps <= self.preset.schedule.train_steps:
             raise UserError(f"--steps {options.steps}: must be 1 to {self.preset.schedule.train_steps}")
         if found := problem(options):

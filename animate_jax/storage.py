@@ -66,6 +66,14 @@ def talking_to(address: Address) -> Iterator[None]:
         raise UserError(f"{address}: the store does not answer as it should ({reason}): {advice}") from error
 
 
+def keep_compiled_programs() -> None:
+    """Compiled programs are kept for the next process, in the folder or bucket that JAX_COMPILATION_CACHE_DIR names."""
+    import jax  # other users of addresses need not load it
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+
+
 def check_writable(address: Address) -> None:
     """Writes and removes a small object before hours of work depend on the place.
 

@@ -39,6 +39,7 @@ from animate_jax.config import Preset, Speed
 from animate_jax.errors import UserError, exit_status
 from animate_jax.pipeline import EXAMPLE, Pipeline
 from animate_jax.pose.draw import Drawn, draw
+from animate_jax.storage import keep_compiled_programs
 from animate_jax.uploads import Door, Shelf, temporary_folder
 from animate_jax.video.files import IMAGE_SUFFIXES, frame_count, frame_rate, read_image, write_image, write_video
 from animate_jax.video.open import check_size, open_video
@@ -448,8 +449,7 @@ def serve(args: Arguments) -> None:
         raise SystemExit(128 + signal.SIGTERM)  # not at once: what visitors have left is removed first
 
     signal.signal(signal.SIGTERM, terminate)
-    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+    keep_compiled_programs()
     with served(args) as address:
         print(f"{address}   (Ctrl-C stops)", flush=True)
         threading.Event().wait()

@@ -103,7 +103,7 @@ def one_line(captured, prefix):
             for rate in (0, "nan", "inf", "1e300", 1e-9, 0.0001)
         ),
         *(
-            ({"guidance": scale}, f"--guidance {float(scale)}", "must be a number up to 100")
+            ({"guidance": scale}, f"--guidance {float(scale)}", "must be a number from -100 to 100")
             for scale in ("inf", "nan", 1e30, "-inf")
         ),
         *(

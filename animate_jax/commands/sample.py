@@ -20,7 +20,6 @@ from typing import Literal, NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
 import tyro
 
 from animate_jax.animation import check_poses_folder
@@ -30,6 +29,7 @@ from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pipeline import BUNDLED, EXAMPLE, DrivingKind, Pipeline, check_request
 from animate_jax.pose.dwpose import DWPose
 from animate_jax.pose.retarget import Alignment
+from animate_jax.storage import keep_compiled_programs
 from animate_jax.video.files import check_output, made_here, same_file
 from animate_jax.weights import checkpoint
 
@@ -44,10 +44,7 @@ class Arguments:
     driving_kind: DrivingKind | None = None  # what videos show: a person or drawn poses; default: looks
     output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif; of several, theirs are added to the name
     side_by_side: bool = False  # a second video that shows reference, pose and result beside each other
-    debug_dir: pathlib.Path | None = (
-        None  # keeps keypoints before and after retargeting, and the pose pictures; replaces
-    )
-    # only what an earlier run kept there
+    debug_dir: pathlib.Path | None = None  # keeps keypoints before and after retargeting, and the pose pictures
     checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
     dtype: DType = "float32"  # of the weights and of all work; bfloat16 is for TPUs and GPUs
@@ -86,8 +83,7 @@ def animate(args: Arguments) -> None:
     if args.plan:
         tell_plan(args)
     outputs = names(args)
-    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+    keep_compiled_programs()
     mesh = make_mesh(args.mesh)  # refuses what one device cannot do, too
     mesh = mesh if mesh.size > 1 else None
     pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None, mesh, args.dtype)

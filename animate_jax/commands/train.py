@@ -13,12 +13,12 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
 import tyro
 
 from animate_jax.config import Preset, TrainConfig, preset_of, presets
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel import processes
+from animate_jax.storage import keep_compiled_programs
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -100,8 +100,7 @@ def train(config: TrainConfig, preset: Preset) -> int:
     from animate_jax.training.preview import Preview
     from animate_jax.training.step import diffusion_loss, vae_loss
 
-    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+    keep_compiled_programs()
     perceptual = None
     if config.stage == "vae" or config.loss.perceptual:
         from animate_jax.evaluation import lpips

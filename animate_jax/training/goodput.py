@@ -23,8 +23,6 @@ NAMES = {
     "restore": "restoring", "initialise": "first weights", "save": "saving", "preview": "previews",
     "down": "down or starting", "other": "other",
 }  # fmt: skip
-
-
 EVENTS = "events.jsonl"
 
 
