@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import pathlib
 import re
+import sys
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -42,6 +44,15 @@ ORBAX_FILES = re.compile(
 WHOLE, COPY = "take a whole checkpoint of animate_jax", "take a whole copy"
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of its work
+
+
+def _unless_abandoned(hook: Callable[[sys.UnraisableHookArgs], object], raised: sys.UnraisableHookArgs) -> None:
+    """Reads that Orbax abandons at the first damaged array end in its closed event loop: no news for the user."""
+    if not (raised.exc_type is RuntimeError and str(raised.exc_value) == "Event loop is closed"):
+        hook(raised)
+
+
+sys.unraisablehook = functools.partial(_unless_abandoned, sys.unraisablehook)
 
 
 def save(path: Address, params: P.Params, preset: Preset, dtype: DTypeLike | None = None) -> None:
