@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     """`animate_jax.Pipeline`, without JAX being imported for `animate-jax --version`."""
     if name == "Pipeline":
-        from animate_jax.pipeline import Pipeline
+        from animate_jax.sampling.pipeline import Pipeline
 
         return Pipeline
     raise AttributeError(f"module 'animate_jax' has no attribute {name!r}")

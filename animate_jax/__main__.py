@@ -6,6 +6,7 @@
     animate-jax data         videos become a data set
     animate-jax evaluate     measures a checkpoint, or anybody's videos
     animate-jax web          the same as `sample`, as a page in the browser
+    animate-jax goodput      what a training run's time went into
     animate-jax doctor       what this machine has, and what to do about what is missing
     animate-jax completion   prints the completion script of bash, zsh or fish
 
@@ -28,16 +29,7 @@ from animate_jax.errors import TRACEBACK
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Imported when called: JAX alone takes seconds.
-COMMANDS = {
-    "sample": "animate_jax.commands.sample",
-    "train": "animate_jax.commands.train",
-    "weights": "animate_jax.weights.__main__",
-    "data": "animate_jax.data.__main__",
-    "evaluate": "animate_jax.evaluation.__main__",
-    "web": "animate_jax.web",
-    "doctor": "animate_jax.commands.doctor",
-    "completion": "animate_jax.commands.completion",
-}
+COMMANDS = ("sample", "train", "weights", "data", "evaluate", "web", "goodput", "doctor", "completion")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +60,7 @@ def run(name: str, arguments: list[str], program: str) -> int:
     if ours:
         signal.signal(signal.SIGINT, stop)
     try:
-        command = importlib.import_module(COMMANDS[name])
+        command = importlib.import_module(f"animate_jax.commands.{name}")
     finally:
         if ours:
             signal.signal(signal.SIGINT, usual)

@@ -21,12 +21,12 @@ import tyro
 from held_out import held_out
 
 from animate_jax.config import SamplingConfig, speeds
-from animate_jax.evaluation import lpips
 from animate_jax.evaluation.features import video_features
 from animate_jax.evaluation.frechet import of_clips
 from animate_jax.evaluation.pose_accuracy import pck
-from animate_jax.pipeline import Pipeline, signed
+from animate_jax.perceptual import lpips
 from animate_jax.pose.detect import detect
+from animate_jax.sampling.pipeline import Pipeline, signed
 
 
 @dataclasses.dataclass(frozen=True)

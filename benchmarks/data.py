@@ -24,7 +24,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from animate_jax.config import DataConfig, presets
 from animate_jax.data import records
-from animate_jax.data.pipeline import batches, recorded
+from animate_jax.data.loader import batches, recorded
 from animate_jax.video.files import encode_mp4
 
 CLIPS, FRAMES, FPS, KEYFRAMES = 4, 60, 30.0, 12

@@ -43,7 +43,7 @@ import sys, time
 began = time.monotonic()
 import jax
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
-from animate_jax.pipeline import EXAMPLE, Pipeline
+from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
 stream = Pipeline.load().stream(EXAMPLE / "reference.png", EXAMPLE / "driving.mp4", frames=16, progress=False)
 next(iter(stream))
 print(time.monotonic() - began)

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from animate_jax.evaluation.cases import Case, rendered
+from animate_jax.evaluation.clips import Case, rendered
 from animate_jax.models.unet import Conditioning
-from animate_jax.pipeline import Pipeline
 from animate_jax.pose.draw import Drawn, draw
+from animate_jax.sampling.pipeline import Pipeline
 
 
 def held_out(pipeline: Pipeline, videos: int, frames: int) -> tuple[list[Case], list[Drawn], Conditioning]:

@@ -24,7 +24,7 @@ import cv2
 import jax
 import tyro
 
-from animate_jax.pipeline import EXAMPLE, Pipeline
+from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
 from animate_jax.video.files import read_video, write_video
 
 

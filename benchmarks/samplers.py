@@ -18,9 +18,9 @@ from held_out import held_out
 from tqdm import tqdm
 
 from animate_jax.diffusion.samplers import SAMPLERS
-from animate_jax.evaluation import lpips
 from animate_jax.evaluation.image_quality import person_box, psnr
-from animate_jax.pipeline import Pipeline, signed, unit
+from animate_jax.perceptual import lpips
+from animate_jax.sampling.pipeline import Pipeline, signed, unit
 
 
 @dataclasses.dataclass(frozen=True)

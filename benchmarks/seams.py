@@ -17,10 +17,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from animate_jax.diffusion.sampling import plans
-from animate_jax.evaluation.cases import rendered
-from animate_jax.pipeline import Pipeline
+from animate_jax.diffusion.windowed import plans
+from animate_jax.evaluation.clips import rendered
 from animate_jax.pose.draw import Drawn, draw
+from animate_jax.sampling.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True)

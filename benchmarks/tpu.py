@@ -19,12 +19,13 @@ import tyro
 from flax import nnx
 
 from animate_jax.config import MeshConfig, VAEConfig
-from animate_jax.models import attention, splash
+from animate_jax.models import attention
 from animate_jax.models import params as P
 from animate_jax.models.attention import Attention
+from animate_jax.models.kernels import splash
 from animate_jax.models.vae import AutoencoderKL
+from animate_jax.parallel.forecast import FAST, topology_devices
 from animate_jax.parallel.mesh import make_mesh
-from animate_jax.parallel.plan import FAST, topology_devices
 
 Part = Literal["temporal", "reference", "decode"]
 LEVELS = ((320, 6144), (640, 1536), (1280, 384))  # channels and positions of each level with attention

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from animate_jax.checkpoints import checkpoint
 from animate_jax.config import (
     ImageEncoderConfig,
     ModelConfig,
@@ -21,7 +22,6 @@ from animate_jax.config import (
     VAEConfig,
 )
 from animate_jax.models import params as P
-from animate_jax.weights import checkpoint
 
 MICRO = Preset(
     "micro",

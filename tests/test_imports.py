@@ -24,29 +24,38 @@ ALLOWED = {
     "pose": set(),
     "video": set(),
     "parallel": set(),
-    "weights": {"models"},
+    "perceptual": set(),
+    "checkpoints": {"models"},
+    "torch_weights": {"models", "checkpoints"},
     "data": {"pose", "video"},
-    "evaluation": {"pose", "video", "data", "pipeline"},
-    "training": {"models", "diffusion", "pose", "video", "weights", "parallel", "data", "evaluation", "pipeline"},
-    "animation": {"pose", "video"},
-    "inside": {"animation", "models", "pipeline"},
-    "sampling_plan": {"pipeline", "models", "parallel"},
-    "pipeline": {"animation", "models", "diffusion", "pose", "video", "weights", "parallel"},
-    "commands": {
-        "animation",
-        "pipeline",
-        "sampling_plan",
+    "sampling": {"models", "diffusion", "pose", "video", "parallel", "checkpoints"},
+    "evaluation": {"pose", "video", "data", "perceptual", "sampling"},
+    "training": {
+        "models",
+        "diffusion",
         "pose",
         "video",
-        "weights",
         "parallel",
+        "checkpoints",
         "data",
+        "perceptual",
+        "sampling",
+        "evaluation",
+    },
+    "web": {"pose", "video", "sampling"},
+    "commands": {
+        "pose",
+        "video",
+        "parallel",
+        "checkpoints",
+        "torch_weights",
+        "data",
+        "perceptual",
+        "sampling",
         "training",
         "evaluation",
         "web",
     },
-    "uploads": set(),
-    "web": {"pipeline", "pose", "video", "uploads"},
     "__main__": set(),  # imports commands by their names
 }
 FOREIGN = {"torch", "tensorflow", "diffusers", "transformers"}
@@ -54,8 +63,8 @@ FOREIGN = {"torch", "tensorflow", "diffusers", "transformers"}
 FOREIGN_INSIDE_FUNCTIONS = {
     "data/mocap_people/bake.py",
     "evaluation/features.py",
-    "weights/export.py",
-    "weights/verify.py",
+    "torch_weights/exporting.py",
+    "torch_weights/verify.py",
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -112,9 +121,9 @@ def test_every_room_has_a_rule():
         ("models/unet.py", "from animate_jax import pose", "animate_jax.pose"),
         ("models/unet.py", "from ..video import files", "animate_jax.video.files"),
         ("video/files.py", "def f():\n    import animate_jax.pose.draw", "animate_jax.pose.draw"),
-        ("evaluation/lpips.py", "if x:\n    import animate_jax.training", "animate_jax.training"),
+        ("perceptual/lpips.py", "if x:\n    import animate_jax.training", "animate_jax.training"),
         ("training/loop.py", "import train", "train"),
-        ("weights/read.py", "import torch", "torch"),
+        ("torch_weights/read.py", "import torch", "torch"),
         ("models/vae.py", "def f():\n    from diffusers.models import vae", "diffusers.models.vae"),
         ("config.py", "from animate_jax.errors import UserError", "animate_jax.errors.UserError"),
     ],
@@ -125,10 +134,10 @@ def test_the_rules_catch(path, source, wrong):
 
 def test_the_rules_allow():
     allowed = {
-        "weights/export.py": "def f():\n    import torch",
+        "torch_weights/exporting.py": "def f():\n    import torch",
         "models/unet.py": "from . import resnet\nfrom animate_jax.config import UNetConfig",
-        "pipeline.py": "import animate_jax.video.files\nfrom animate_jax.errors import UserError",
-        "__init__.py": "from animate_jax.pipeline import Pipeline",
+        "sampling/pipeline.py": "import animate_jax.video.files\nfrom animate_jax.errors import UserError",
+        "__init__.py": "from animate_jax.sampling.pipeline import Pipeline",
     }
     for path, source in allowed.items():
         assert violations(Path(path), source) == []
@@ -152,7 +161,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["animate_jax.pipeline"],
+        ["animate_jax.sampling.pipeline"],
         ["animate_jax.__main__"],
         ["sample.py"],
         ["train.py"],

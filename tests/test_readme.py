@@ -13,14 +13,12 @@ import pytest
 
 from animate_jax.__main__ import COMMANDS
 from animate_jax.commands import train
-from animate_jax.pipeline import EXAMPLE
+from animate_jax.sampling.pipeline import EXAMPLE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^    (\S(?:.*\\\n)*.*)$", re.MULTILINE)
-MODULES = {f"animate_jax.{module}": name for module, name in
-           {"weights": "weights", "data": "data", "evaluation": "evaluate", "web": "web"}.items()}  # fmt: skip
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -41,8 +39,6 @@ def commands(page):
             match [word.removeprefix(".venv/bin/") for word in words[:3]]:
                 case ["animate-jax", *_] if ">" not in words:
                     yield words[1:]
-                case ["python", "-m", module] if module in MODULES:
-                    yield [MODULES[module], *words[3:]]
                 case ["python", "sample.py" | "train.py" as script, *_]:
                     yield [script.removesuffix(".py"), *words[2:]]
                 case ["python", script, *_] if script.startswith("benchmarks/"):
@@ -79,7 +75,7 @@ def test_commands_exist(page, capfd):
             assert Path(place[0]).stem in train.shipped(), words
             place = place[:1]
         with pytest.raises(SystemExit):
-            ended = importlib.import_module(COMMANDS[words[0]]).main([*place, "--help"], "animate-jax")
+            ended = importlib.import_module(f"animate_jax.commands.{words[0]}").main([*place, "--help"], "animate-jax")
             raise SystemExit(ended)
         told = capfd.readouterr()
         for flag in flags:

@@ -145,9 +145,9 @@ ATTACKS = r"""
 import pathlib, struct, sys
 import ml_dtypes, numpy as np
 from animate_jax.errors import UserError
-from animate_jax.evaluation.packaged import Package
+from animate_jax.perceptual.package_weights import Package
 from animate_jax.pose.files import read_poses
-from animate_jax.weights.read import read
+from animate_jax.torch_weights.read import read
 
 folder = pathlib.Path(sys.argv[1])
 def refused(work):

@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 import tyro
 
 from animate_jax.commands import doctor, sample, train
-from animate_jax.data.__main__ import DATASETS, Benchmark, VideoFolder
-from animate_jax.evaluation.__main__ import Arguments as Evaluation
-from animate_jax.web import Arguments as Web
-from animate_jax.weights.__main__ import Command as Weights
+from animate_jax.commands.data import DATASETS, Benchmark, VideoFolder
+from animate_jax.commands.evaluate import Arguments as Evaluation
+from animate_jax.commands.weights import Command as Weights
+from animate_jax.web.page import Arguments as Web
 
 
 @dataclasses.dataclass(frozen=True)

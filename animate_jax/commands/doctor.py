@@ -22,10 +22,10 @@ import jax
 import tyro
 
 import animate_jax
+from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import UserError, exit_status
-from animate_jax.pipeline import BUNDLED
 from animate_jax.pose.dwpose import DETECTOR, READER
-from animate_jax.weights import checkpoint
+from animate_jax.sampling.pipeline import BUNDLED
 
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "av", "opencv-python-headless")
 # Extra -> the packages that tell whether it is installed, and what is then possible.

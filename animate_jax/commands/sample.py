@@ -22,16 +22,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tyro
 
-from animate_jax.animation import check_poses_folder
+from animate_jax.checkpoints import checkpoint
 from animate_jax.config import DType, MeshConfig, Speed, presets
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
-from animate_jax.pipeline import BUNDLED, EXAMPLE, DrivingKind, Pipeline, check_request
 from animate_jax.pose.dwpose import DWPose
 from animate_jax.pose.retarget import Alignment
+from animate_jax.sampling.pipeline import BUNDLED, EXAMPLE, DrivingKind, Pipeline, check_request
+from animate_jax.sampling.results import check_poses_folder
 from animate_jax.storage import keep_compiled_programs
 from animate_jax.video.files import check_output, made_here, same_file
-from animate_jax.weights import checkpoint
 
 WHOLE_WINDOWS = MeshConfig()
 
@@ -102,7 +102,7 @@ def animate(args: Arguments) -> None:
 
 
 def tell_plan(args: Arguments) -> NoReturn:
-    from animate_jax.sampling_plan import plan
+    from animate_jax.sampling.forecast import plan
 
     path = checkpoint.find(BUNDLED if args.checkpoint == "tiny" else args.checkpoint)
     preset = presets()[args.preset] if args.preset else checkpoint.read_preset(path)

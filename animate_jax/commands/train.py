@@ -64,7 +64,7 @@ def plan_or_train(program: str, name: str, *options: str) -> int:
         with processes.joined():
             return train(config, chosen_preset(config, named))
     else:
-        from animate_jax.training.plan import plan
+        from animate_jax.training.forecast import plan
 
         print(plan(config, chosen_preset(config, named), config.plan), flush=True)
         os._exit(0)  # the compiler is still busy in a thread
@@ -74,8 +74,8 @@ def chosen_preset(config: TrainConfig, named: bool) -> Preset:
     """What the run's numbers are: a checkpoint's own, that of the run itself or of `config.init`, unless --preset is
     `named` on the command line. Weights that predict v must go on with v, and AnimateDiff's v1 and v3 have another
     model than any named preset."""
+    from animate_jax.checkpoints import checkpoint
     from animate_jax.training.progress import say
-    from animate_jax.weights import checkpoint
 
     for path in () if named else filter(None, (config.output, config.init)):
         try:
@@ -93,7 +93,7 @@ def chosen_preset(config: TrainConfig, named: bool) -> Preset:
 
 def train(config: TrainConfig, preset: Preset) -> int:
     """Gives the exit status back: that of a signal, if one ended the run."""
-    from animate_jax.data.pipeline import batches
+    from animate_jax.data.loader import batches
     from animate_jax.parallel.mesh import make_mesh, rows_of_process
     from animate_jax.training.guards import Interrupt
     from animate_jax.training.loop import open_folder, run
@@ -103,7 +103,7 @@ def train(config: TrainConfig, preset: Preset) -> int:
     keep_compiled_programs()
     perceptual = None
     if config.stage == "vae" or config.loss.perceptual:
-        from animate_jax.evaluation import lpips
+        from animate_jax.perceptual import lpips
 
         weights = lpips.load(config.lpips_weights)
         perceptual = lambda a, b: lpips.lpips(weights, a, b, stages=4)  # noqa: E731

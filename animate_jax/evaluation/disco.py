@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from animate_jax.evaluation.lpips import Params, lpips
+from animate_jax.perceptual.lpips import Params, lpips
 
 Frames = UInt8[Array, "*batch height width 3"]
 Score = Float[Array, "*batch"]

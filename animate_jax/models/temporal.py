@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from animate_jax.models.attention import Attention, FeedForward
 from animate_jax.models.embeddings import frame_positions
-from animate_jax.models.layout import frames_apart, pixels_apart
 from animate_jax.models.resnet import GroupNorm
+from animate_jax.models.sharding import frames_apart, pixels_apart
 
 
 class TemporalTransformerBlock(nnx.Module):

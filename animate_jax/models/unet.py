@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float
 
 from animate_jax.config import Remat, UNetConfig
 from animate_jax.models.embeddings import TimestepEmbedding, timestep_embedding
-from animate_jax.models.layout import frames_apart
 from animate_jax.models.remat import remat
 from animate_jax.models.resnet import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D
+from animate_jax.models.sharding import frames_apart
 from animate_jax.models.spatial import BlockConditioning, Transformer2DModel
 from animate_jax.models.temporal import MotionModule
 

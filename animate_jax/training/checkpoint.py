@@ -13,13 +13,13 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from animate_jax.checkpoints.checkpoint import checksums, damaged_arrays, is_whole
 from animate_jax.config import Preset, TrainConfig, to_dict
 from animate_jax.errors import TRACEBACK, UserError
 from animate_jax.storage import to_path
 from animate_jax.training.options import differences
 from animate_jax.training.progress import reason, say
 from animate_jax.training.state import State, sampling_params
-from animate_jax.weights.checkpoint import checksums, damaged_arrays, is_whole
 
 if not os.environ.get(TRACEBACK):
     for _library in ("absl", "asyncio"):  # they tell errors that are told here, at a hundred lines each

@@ -1,4 +1,4 @@
-"""What a run's time went into:  python -m animate_jax.training.goodput RUN
+"""What a run's time went into:  animate-jax goodput RUN
 
 `<run>/events.jsonl` tells what happened when, over all starts; from it, the share of the time between the first start
 and the last sign of life that steps took which count, and what the rest was: goodput.
@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -119,9 +118,3 @@ def clock_time(seconds: float) -> str:
     """3725 -> 1:02:05."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (to_path(sys.argv[1]) / EVENTS).exists():
-        sys.exit("usage: python -m animate_jax.training.goodput RUN   (RUN: a training run's --output)")
-    print(report(sys.argv[1]))

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from animate_jax.checkpoints import checkpoint
 from animate_jax.config import Preset, TrainConfig, to_dict
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
@@ -27,7 +28,6 @@ from animate_jax.training.program import LossFunction, make_program
 from animate_jax.training.progress import Progress, reason, say
 from animate_jax.training.state import State, learning_rate, sampling_params
 from animate_jax.training.step import Loss
-from animate_jax.weights import checkpoint
 
 STARTS_AS_IDENTITY = ("pose_guider", "reference_pose_guider", "motion_module", "appearance")
 

@@ -20,8 +20,8 @@ from animate_jax.atomic import atomic_file
 from animate_jax.errors import UserError
 from animate_jax.models.params import Params
 from animate_jax.parallel.chips import find_chip
+from animate_jax.parallel.forecast import step_flops
 from animate_jax.parallel.hlo import recomputed_flops
-from animate_jax.parallel.plan import step_flops
 
 # tensorboardX imports torch if it can: 3 s, for tensors that it never gets here. None makes that import fail.
 _torch = sys.modules.setdefault("torch", None)

@@ -17,15 +17,15 @@ from jax.typing import DTypeLike
 from jaxtyping import UInt8
 
 from animate_jax.config import MeshConfig, Preset, TrainConfig
-from animate_jax.data.pipeline import RecordedSamples, WholeSamples, open_source
+from animate_jax.data.loader import RecordedSamples, WholeSamples, open_source
 from animate_jax.errors import UserError
-from animate_jax.evaluation import lpips
 from animate_jax.evaluation.image_quality import person_box, psnr, ssim
 from animate_jax.models.params import Params
 from animate_jax.parallel.mesh import make_mesh
-from animate_jax.pipeline import Pipeline
+from animate_jax.perceptual import lpips
 from animate_jax.pose.draw import draw
 from animate_jax.pose.warp import Warped, warp
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.files import write_image, write_video
 

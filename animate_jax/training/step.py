@@ -20,7 +20,7 @@ from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
 from animate_jax.models.animate_anyone import AnimateAnyone
-from animate_jax.models.layout import frames_apart
+from animate_jax.models.sharding import frames_apart
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.training.state import State, update_ema
 

@@ -32,7 +32,8 @@ def test_an_unknown_command_shows_those_there_are(arguments, capfd):
 
 
 def test_every_command_can_be_called():
-    for module in COMMANDS.values():
+    for name in COMMANDS:
+        module = f"animate_jax.commands.{name}"
         assert callable(importlib.import_module(module).main)
 
 

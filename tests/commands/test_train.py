@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import pytest
 
+from animate_jax.checkpoints import checkpoint
 from animate_jax.commands.train import chosen_preset
 from animate_jax.config import TrainConfig, presets
 from animate_jax.models import params as P
-from animate_jax.weights import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import scipy.ndimage
 import torch
 
 from animate_jax.errors import UserError
-from animate_jax.evaluation import frechet, lpips
+from animate_jax.evaluation import frechet
 from animate_jax.evaluation.features import frame_features, video_features, windows
+from animate_jax.perceptual import lpips
 
 
 def test_windows():

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from animate_jax.evaluation import lpips, scores
+from animate_jax.evaluation import scores
 from animate_jax.evaluation.image_quality import psnr, ssim
 from animate_jax.evaluation.scores import Networks, flicker, frame_scores, measure
+from animate_jax.perceptual import lpips
 from animate_jax.pose.keypoints import Keypoints
 
 FRAMES = 18  # more than go through in one pass

@@ -34,19 +34,19 @@ import jax
 import numpy as np
 import PIL.Image
 
+from animate_jax.checkpoints import checkpoint
 from animate_jax.commands import sample
 from animate_jax.config import DataConfig
-from animate_jax.data.pipeline import RecordedSamples
+from animate_jax.data.loader import RecordedSamples
 from animate_jax.data.records import RecordedClips
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
-from animate_jax.pipeline import EXAMPLE, Pipeline
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
+from animate_jax.torch_weights.inspect import inspect
+from animate_jax.torch_weights.read import read
 from animate_jax.video.files import read_image, read_video
-from animate_jax.weights import checkpoint
-from animate_jax.weights.inspect import inspect
-from animate_jax.weights.read import read
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 SECONDS = 30  # of one case

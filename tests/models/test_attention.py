@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from animate_jax.config import ImageEncoderConfig, VAEConfig
-from animate_jax.models import attention, image_encoder, splash, vae
+from animate_jax.models import attention, image_encoder, vae
+from animate_jax.models.kernels import splash
 
 HEADS, WIDTH = 2, 320
 

@@ -17,7 +17,7 @@ from animate_jax.config import MeshConfig
 from animate_jax.models import params as P
 from animate_jax.parallel import rules
 from animate_jax.parallel.mesh import make_mesh
-from animate_jax.pipeline import Pipeline
+from animate_jax.sampling.pipeline import Pipeline
 
 jax.config.update("jax_disable_most_optimizations", True)
 rules.SMALL = 64  # so that the parameters of so small a model are divided

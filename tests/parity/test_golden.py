@@ -27,7 +27,7 @@ from animate_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from animate_jax.diffusion import samplers, sampling
+from animate_jax.diffusion import samplers, windowed
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.diffusion.windows import windows
 from animate_jax.models import params as P
@@ -37,8 +37,8 @@ from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from animate_jax.models.spatial import Transformer2DModel
 from animate_jax.models.temporal import MotionModule
-from animate_jax.video.preprocess import clip_pixels
-from animate_jax.weights.assemble import assemble
+from animate_jax.torch_weights.assemble import assemble
+from animate_jax.video.clip_image import clip_pixels
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CONFIG = json.loads((GOLDEN / "config.json").read_text())
@@ -229,7 +229,7 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
     ddim = samplers.ddim_step
     with mock.patch.object(samplers, "ddim_step", ddim_step):
-        x = sampling.sample(denoise_window, np.moveaxis(golden["latents_init"], 1, -1), schedule, options)
+        x = windowed.sample(denoise_window, np.moveaxis(golden["latents_init"], 1, -1), schedule, options)
     ours["scheduler/timesteps"], ours["scheduler/alphas_cumprod"] = steps, schedule.alphas_cumprod
     ours["latents_final"] = channels_first(x)
     ours["video"] = channels_first(decode(whole, x[0])[None])

@@ -12,8 +12,8 @@ from flax import nnx
 from animate_jax.config import ImageEncoderConfig, ModelConfig
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
 from animate_jax.models.params import merge, split
-from animate_jax.video.preprocess import clip_pixels
-from animate_jax.weights.assemble import from_torch
+from animate_jax.torch_weights.assemble import from_torch
+from animate_jax.video.clip_image import clip_pixels
 
 
 def compare(config: ImageEncoderConfig) -> None:

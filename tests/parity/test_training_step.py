@@ -31,9 +31,9 @@ from animate_jax.config import (
     VAEConfig,
 )
 from animate_jax.models import params as P
+from animate_jax.torch_weights.assemble import assemble, to_torch
 from animate_jax.training import step
 from animate_jax.training.state import make_state, optimizer
-from animate_jax.weights.assemble import assemble, to_torch
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

@@ -15,8 +15,8 @@ from animate_jax.config import UNetConfig
 from animate_jax.models import params as P
 from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.unet import UNet
-from animate_jax.weights import names
-from animate_jax.weights.assemble import from_torch
+from animate_jax.torch_weights import names
+from animate_jax.torch_weights.assemble import from_torch
 
 # Stable Diffusion's shape (three levels with attention, one without), and the shipped small model's.
 FOUR_LEVELS = UNetConfig(block_out_channels=(16, 32, 32, 48), layers_per_block=1, num_attention_heads=4,

@@ -13,7 +13,7 @@ from flax import nnx
 from animate_jax.config import ModelConfig, VAEConfig
 from animate_jax.models.params import merge, split
 from animate_jax.models.vae import AutoencoderKL
-from animate_jax.weights.assemble import from_torch
+from animate_jax.torch_weights.assemble import from_torch
 
 
 def torch_vae(config: VAEConfig) -> diffusers.AutoencoderKL:

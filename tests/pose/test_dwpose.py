@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from animate_jax.errors import UserError
-from animate_jax.pose.dwpose import (
+from animate_jax.pose.dwpose import (  # fmt: skip
     DETECTOR,
     HEIGHT,
     MEAN,
@@ -20,7 +20,7 @@ from animate_jax.pose.dwpose import (
     people_boxes,
     simcc,
     whole_body,
-)  # fmt: skip
+)
 
 CELLS = 8400
 

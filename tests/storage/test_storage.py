@@ -64,7 +64,7 @@ def test_a_checkpoint_is_saved_found_and_loaded(bucket, python, micro_checkpoint
     """`animate-jax weights export` and sampling read from the bucket what was written there; half a step is no step."""
     code = f"""
         import jax
-        from animate_jax.weights import checkpoint
+        from animate_jax.checkpoints import checkpoint
         params, preset = checkpoint.load({str(micro_checkpoint)!r})
         checkpoint.save("gs://bucket/run/checkpoints/3", params, preset)
         half = checkpoint.to_path("gs://bucket/run/checkpoints/5/params/_METADATA")

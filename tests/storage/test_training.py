@@ -16,7 +16,7 @@ CHILD = """
 
     from animate_jax.config import DataConfig, OptimConfig, PreviewConfig, TrainConfig
     from animate_jax.training.loop import open_folder, run
-    from animate_jax.weights import checkpoint
+    from animate_jax.checkpoints import checkpoint
 
     jax.config.update("jax_disable_most_optimizations", True)
     stuck, output = int(sys.argv[1]), sys.argv[2]
@@ -63,7 +63,7 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on(bucket, python, micro_checkpoin
     """While the store fails now and then and lists three names at a time. The result is that of a run on a disk."""
     init = "gs://bucket/weights"
     python(bucket, f"""
-        from animate_jax.weights import checkpoint
+        from animate_jax.checkpoints import checkpoint
         checkpoint.save("{init}", *checkpoint.load({str(micro_checkpoint)!r}))
     """)  # fmt: skip
     undisturbed, _ = python(bucket, CHILD, 0, "0", str(tmp_path / "run"), init)

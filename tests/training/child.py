@@ -65,7 +65,7 @@ def train(options):
     mesh = make_mesh(config.mesh)
     with (output / f"read_{jax.process_index()}.txt").open("a") as log:
         if real:
-            from animate_jax.data.pipeline import batches
+            from animate_jax.data.loader import batches
             from animate_jax.training.step import diffusion_loss
 
             state = run(config, MICRO, diffusion_loss(config, MICRO), batches(data, MICRO), mesh)

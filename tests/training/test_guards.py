@@ -87,7 +87,7 @@ def test_where_the_time_went(tmp_path):
     assert said[0] == f"{tmp_path}: 28.1% goodput of 0:02:15 in 2 starts"
     assert "  compiling            0:00:33   24.4%" in said
     assert clock_time(3725.0) == "1:02:05"
-    command = [sys.executable, "-m", "animate_jax.training.goodput", str(tmp_path)]
+    command = [sys.executable, "-m", "animate_jax", "goodput", str(tmp_path)]
     began = time.monotonic()
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines() == said
     assert time.monotonic() - began < 30

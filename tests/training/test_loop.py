@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from animate_jax.checkpoints import checkpoint
 from animate_jax.config import DataConfig, MeshConfig, OptimConfig, PreviewConfig, TrainConfig, VAELossConfig
 from animate_jax.errors import UserError
 from animate_jax.models import params as P
@@ -29,7 +30,6 @@ from animate_jax.training.guards import Interrupt, alone
 from animate_jax.training.loop import Skips, run
 from animate_jax.training.state import sampling_params
 from animate_jax.training.step import diffusion_loss, vae_loss
-from animate_jax.weights import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -466,7 +466,7 @@ def test_only_the_first_interrupt_is_a_wish(number):
 def test_rendered_people_resume_exactly(config, micro, tmp_path):
     """With the real loader, whose position is more than a number."""
     pytest.importorskip("numba")
-    from animate_jax.data.pipeline import batches
+    from animate_jax.data.loader import batches
 
     def pull_to_frames(model, batch, key):
         return pull(model, {"number": batch["frames"].astype(jnp.float32)}, key)

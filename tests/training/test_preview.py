@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from animate_jax.checkpoints import checkpoint
 from animate_jax.config import DataConfig, PreviewConfig, TrainConfig
 from animate_jax.errors import UserError
-from animate_jax.evaluation import lpips
+from animate_jax.perceptual import lpips
 from animate_jax.training import preview as preview_module
 from animate_jax.training.preview import HeldOut, Preview
 from animate_jax.video.files import read_image, read_video
-from animate_jax.weights import checkpoint
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -100,7 +100,7 @@ import jax
 from conftest import MICRO
 from child import Numbers, pull
 from animate_jax.config import DataConfig, MeshConfig, OptimConfig, PreviewConfig, TrainConfig
-from animate_jax.evaluation import lpips
+from animate_jax.perceptual import lpips
 from animate_jax.parallel import rules
 from animate_jax.training import preview
 from animate_jax.training.loop import run

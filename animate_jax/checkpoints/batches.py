@@ -1,0 +1,29 @@
+"""Arrays by the batch: a model's weights need not fit into memory at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+BATCH = 384 * 2**20  # bytes read or converted at once; memory peaks at a few times that
+
+
+def nbytes(leaf: Any) -> int:
+    """Bytes of anything with a shape and a dtype."""
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+
+
+def in_batches(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Names in groups of at most `BATCH` bytes, or of one."""
+    group, total = [], 0
+    for name, size in sizes.items():
+        if group and total + size > BATCH:
+            yield group
+            group, total = [], 0
+        group.append(name)
+        total += size
+    if group:
+        yield group

@@ -1,0 +1,330 @@
+"""Sampling checkpoints: an Orbax directory with the item `params` and the preset it was trained with."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import pathlib
+import re
+import sys
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from orbax.checkpoint import v1 as ocp
+
+from animate_jax.atomic import atomic_folder, check_folder, entries
+from animate_jax.checkpoints.batches import in_batches, nbytes
+from animate_jax.config import Preset, preset_from_dict, to_dict
+from animate_jax.errors import UserError, reading
+from animate_jax.limits import JSON_BYTES
+from animate_jax.models import params as P
+from animate_jax.storage import Address, Folder, check_writable, is_remote, talking_to, to_path, uploaded_folder
+
+# Part of the model -> the flag that imports it.
+FLAGS = {
+    "denoising_unet": "--denoising-unet", "reference_unet": "--reference-unet", "motion_module": "--motion",
+    "pose_guider": "--pose-guider", "vae": "--vae", "image_encoder": "--image-encoder",
+}  # fmt: skip
+# Preset -> the family whose files make it up; of others Stable Diffusion's.
+FAMILIES = {"moore": "moore", "moore-fixed": "moore", "musepose": "musepose", "novita": "novita"}
+# What Orbax writes for the item `params` alone.
+COMMIT = "commit_success.txt"  # Orbax's sign, in buckets, that a folder is complete
+_OCDBT = r"manifest\.ocdbt|d(/[0-9a-f]+)?"
+ORBAX_FILES = re.compile(
+    r"_CHECKPOINT_METADATA|orbax\.checkpoint|commit_success\.txt|params"
+    rf"(/(_METADATA|_sharding|array_metadatas(/process_\d+)?|{_OCDBT}|ocdbt\.process_[0-9a-f]+(/({_OCDBT}))?))?"
+)
+WHOLE, COPY = "take a whole checkpoint of animate_jax", "take a whole copy"
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of its work
+
+
+def _unless_abandoned(hook: Callable[[sys.UnraisableHookArgs], object], raised: sys.UnraisableHookArgs) -> None:
+    """Reads that Orbax abandons at the first damaged array end in its closed event loop: no news for the user."""
+    if not (raised.exc_type is RuntimeError and str(raised.exc_value) == "Event loop is closed"):
+        hook(raised)
+
+
+sys.unraisablehook = functools.partial(_unless_abandoned, sys.unraisablehook)
+
+
+def save(path: Address, params: P.Params, preset: Preset, dtype: DTypeLike | None = None) -> None:
+    """Writes a checkpoint directory, replacing one that is there; complete or not at all.
+
+    Args:
+        params: the whole model's parameters.
+        dtype: casts on the way, for example `jnp.bfloat16` to halve the size.
+
+    Raises:
+        UserError: something else than a checkpoint is there.
+    """
+    if dtype is not None:
+        params = {key: jnp.asarray(array, dtype) for key, array in params.items()}
+    with _making(path) as fresh:
+        metadata = {"preset": to_dict(preset), "checksums": checksums(params)}
+        ocp.save_checkpointables(fresh, {"params": params}, custom_metadata=metadata)
+
+
+def write(path: Address, batches: Iterable[P.Params], preset: Preset) -> None:
+    """`save` for a model that need not fit into memory: holds about four times the largest batch at once.
+
+    Args:
+        batches: the parameters in pieces, each path in one of them; possibly not all that the preset's model has.
+
+    Raises:
+        UserError: something else than a checkpoint is there.
+    """
+    sums: dict[str, str] = {}
+    with _making(path) as fresh:
+        for batch in batches:
+            sums |= checksums(batch)
+            ocp.partial.save(fresh, batch, custom_metadata={"preset": to_dict(preset)})
+        ocp.partial.finalize(fresh)
+        # Orbax gives pieces a name of its own; as "params" they are what `save` writes.
+        (fresh / "state").rename(fresh / "params")
+        metadata = json.loads((fresh / "_CHECKPOINT_METADATA").read_text())
+        handler = ocp.handlers.PyTreeHandler
+        metadata["item_handlers"] = {"params": f"{handler.__module__}.{handler.__name__}"}
+        metadata["custom_metadata"]["checksums"] = sums
+        (fresh / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
+
+
+@contextlib.contextmanager
+def _making(path: Address) -> Iterator[pathlib.Path]:
+    making = (
+        uploaded_folder(path, last=[COMMIT])
+        if is_remote(path)
+        else atomic_folder(path, "checkpoint", foreign_in_unmarked)
+    )
+    with making as fresh:
+        yield fresh
+        (fresh / COMMIT).write_text("Checkpoint commit was successful")  # without this machine's path
+
+
+def check_output(path: Address) -> None:
+    """Makes sure that a checkpoint may be written there, before much work depends on it.
+
+    Raises:
+        UserError: something else is there, or a checkpoint with something else in it, such as a training run's.
+    """
+    if is_remote(path):
+        check_writable(path)
+    else:
+        check_folder(path, "checkpoint", foreign_in_unmarked)
+
+
+def foreign_in_unmarked(path: Folder) -> list[str] | None:
+    """What a checkpoint without a marker (older, or a training run's) holds besides Orbax's files of `params`; None if
+    it carries no preset of ours."""
+    try:
+        json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]["preset"]["model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return [entry for entry in entries(path) if not ORBAX_FILES.fullmatch(entry)]
+
+
+def find(path: Address) -> Folder:
+    """The checkpoint directory meant by `path`: itself, the latest in a run's directory, or in its `checkpoints/`.
+
+    Raises:
+        UserError: there is none, or its bucket does not answer.
+    """
+    path = to_path(path)
+    with talking_to(path) if is_remote(path) else contextlib.nullcontext():
+        return _find(path)
+
+
+def _find(path: Folder) -> Folder:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint: give the directory of a checkpoint or of a training run")
+    if (path / "params").is_dir():
+        return path
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = [child for child in root.iterdir() if child.name.isdigit() and _complete(child)]
+    if not steps:
+        raise UserError(f"{path}: holds no checkpoint: expected a folder 'params', or folders of numbered steps")
+    return max(steps, key=lambda child: int(child.name))
+
+
+def _complete(path: Folder) -> bool:
+    """A local folder gets its name when it is complete; in a bucket a marker is written last."""
+    return (path / "params").is_dir() and (not is_remote(path) or (path / COMMIT).exists())
+
+
+def read_preset(path: Folder) -> Preset:
+    """The preset that a checkpoint carries, every field of it checked.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another program.
+    """
+    values = _metadata(path).get("preset")
+    try:
+        return preset_from_dict(values)
+    except ValueError as error:
+        raise UserError(f"{path}: its preset cannot be read ({error}): {WHOLE}") from error
+
+
+def _metadata(path: Folder) -> dict[str, Any]:
+    """What of a checkpoint's metadata is ours: its preset, and its arrays' checksums if it is not older than they."""
+    file = path / "_CHECKPOINT_METADATA"
+    with reading(file, "checkpoint's description, so its preset cannot be read", WHOLE):
+        if not file.exists():
+            raise UserError(f"{path}: its preset cannot be read (no {file.name}): {WHOLE}")
+        with file.open("rb") as stream:
+            text = stream.read(JSON_BYTES + 1)
+        if len(text) > JSON_BYTES:
+            raise ValueError(f"more than {JSON_BYTES >> 20} MB")
+        values = json.loads(text)["custom_metadata"]
+        if not isinstance(values, dict):
+            raise ValueError("no custom_metadata")
+        return values
+
+
+def checksums(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, str]:
+    """CRC-32 of every array's bytes, in eight hexadecimal digits."""
+    return {key: f"{zlib.crc32(np.asarray(array).reshape(-1).view(np.uint8)):08x}" for key, array in arrays.items()}
+
+
+def damaged_arrays(path: Folder, arrays: Mapping[str, np.ndarray | jax.Array]) -> list[str]:
+    """Those of a checkpoint's arrays, in the dtype in which they are stored, that are not what was once saved; none of
+    older checkpoints and of those that several processes saved, which have no checksums."""
+    known = _metadata(path).get("checksums")
+    if not isinstance(known, dict):
+        return []
+    return [key for key, value in checksums(arrays).items() if known.get(key, value) != value]
+
+
+def load(path: Address, preset: Preset | None = None, dtype: DTypeLike = jnp.float32,
+         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+         optional: Collection[str] = ()) -> tuple[P.Params, Preset]:  # fmt: skip
+    """Parameters (cast to `dtype`) and preset of a checkpoint.
+
+    Args:
+        preset: replaces the numerical choices that the checkpoint carries; its model must have the same shapes.
+        shardings: where each array goes; default: whole on the first device.
+        optional: parts that the checkpoint need not have; those that it lacks are left out.
+
+    Raises:
+        UserError: no checkpoint there, a damaged one, or one whose arrays do not fit the model.
+    """
+    path = find(path)
+    preset = preset or read_preset(path)
+    _, expected = P.abstract(preset.model)
+    found = stored_arrays(path)
+    lacking = missing_parts(found, expected)
+    wrong = [
+        key
+        for key in expected
+        if part_of(key) not in lacking and (key not in found or found[key].shape != tuple(expected[key].shape))
+    ]
+    surplus = [key for key in found if key not in expected]
+    if wrong or surplus:
+        raise UserError(
+            f"{path}: does not fit the model of preset '{preset.name}': {len(wrong)} arrays missing or of another "
+            f"shape, {len(surplus)} unknown, first {(wrong + surplus)[0]!r}: choose the checkpoint's own preset"
+        )
+    if needed := [part for part in lacking if part not in optional]:
+        raise UserError(f"{path}: lacks {', '.join(needed)}: {completing(path, preset, needed)}")
+    expected = {key: leaf for key, leaf in expected.items() if part_of(key) not in lacking}
+    shardings = shardings or dict.fromkeys(expected, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    if jax.process_count() > 1:  # each reads its share only, of which there is no checksum
+        target = {key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[key])
+                  for key, leaf in expected.items()}  # fmt: skip
+        try:
+            return ocp.load_checkpointables(path, {"params": target})["params"], preset
+        except Exception as error:
+            raise damaged(path, error) from error
+    params = {}
+    for keys in in_batches({key: nbytes(found[key]) for key in expected}):
+        for key, array in read_some(path, {key: found[key] for key in keys}).items():
+            params[key] = jax.device_put(array.astype(dtype, copy=False), shardings[key])
+    return params, preset
+
+
+def part_of(path: str) -> str:
+    """The part that a parameter belongs to, as the peers ship them: the temporal layers are one of their own, and so is
+    what sees and copies the warped reference."""
+    if "appearance_" in path:
+        return "appearance"
+    part = path.partition(".")[0]
+    return "motion_module" if part == "denoising_unet" and ".motion_modules." in path else part
+
+
+def missing_parts(found: Iterable[str], expected: Iterable[str]) -> list[str]:
+    """Parts of the model of which a checkpoint holds nothing."""
+    present = {part_of(path) for path in found}
+    return [part for part in dict.fromkeys(map(part_of, expected)) if part not in present]
+
+
+def lacking(path: Folder, preset: Preset) -> list[str]:
+    """Parts of its model of which a checkpoint holds nothing."""
+    return missing_parts(stored_arrays(path), P.abstract(preset.model)[1])
+
+
+def completing(path: Folder, preset: Preset, lacking: Iterable[str]) -> str:
+    """How to add what a checkpoint lacks."""
+    flags = " ".join(f"{FLAGS[part]} FILE" for part in lacking if part in FLAGS)
+    family = FAMILIES.get(preset.name, "sd15")
+    return f"add it with animate-jax weights import {family} {flags} --output {path}" if flags else COPY
+
+
+def read_some(path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    """Some arrays of a checkpoint as they are stored; `stored` is part of what `stored_arrays` gives.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    target = {key: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for key, leaf in stored.items()}
+    loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
+    try:
+        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+            arrays = ocp.load_checkpointables(to_path(path), {"params": target})["params"]
+    except Exception as error:
+        raise damaged(path, error) from error
+    if wrong := damaged_arrays(path, arrays):
+        raise UserError(
+            f"{path}: damaged: {len(wrong)} arrays are not what was saved, first {wrong[0]!r}: {_instead(path)}"
+        )
+    return arrays
+
+
+def stored_arrays(path: Folder) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every array in a checkpoint, without reading the arrays."""
+    try:
+        stored = ocp.checkpointables_metadata(to_path(path)).metadata["params"]
+        return {key: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for key, leaf in stored.items()}
+    except Exception as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Folder, error: Exception) -> UserError:
+    """Orbax raises many kinds of errors; all mean that the files are not what they should be."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # every read that Orbax abandoned would report itself
+    return UserError(f"{path}: damaged or incomplete ({type(error).__name__}): {_instead(path)}")
+
+
+def _instead(path: Folder) -> str:
+    """What to do about a damaged checkpoint."""
+    if is_remote(path):
+        return COPY
+    steps = sorted((child for child in path.parent.iterdir() if child.name.isdigit()), key=lambda each: int(each.name))
+    before = [child for child in steps if path.name.isdigit() and int(child.name) < int(path.name)]
+    return f"{COPY}, or the one before, {before[-1]}" if before else COPY
+
+
+def is_whole(path: Folder) -> bool:
+    """Can all that a checkpoint's `params` should hold be read, and is it what was saved?"""
+    try:
+        stored = stored_arrays(path)
+        for keys in in_batches({key: nbytes(leaf) for key, leaf in stored.items()}):
+            read_some(path, {key: stored[key] for key in keys})
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,123 @@
+"""PyTorch weight files become checkpoints, and checkpoints become PyTorch files:
+
+    animate-jax weights import moore   --directory pretrained_weights/ --output ckpt/
+    animate-jax weights import sd15    --unet v1-5-pruned.ckpt --vae v1-5-pruned.ckpt --output ckpt/
+    animate-jax weights export moore   ckpt/ --output dir/
+    animate-jax weights inspect        FILE
+    animate-jax weights verify         ckpt/ --against dir/
+
+Formats, families and figures: docs/weights.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import tyro
+
+from animate_jax.checkpoints import checkpoint
+from animate_jax.errors import UserError, exit_status
+from animate_jax.torch_weights import exporting, importing
+from animate_jax.torch_weights.inspect import inspect
+
+Family = Literal["sd15", "moore", "musepose", "novita"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Files, diffusers folders or hub names become a checkpoint. Parts may come in several calls."""
+
+    family: tyro.conf.Positional[Family]
+    output: pathlib.Path  # checkpoint; parts that are in it already stay
+    directory: str | None = None  # with everything, as the authors lay it out; sd15: a single file, too
+    unet: str | None = None  # Stable Diffusion UNet, for both UNets
+    denoising_unet: str | None = None
+    reference_unet: str | None = None
+    motion: str | None = None  # AnimateDiff motion module, or diffusers' MotionAdapter
+    pose_guider: str | None = None
+    pose_controlnet: str | None = None  # ControlNet whose condition embedding begins the Pose Guider
+    vae: str | None = None
+    image_encoder: str | None = None
+    preset: str | None = None  # default: the family's, or the one of the checkpoint to be completed
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # default: as in the files
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A checkpoint becomes the family's files."""
+
+    family: tyro.conf.Positional[Family]
+    checkpoint: tyro.conf.Positional[pathlib.Path]
+    output: pathlib.Path  # directory, must not exist
+    format: Literal["pth", "safetensors"] = "pth"  # of the files outside of diffusers folders
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """What is this file or checkpoint? Reads no weights."""
+
+    file: tyro.conf.Positional[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Runs the same inputs through a checkpoint and through PyTorch, part by part."""
+
+    checkpoint: tyro.conf.Positional[pathlib.Path]
+    against: pathlib.Path  # directory with the files, as for import --directory
+    family: Family = "moore"
+
+
+Command = (
+    Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+)
+
+
+def main(arguments: list[str], program: str = "animate-jax weights") -> int:
+    command = tyro.cli(Command, description=__doc__, args=arguments, prog=program)
+    return exit_status(program, lambda: _run(command), "nothing written")
+
+
+def _run(command: Import | Export | Inspect | Verify) -> int:
+    match command:
+        case Import():
+            preset = importing.choose_preset(command.output, command.family, command.preset)
+            dtype = None if command.dtype is None else jnp.dtype(command.dtype)
+            reports, missing = importing.import_(_files(command), command.output, preset, dtype)
+            print(*reports, sep="\n")
+            lacks = "".join(f"; still missing: {part} ({checkpoint.FLAGS.get(part)})" for part in missing)
+            print(f"{command.output}: preset {preset.name}{lacks}")
+        case Export():
+            print(*exporting.export(command.checkpoint, command.family, command.output, command.format), sep="\n")
+        case Inspect():
+            print(inspect(command.file))
+        case Verify():
+            from animate_jax.torch_weights.verify import verify
+
+            worst = verify(command.checkpoint, importing.locate(command.against, command.family))
+            for part, error in worst.items():
+                print(f"{part}: worst error {error:.1e} of the largest value")
+            return 0 if max(worst.values()) < 1e-4 else 1
+    return 0
+
+
+def _files(command: Import) -> importing.Files:
+    files = importing.locate(command.directory, command.family) if command.directory else {}
+    given = {
+        "denoising_unet": command.denoising_unet or command.unet,
+        "reference_unet": command.reference_unet or command.unet,
+        "motion_module": command.motion,
+        "pose_guider": command.pose_guider or command.pose_controlnet,
+        "vae": command.vae,
+        "image_encoder": command.image_encoder,
+    }
+    files |= {part: path for part, path in given.items() if path is not None}
+    if not files:
+        raise UserError("import: nothing to import: give --directory or files, see --help")
+    return files

@@ -1,0 +1,69 @@
+"""`sample.py --plan TOPOLOGY`: a sampling step at full size, compiled for TPUs that are not there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from animate_jax.config import DType, MeshConfig, Preset
+from animate_jax.models import params as P
+from animate_jax.models.sharding import ROWS
+from animate_jax.parallel.forecast import Plan, compile_plan, topology_devices
+from animate_jax.parallel.mesh import make_mesh
+from animate_jax.parallel.rules import shardings
+from animate_jax.sampling.pipeline import Pipeline
+
+CUTS = {
+    "denoising UNet": "hold the weights in bfloat16 (--dtype), or raise --mesh.fsdp",
+    "other networks": "hold the weights in bfloat16 (--dtype), or raise --mesh.fsdp",
+    "conditioning": "make the picture smaller",
+    "activations": "raise --mesh.frames, use --dtype bfloat16, or make the picture smaller",
+}
+
+
+def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **overrides: Any) -> Plan:
+    """What denoising a window per group of chips takes in one guided step on `topology` ("v5e:1x1"), all networks
+    resident: memory by kind, work, communication, least time. `overrides` as in `Pipeline.stream`.
+
+    Raises:
+        UserError: impossible options, or the TPU compiler is not installed.
+    """
+    jax.config.update("jax_platforms", "cpu")  # nothing runs; libtpu must not look for a TPU
+    mesh = make_mesh(config, topology_devices(topology))
+    rows = NamedSharding(mesh, PartitionSpec(ROWS))
+    shapes = P.abstract(preset.model)[1]
+    places = shardings(shapes, mesh)
+    params = {path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=places[path]) for path, leaf in shapes.items()}
+    pipeline = Pipeline(params, preset, mesh)
+    options = pipeline.options(**overrides)
+
+    def inputs(*sides: int, dtype=dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sides, dtype, sharding=rows)
+
+    windows, halves, side = pipeline.rows, 1 + (options.guidance > 1), preset.model.image_encoder.image_size
+    latents = (options.height // preset.model.vae.downscale, options.width // preset.model.vae.downscale)
+    picture = inputs(windows, options.height, options.width, 3)
+    conditioning = jax.eval_shape(
+        pipeline._condition, params, inputs(windows, *latents, preset.model.unet.in_channels),
+        inputs(windows, side, side, 3), picture,
+    )  # fmt: skip
+    conditioning = jax.tree.map(lambda leaf: leaf.update(sharding=rows), conditioning)
+    seen = inputs(windows, *latents, preset.model.unet.in_channels)
+    warped = (seen, seen, inputs(windows, options.height, options.width, 2)) if pipeline.copies else ()
+    pose = jax.eval_shape(pipeline._guide_pose, params, picture, *warped)
+    x = inputs(halves * windows, options.window, *latents, preset.model.unet.in_channels)
+    t = inputs(halves * windows, 1, dtype=jnp.float32)
+    pose = inputs(1 if windows == 1 else halves * windows, options.window, *pose.shape[1:])  # see `Pipeline.sample`
+    kinds = {
+        "denoising UNet": {path: leaf for path, leaf in params.items() if path.startswith("denoising_unet")},
+        "other networks": {path: leaf for path, leaf in params.items() if not path.startswith("denoising_unet")},
+        "conditioning": [conditioning, pose],
+    }
+
+    def step(x, params, t, conditioning, pose):
+        return pipeline._denoise(params, x, t, conditioning, pose)
+
+    return compile_plan(step, (x, params, t, conditioning, pose), kinds, mesh, CUTS)

@@ -1,0 +1,58 @@
+"""Says what a weight file or a checkpoint is, from its keys and shapes."""
+
+from __future__ import annotations
+
+import collections
+import math
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from animate_jax.checkpoints import checkpoint
+from animate_jax.errors import reading
+from animate_jax.models import params as P
+from animate_jax.torch_weights import key_layouts
+from animate_jax.torch_weights.read import find, read
+
+
+def inspect(path: str) -> str:
+    """A few lines: kind, parts that it can fill, tensors, parameters and dtypes.
+
+    Raises:
+        UserError: neither a weight file nor a checkpoint.
+    """
+    with reading(path, "weight file or checkpoint", "check the path"):
+        ours = any((pathlib.Path(path) / name).is_dir() for name in ("params", "checkpoints"))
+    if ours:
+        return _checkpoint(checkpoint.find(path))
+    file, state_dict = find(path), read(path)
+    with reading(file, "weight file", "take a whole copy"):
+        kind = key_layouts.identify(state_dict)
+        described = key_layouts.describe(state_dict, kind)
+    parts = [part for part, kinds in key_layouts.FITS.items() if kind in kinds]
+    return "\n".join([
+        f"{file}: {described}",
+        f"  fills: {', '.join(parts) or 'nothing here'}",
+        f"  {_amounts(state_dict.values())}",
+    ])  # fmt: skip
+
+
+def _checkpoint(path: pathlib.Path) -> str:
+    preset, stored = checkpoint.read_preset(path), checkpoint.stored_arrays(path)
+    parts = collections.defaultdict(list)
+    for key, leaf in stored.items():
+        parts[checkpoint.part_of(key)].append(leaf)
+    lines = [f"{path}: a checkpoint of animate_jax, preset '{preset.name}'"]
+    lines += [f"  {part}: {_amounts(leaves)}" for part, leaves in parts.items()]
+    missing = checkpoint.missing_parts(stored, P.abstract(preset.model)[1])
+    return "\n".join(lines + [f"  missing: {', '.join(missing)}"] * bool(missing))
+
+
+def _amounts(leaves: Iterable[Any]) -> str:
+    leaves = list(leaves)
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    kinds = collections.Counter(np.dtype(leaf.dtype).name for leaf in leaves)
+    dtypes = ", ".join(f"{name} x {count}" if len(kinds) > 1 else name for name, count in kinds.most_common())
+    return f"{len(leaves)} tensors, {sum(sizes):,} parameters, {dtypes}"

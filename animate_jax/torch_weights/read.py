@@ -1,0 +1,156 @@
+"""Weight files as dictionaries of tensors in torch's layout: .safetensors (also in shards with an index), and .pth,
+.pt, .bin, .ckpt. Folders and hub names lead to files. No tensor is read here, see `tensor`.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import ml_dtypes
+import numpy as np
+
+from animate_jax import limits
+from animate_jax.errors import UserError, reading
+from animate_jax.torch_weights.pickles import read_torch
+from animate_jax.torch_weights.tensor import Tensor, placed
+
+StateDict = dict[str, Tensor | np.ndarray]
+
+_SAFETENSORS_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
+    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+INDEX = ".safetensors.index.json"
+# What a folder's weights may be called, best first; diffusers' and transformers' names.
+_IN_FOLDER = (
+    "diffusion_pytorch_model.safetensors", "model.safetensors", f"diffusion_pytorch_model{INDEX}", f"model{INDEX}",
+    "diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors", "diffusion_pytorch_model.bin",
+    "pytorch_model.bin",
+)  # fmt: skip
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+
+def read(path: str | pathlib.Path) -> StateDict:
+    """The state dict in a file, a diffusers folder or on the hub: tensors by torch key, without a
+    {"state_dict": ...} around them, without the prefix "module." of distributed training, and without entries that
+    are not tensors.
+
+    Args:
+        path: a file, a folder with one of diffusers' or transformers' weight files, or "owner/name[/folder]" on the
+            hub, if there is no such file and `huggingface_hub` is installed.
+
+    Raises:
+        UserError: no such file, not a weight file, or damaged.
+    """
+    path = find(path)
+    if path.name.endswith(INDEX):
+        state_dict = _read_shards(path)
+    else:
+        state_dict = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not state_dict:
+        raise UserError(f"{path} holds no tensors; expected a state dict")
+    if len(state_dict) > limits.TENSORS:
+        raise UserError(f"{path} holds more than {limits.TENSORS:,} tensors; expected a state dict")
+    for key in state_dict:
+        if len(key) > limits.NAME_LENGTH or not key.isprintable():
+            raise UserError(f"{path}: a tensor has no proper name, {key[:40]!a}...: take a whole copy")
+    while all(key.startswith("module.") for key in state_dict):
+        state_dict = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+    return state_dict
+
+
+def find(path: str | pathlib.Path) -> pathlib.Path:
+    """The weight file that `path` means; see `read`.
+
+    Raises:
+        UserError: there is none.
+    """
+    name, path = str(path), pathlib.Path(path)
+    with reading(path, "weight file", "check the path"):
+        if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)*", name) and path.suffix not in SUFFIXES:
+            path = _download(name)
+        if path.is_dir():
+            for name in _IN_FOLDER:
+                if (path / name).is_file():
+                    return path / name
+            raise UserError(f"{path}: a folder without weights: expected one of {', '.join(_IN_FOLDER[:3])}, ...")
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+    return path
+
+
+def _download(name: str) -> pathlib.Path:
+    """The local copy of "owner/name[/folder]" on the hub, fetching only one of several formats."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(f"{name}: no such file (a hub name needs huggingface_hub: pip install it)") from error
+    owner, repository, *folder = name.split("/")
+    prefix = "".join(f"{part}/" for part in folder)
+    try:
+        files = huggingface_hub.list_repo_files(f"{owner}/{repository}")
+        chosen = next((prefix + file for file in _IN_FOLDER if prefix + file in files), None)
+        wanted = [chosen] if chosen else [file for file in files if file.startswith(prefix) and
+                                          file.endswith(SUFFIXES)]  # fmt: skip
+        if chosen and chosen.endswith(INDEX):
+            wanted = [f"{chosen.removesuffix(INDEX)}*"]
+        root = huggingface_hub.snapshot_download(f"{owner}/{repository}", allow_patterns=[*wanted, "*.json"])
+    except Exception as error:  # the hub raises its own, requests' and the file system's
+        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        raise UserError(f"{name}: no such file, and the hub could not give it ({reason})") from error
+    return pathlib.Path(root, *folder)
+
+
+def _read_shards(path: pathlib.Path) -> StateDict:
+    with reading(path, "index of safetensors files", "take a whole copy of the folder"):
+        with path.open("rb") as file:
+            text = file.read(limits.JSON_BYTES + 1)
+        if len(text) > limits.JSON_BYTES:
+            raise ValueError(f"more than {limits.JSON_BYTES >> 20} MB")
+        places = json.loads(text)["weight_map"]
+        names = sorted(set(places.values()))
+        if any(len(name) > limits.NAME_LENGTH or not name.isprintable() for name in [*places, *names]):
+            raise ValueError("a name that is too long or not printable")
+        if any(pathlib.PurePath(name).name != name for name in names):
+            raise ValueError("a shard outside of the folder")
+        missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{path.parent / missing[0]}: no such file, but {path.name} names it")
+    shards = {name: _read_safetensors(path.parent / name) for name in names}
+    absent = [key for key, name in places.items() if key not in shards[name]]
+    if absent:
+        raise UserError(f"{path}: {absent[0]} is not in {places[absent[0]]}: take a whole copy of the folder")
+    return {key: shards[name][key] for key, name in places.items()}
+
+
+def _read_safetensors(path: pathlib.Path) -> StateDict:
+    with reading(path, "safetensors file", "take a whole copy"):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            if not 0 < header_size <= min(size - 8, limits.HEADER_BYTES):
+                raise ValueError("its header does not fit into it")
+            header = json.loads(file.read(header_size))
+        header.pop("__metadata__", None)
+        return {key: _tensor(path, 8 + header_size, size, **entry) for key, entry in header.items()}
+
+
+def _tensor(path: pathlib.Path, start: int, size: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
+    begin, end = data_offsets
+    if type(begin) is not int or type(end) is not int or begin < 0:
+        raise ValueError("a tensor in an impossible place")
+    if start + end > size:
+        raise ValueError("it is truncated")
+    return placed(path, np.dtype(_SAFETENSORS_DTYPES[dtype]), start + begin, end - begin, shape)
+
+
+def _read_torch(path: pathlib.Path) -> StateDict:
+    with reading(path, "torch file of plain tensors", "take a whole copy, or convert it to .safetensors"):
+        loaded = read_torch(path)
+        while isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+            loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} holds a {type(loaded).__name__}; expected a state dict")
+    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}

@@ -1,0 +1,53 @@
+"""Checkpoints on the hub: what is asked of it, and its refusals in one line."""
+
+import shutil
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from animate_jax.errors import UserError
+from animate_jax.sampling.pipeline import Pipeline
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that keeps its repositories in a folder."""
+
+    def place(name):
+        if name.startswith("gone/"):
+            raise ConnectionError("no network\nmore")
+        return tmp_path / name.replace("/", "--")
+
+    fake = types.SimpleNamespace(
+        snapshot_download=lambda name: str(place(name)),
+        create_repo=lambda name, private, exist_ok: f"https://hub/{name}",
+        upload_folder=lambda repo_id, folder_path, commit_message: shutil.copytree(folder_path, place(repo_id)),
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+
+
+def test_there_and_back(hub, micro, micro_params):
+    assert Pipeline(micro_params, micro).push_to_hub("me/micro") == "https://hub/me/micro"
+    back = Pipeline.from_pretrained("me/micro")
+    assert back.preset == micro
+    assert all(np.array_equal(back.params[path], micro_params[path]) for path in micro_params)
+
+
+def test_a_folder_is_a_folder(hub, micro, micro_checkpoint):
+    assert Pipeline.from_pretrained(micro_checkpoint).preset == micro
+
+
+def test_refusals(hub, micro, micro_params, monkeypatch):
+    with pytest.raises(UserError, match=r"^gone/model: no such folder, and the hub could not give it \(no network\)$"):
+        Pipeline.from_pretrained("gone/model")
+    with pytest.raises(UserError, match=r"^gone/model: the hub did not take it .*: log in"):
+        Pipeline(micro_params, micro).push_to_hub("gone/model")
+    with pytest.raises(UserError, match=r"^model: not a name on the hub"):
+        Pipeline(micro_params, micro).push_to_hub("model")
+    with pytest.raises(UserError, match=r"nowhere: no such checkpoint"):
+        Pipeline.from_pretrained("nowhere")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"pip install 'animate-jax\[hub\]'"):
+        Pipeline.from_pretrained("me/micro")

@@ -1,0 +1,388 @@
+"""The two programs: what they make, and that bad input ends in one line, status 2, and nothing written."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from animate_jax.__main__ import run
+from animate_jax.commands import sample, train
+from animate_jax.pose.draw import draw
+from animate_jax.pose.files import read_poses, write_poses
+from animate_jax.pose.keypoints import Keypoints
+from animate_jax.video.files import read_image, read_video, write_image, write_video
+
+ROOT = Path(__file__).parents[2]
+ASTRONAUT = ROOT / "tests" / "data" / "astronaut.jpg"
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+@pytest.fixture(autouse=True)
+def own_home(monkeypatch, tmp_path):
+    """The programs keep compiled code in the user's folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Good and bad input, by name."""
+    grey = np.full((4, 96, 96, 3), 127, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
+    write_video(tmp_path / "nobody.mp4", grey, 10)
+    write_video(tmp_path / "whole.mp4", noise, 10)
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "broken.json").write_text('{"people": [')
+    (tmp_path / "odd.json").write_text(json.dumps({"people": [{"pose_keypoints_2d": [1, 2]}]}))
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    write_image(tmp_path / "nobody.png", grey[0])
+    write_image(tmp_path / "own_sheet.png", grey[0])
+    PIL.Image.fromarray(grey[0]).save(tmp_path / "other_sheet.png")
+    (tmp_path / "link.png").symlink_to("own_sheet.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    write_poses(tmp_path / "empty.json", Keypoints.missing(3), (320, 240))
+    body = np.random.default_rng(0).uniform(0.2, 0.8, (3, 18, 2)).astype(np.float32)
+    poses = dataclasses.replace(Keypoints.missing(3), body=body, body_confidence=np.ones((3, 18), np.float32))
+    write_poses(tmp_path / "poses.json", poses, (320, 240))
+    return tmp_path
+
+
+def arguments(files, trained, **changes):
+    values = {"reference": ASTRONAUT, "driving": files / "poses.json", "output": files / "out.mp4"}
+    values |= {"checkpoint": trained, "steps": 1} | changes
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def one_line(captured, prefix):
+    assert captured.out == ""
+    line, rest = captured.err.split("\n", 1)
+    assert rest == "", captured.err
+    assert line.startswith(prefix)
+    return line
+
+
+@pytest.mark.parametrize(
+    "changes, culprit, remedy",
+    [
+        ({"reference": "nowhere.png"}, "nowhere.png", "no such file: check the path"),
+        ({"reference": "text.png"}, "text.png", "not a readable picture: give a whole"),
+        ({"reference": "nobody.png"}, "nobody.png", "no person found: use one that shows"),
+        ({"reference": "loop.png"}, "loop.png", "no such file: check the path"),
+        ({"reference": "a" * 300 + ".png"}, "a.png", "name too long.*: check the path"),
+        ({"driving": "nowhere.mp4"}, "nowhere.mp4", "no such file: check the path"),
+        ({"driving": "empty.mp4"}, "empty.mp4", "is empty: take a whole copy"),
+        ({"driving": "text.mp4"}, "text.mp4", "not a readable video .*: give a whole"),
+        ({"driving": "truncated.mp4"}, "truncated.mp4", "(give|take) a whole"),
+        ({"driving": "nobody.mp4"}, "nobody.mp4", "no person found: use one that shows"),
+        ({"driving": "nowhere.json"}, "nowhere.json", "no such file or folder: check the path"),
+        ({"driving": "broken.json"}, "broken.json", "not a readable JSON file .*: give OpenPose keypoints"),
+        ({"driving": "odd.json"}, "odd.json", "add .canvas_width"),
+        ({"driving": "broken.npz"}, "broken.npz", "not a readable keypoint file of ours .*: write it anew"),
+        ({"driving": "home"}, "home", "no .json files in this folder: give"),
+        ({"width": 102}, "--width 102", "must be a multiple of 4"),
+        ({"height": 8}, "--height 8", "between 32 and 4096"),
+        ({"frames": 0}, "--frames 0", "must be greater than 0"),
+        ({"frames": -3}, "--frames -3", "must be greater than 0"),
+        *(
+            ({"fps": rate}, f"--fps {float(rate):g}", "must be 0.017 to 1000 frames/s")
+            for rate in (0, "nan", "inf", "1e300", 1e-9, 0.0001)
+        ),
+        *(
+            ({"guidance": scale}, f"--guidance {float(scale)}", "must be a number from -100 to 100")
+            for scale in ("inf", "nan", 1e30, "-inf")
+        ),
+        *(
+            ({"seed": seed}, f"--seed {seed}", "must be a whole number from 0 to 4294967295")
+            for seed in (2**32, 2**64, 2**70, -1)
+        ),
+        *(
+            ({"person": who}, f"--person {who}", "must be largest, center, or a number")
+            for who in ("nonsense", "²", "0", "9" * 30)
+        ),
+        ({"mesh.frames": 3}, "--mesh.frames 3", "do not divide"),
+        ({"mesh.fsdp": 0}, "--mesh.fsdp 0", "do not divide"),
+        ({"output": "a" * 300 + ".mp4"}, "aaa.mp4", "cannot be written .*: choose"),
+        ({"steps": 0}, "--steps 0", "must be greater than 0"),
+        ({"person": "left", "driving": "whole.mp4"}, "--person left", "must be largest, center, or a number"),
+        ({"dwpose": "home"}, "yolox_l.onnx", "no such file: --dwpose needs a folder"),
+        ({"steps": 2000}, "--steps 2000", "must be 1 to 1000"),
+        ({"preset": "stable"}, "--preset 'stable'", "choose one of paper, moore, moore-fixed, musepose, novita, tiny"),
+        ({"preset": "tiny"}, "micro", "does not fit the model of preset 'tiny': .*: choose the checkpoint's own"),
+        ({"checkpoint": "nowhere"}, "nowhere", "no such checkpoint: give the directory"),
+        ({"checkpoint": "home"}, "home", "holds no checkpoint: expected"),
+        ({"output": "out.avi"}, "out.avi", "let the name end in .mp4 or .gif"),
+        ({"output": "home.mp4"}, "home.mp4", "is a folder: give a file name"),
+        ({"output": "text.png/out.mp4"}, "out.mp4", "cannot be written .*: choose another"),
+        ({"output": "whole.mp4", "driving": "whole.mp4"}, "whole.mp4", "would replace an input: rename it"),
+        ({"output": "own.mp4", "reference": "own_sheet.png"}, "own_sheet.png", "would replace an input: rename it"),
+        ({"output": "own.mp4", "reference": "link.png"}, "own_sheet.png", "would replace an input: rename it"),
+        ({"output": "other.mp4"}, "other_sheet.png", "would replace another picture, .*: rename it"),
+        ({"driving": "empty.json"}, "empty.json", "no person found: use one that shows"),
+        ({"debug-dir": "text.png"}, "reference.png", "cannot be written .*: choose another"),
+    ],
+    ids=lambda value: "-".join(f"{k}-{v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_bad_input(changes, culprit, remedy, files, micro_checkpoint, capfd):
+    (files / "home").mkdir()
+    (files / "home.mp4").mkdir()
+    paths = {"reference", "driving", "output", "checkpoint", "debug-dir"}
+    changes = {name: files / value if name in paths else value for name, value in changes.items()}
+    before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file() and "home" not in path.parts}
+    assert sample.main(arguments(files, micro_checkpoint, **changes)) == 2
+    line = one_line(capfd.readouterr(), "sample.py: ")
+    assert culprit in line
+    assert re.search(remedy, line), line
+    after = {path: path.read_bytes() for path in files.rglob("*") if path.is_file() and "home" not in path.parts}
+    assert after == before
+
+
+def test_a_video_and_its_contact_sheet(files, micro_checkpoint, capfd):
+    output = files / "new" / "out.mp4"
+    assert sample.main(arguments(files, micro_checkpoint, output=output, frames=2)) == 0
+    captured = capfd.readouterr()
+    assert captured.err == "" and captured.out.startswith("2 frames in ") and captured.out.count("\n") == 1
+    sheet = output.with_name("out_sheet.png")
+    assert str(output) in captured.out and str(sheet) in captured.out
+    frames, fps = read_video(output)
+    assert frames.shape == (2, 64, 48, 3) and fps == pytest.approx(10)
+    assert read_image(sheet).shape[0] > 2 * 64
+    assert {path.name for path in output.parent.iterdir() if "out" in path.name} == {output.name, sheet.name}
+
+
+def test_everything_that_can_be_kept(files, micro_checkpoint, capfd):
+    output, kept = files / "out.gif", files / "kept"
+    flags = ["--side-by-side", "--debug-dir", str(kept)]
+    assert sample.main([*arguments(files, micro_checkpoint, output=output), *flags]) == 0
+    assert read_video(files / "out_side_by_side.gif")[0].shape == (3, 64, 144, 3)
+    assert {path.name for path in kept.iterdir()} == {
+        "driving.npz", "fitted.npz", "reference.npz", "reference.png", "poses",
+    }  # fmt: skip
+    assert len(list((kept / "poses").iterdir())) == 3
+
+
+@pytest.mark.parametrize("output", ["", "."])
+def test_an_output_without_a_name(output, monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main(["--output", output]) == 2
+    assert "let the name end in .mp4 or .gif" in one_line(capfd.readouterr(), "sample.py: ")
+
+
+@pytest.mark.parametrize("option", ["reference", "driving"])
+def test_a_pattern_that_matches_nothing(option, files, micro_checkpoint, capfd):
+    assert sample.main([*arguments(files, micro_checkpoint), f"--{option}"]) == 2
+    assert f"--{option}: no file is given" in one_line(capfd.readouterr(), "sample.py: ")
+
+
+def test_names_that_some_file_systems_take_for_one(files, micro_checkpoint, capfd):
+    (files / "A").mkdir()
+    for name in ("a.png", "A/A.png"):
+        write_image(files / name, read_image(ASTRONAUT))
+    command = [*arguments(files, micro_checkpoint), "--reference", str(files / "a.png"), str(files / "A/A.png")]
+    assert sample.main(command) == 2
+    assert "two files have one name" in one_line(capfd.readouterr(), "sample.py: ")
+
+
+KEPT = "reference.png", "reference.npz", "driving.npz", "fitted.npz", "poses/00000.png"
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_poses_replace_nothing_of_the_users(name, files, micro_checkpoint, capfd):
+    """A file that happens to have the name, and another of the program's pictures beside it."""
+    folder = files / "mine"
+    (folder / "poses").mkdir(parents=True)
+    (folder / name).write_bytes(b"precious")
+    assert sample.main([*arguments(files, micro_checkpoint), "--debug-dir", str(folder)]) == 2
+    assert "not from an earlier run, and would be replaced" in one_line(capfd.readouterr(), "sample.py: ")
+    assert [path.read_bytes() for path in folder.rglob("*") if path.is_file()] == [b"precious"]
+
+
+def test_kept_poses_replace_those_of_an_earlier_run_but_no_input(files, micro_checkpoint, capfd):
+    folder = files / "kept"
+    for _ in range(2):
+        assert sample.main([*arguments(files, micro_checkpoint), "--debug-dir", str(folder)]) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (files / "link.npz").symlink_to(folder / "driving.npz")
+    for option, value in (
+        ("reference", folder / "reference.png"),
+        ("reference", folder / "poses/00001.png"),
+        ("driving", folder / "driving.npz"),
+        ("driving", files / "link.npz"),
+    ):
+        capfd.readouterr()
+        changed = arguments(files, micro_checkpoint, **{option: value})
+        assert sample.main([*changed, "--debug-dir", str(folder)]) == 2
+        assert "is an input and would be replaced" in one_line(capfd.readouterr(), "sample.py: ")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_was_taken_for_what_is_told(files, micro_checkpoint, capfd):
+    """On a line of standard error each; what is odd as well."""
+    poses = read_poses(files / "poses.json")[0]
+    write_video(files / "poses.mp4", draw(poses, 128, 96, "tiny"), 10)
+    assert sample.main(arguments(files, micro_checkpoint, driving=files / "poses.mp4")) == 0
+    assert capfd.readouterr().err == f"sample.py: {files}/poses.mp4: drawn poses\n"
+    command = [*arguments(files, micro_checkpoint, driving=files / "poses.mp4"), "--driving-kind", "video"]
+    assert sample.main(command) == 2
+    assert "poses.mp4: no person found" in one_line(capfd.readouterr(), "sample.py: ")
+    still = np.stack([read_image(ASTRONAUT)] * 2)
+    write_video(files / "astronaut.mp4", still, 10)
+    assert sample.main(arguments(files, micro_checkpoint, driving=files / "astronaut.mp4")) == 0
+    assert f"sample.py: {files}/astronaut.mp4: a video of a person\n" in capfd.readouterr().err
+    assert sample.main([*arguments(files, micro_checkpoint), "--person", "2"]) == 0
+    assert "poses.json: keypoints of one person: --person 2 has no effect" in capfd.readouterr().err
+
+
+def test_several_characters_and_motions(files, micro_checkpoint, capfd):
+    write_poses(files / "b.json", read_poses(files / "poses.json")[0][:2], (320, 240))
+    write_image(files / "copy.png", read_image(ASTRONAUT))
+    motions = ["--driving", str(files / "poses.json"), str(files / "b.json")]
+    command = [*arguments(files, micro_checkpoint), *motions, "--reference", str(ASTRONAUT)]
+    assert sample.main([*command, str(ASTRONAUT)]) == 2
+    assert "two files have one name" in one_line(capfd.readouterr(), "sample.py: ")
+    assert sample.main([*command, str(files / "copy.png")]) == 0
+    assert capfd.readouterr().out.count("\n") == 4
+    for name, frames in (("astronaut_poses", 3), ("astronaut_b", 2), ("copy_poses", 3), ("copy_b", 2)):
+        assert len(read_video(files / f"out_{name}.mp4")[0]) == frames and (files / f"out_{name}_sheet.png").exists()
+
+
+def test_a_wrong_option_shows_its_name(files, micro_checkpoint, capfd):
+    with pytest.raises(SystemExit) as caught:
+        sample.main([*arguments(files, micro_checkpoint), "--stpes", "3"])
+    assert caught.value.code == 2 and "--stpes" in capfd.readouterr().err
+
+
+def test_interrupted(files, micro_checkpoint, capfd, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample.Pipeline, "load", interrupted)
+    assert sample.main(arguments(files, micro_checkpoint)) == 130
+    assert "interrupted; no half video is left" in one_line(capfd.readouterr(), "sample.py: ")
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+@pytest.mark.parametrize("program", ["sample", "train"])
+def test_interrupted_while_libraries_are_imported(program, swallowed, tmp_path):
+    """Some of which swallow it."""
+    interrupt = "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)"
+    if swallowed:
+        interrupt = "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass"
+    (tmp_path / f"{program}.py").write_text(f"import os, signal, time\n{interrupt}\nmain = lambda *_: 0")
+    code = (
+        f"import animate_jax.__main__ as m, animate_jax.commands as c; c.__path__ = [{str(tmp_path)!r}]; "
+        f"raise SystemExit(m.main(['{program}']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"animate-jax {program}: interrupted\n")
+
+
+def test_interrupted_while_options_are_read(monkeypatch, capfd):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample.tyro, "cli", interrupted)
+    assert run("sample", [], "sample.py") == 130
+    assert capfd.readouterr().err == "sample.py: interrupted\n"
+
+
+def test_as_a_process(files):
+    """No traceback, and no library that adds lines of its own."""
+    command = [sys.executable, "sample.py", "--reference", str(files / "text.png"), "--checkpoint", str(files / "gone")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"sample.py: {files / 'gone'}: no such checkpoint")
+
+
+# train.py
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    """A configuration file like those in configs/."""
+    path = tmp_path / "small.py"
+    path.write_text(
+        "from animate_jax.config import DataConfig, TrainConfig\n"
+        "def get_config():\n"
+        f"    return TrainConfig('stage1', {str(tmp_path / 'run')!r}, data=DataConfig(batch=2, workers=0))\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--preset", "huge"], "--preset 'huge': choose one of paper, moore, moore-fixed, musepose, novita, tiny"),
+        (["--data.batch", "0"], "--data.batch 0: must be"),
+        (["--data.frames", "30"], "--data.frames 30: must be at least 1 and fit into --data.span 24"),
+        (["--data.split", "dev"], "mocap_people: there is no split 'dev'; choose one of"),
+        (["--stage", "stage2", "--data.frames", "40", "--data.span", "50"], "--data.frames 40: .* at most 32"),
+        (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--optim.decay-start", "900"], "--optim.decay-start 900.0: is a share of all steps, from 0 to 1"),
+        (["--trainable", "motion"], "--trainable 'motion' matches no parameter; paths look like"),
+        (["--init", "nowhere"], "nowhere: no such checkpoint: give"),
+        (["--stage", "vae", "--lpips-weights", "nowhere"], "nowhere"),
+        (["--stage", "stage1", "--loss.perceptual", "0.3", "--lpips-weights", "nowhere"], "nowhere"),
+        (["--stage", "stage1", "--loss.perceptual", "0.3", "--plan", "v5e:4x4"], "--plan: does not know LPIPS"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_training_options(options, message, tiny_config, capfd):
+    pytest.importorskip("numba")
+    assert train.main([str(tiny_config), *options]) == 2
+    line = one_line(capfd.readouterr(), "train.py: ")
+    assert re.search(message, line), line
+
+
+def test_bad_configurations(tmp_path, capfd):
+    assert train.main([str(tmp_path / "missing.py")]) == 2
+    assert "missing.py: no such configuration: give a .py file, or one of stage1," in one_line(
+        capfd.readouterr(), "train.py: "
+    )
+    (tmp_path / "other.py").write_text("x = 1")
+    assert train.main([str(tmp_path / "other.py")]) == 2
+    assert "other.py: has no get_config()" in one_line(capfd.readouterr(), "train.py: ")
+    for nothing in ([], ["--steps", "3"]):
+        assert train.main(nothing) == 2
+        one_line(capfd.readouterr(), "usage: train.py CONFIG")
+
+
+def test_a_wrong_training_option_shows_its_name(tiny_config, capfd):
+    with pytest.raises(SystemExit) as caught:
+        train.main([str(tiny_config), "--stpes", "3"])
+    assert caught.value.code == 2 and "--stpes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tiny_vae", "tiny_stage1", "tiny_stage2"])
+def test_options_and_batches_reach_the_loop(name, micro, monkeypatch, tmp_path):
+    """Of every configuration that is shipped."""
+    pytest.importorskip("numba")
+    seen = []
+    monkeypatch.setattr("animate_jax.training.loop.run", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("animate_jax.perceptual.lpips.load", lambda path: {})
+    monkeypatch.setattr(train, "preset_of", lambda config: micro)
+    options = ["--steps", "7", "--optim.learning-rate", "0.5", "--data.workers", "0", "--data.frames", "2"]
+    assert train.main([str(ROOT / "configs" / f"{name}.py"), *options]) == 0
+    ((config, preset, _, data, *_),) = seen
+    assert (config.steps, config.optim.learning_rate, preset) == (7, 0.5, micro)
+    batch = next(data)
+    assert batch["frames"].shape == (config.data.batch, 2, 64, 48, 3)

@@ -1,0 +1,135 @@
+"""Clips to measure on, out of the renderer and out of folders of videos."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from animate_jax.errors import UserError
+from animate_jax.evaluation import clips
+from animate_jax.evaluation.clips import boxes_around, filmed, fitted, recorded, rendered, resized, video_files
+from animate_jax.pose.keypoints import Keypoints
+from animate_jax.video.files import encode_mp4, write_video
+
+
+def film(path, frames=6, height=64, width=48):
+    """A video whose frame number is its brightness."""
+    video = np.repeat(np.arange(frames, dtype=np.uint8)[:, None] * 20, height * width * 3, 1)
+    write_video(path, video.reshape(frames, height, width, 3), 10)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Two true videos and their results; everybody is found in the middle."""
+    for name in ("b", "a"):
+        film(tmp_path / "true" / f"{name}.mp4")
+        film(tmp_path / "made" / f"{name}.mp4")
+
+    def detect(frames):
+        body = np.full((len(frames), 18, 2), 0.5, np.float32)
+        body[:, 0, 1], body[:, 10, 1] = 0.25, 0.75
+        return dataclasses.replace(Keypoints.missing(len(frames)), body=body,
+                                   body_confidence=np.ones((len(frames), 18), np.float32))  # fmt: skip
+
+    monkeypatch.setattr(clips, "detect", detect)
+    return tmp_path
+
+
+def test_rendered_clips_begin_after_the_gap():
+    pytest.importorskip("numba")
+    from animate_jax.data.mocap_people import MocapPeople
+
+    (case,) = rendered("test_both", 1, 3, 4, (64, 48), 10.0)
+    whole = MocapPeople("test_both", height=64, width=48).clip(0, 7)
+    np.testing.assert_array_equal(case.reference, whole.frames[0])
+    np.testing.assert_array_equal(case.frames, whole.frames[4:])
+    np.testing.assert_array_equal(case.masks, whole.mask[[0, 4, 5, 6]])
+    np.testing.assert_array_equal(case.keypoints.body, whole.keypoints.body[[0, 4, 5, 6]])
+    assert case.name.startswith("000_test-") and case.result is None
+
+
+def test_videos_of_a_folder(folders):
+    files = video_files(folders / "true")
+    assert [path.name for path in files] == ["a.mp4", "b.mp4"] and video_files(folders / "true", 1) == files[:1]
+    first, _ = filmed(files, 3, 2, None, None)
+    assert first.name == "a" and first.fps == 10 and first.result is None
+    assert first.reference.shape == (64, 48, 3) and first.reference.max() < 10
+    brightness = first.frames.mean((1, 2, 3))
+    assert len(brightness) == 3 and np.abs(brightness - [40, 60, 80]).max() < 3
+    assert first.masks.shape == (4, 64, 48) and len(first.keypoints) == 4
+
+
+def test_results_stand_beside_the_truth(folders):
+    film(folders / "made" / "a.mp4", height=128, width=96)
+    both = list(filmed(video_files(folders / "true"), None, 1, None, None, folders / "made"))
+    assert [case.name for case in both] == ["a", "b"]
+    for case in both:
+        assert case.result.shape == case.frames.shape == (5, 64, 48, 3)
+        assert np.abs(case.result.astype(int) - case.frames).mean() < 3
+
+
+def test_recorded_clips_keep_their_joints(monkeypatch):
+    """Frames are left out for a lower rate, and joints follow the cut."""
+    from animate_jax.data import records
+
+    frames = np.repeat(np.arange(12, dtype=np.uint8)[:, None] * 20, 64 * 96 * 3, 1).reshape(12, 64, 96, 3)
+    keypoints = Keypoints.missing(12)
+    keypoints.body[:, 0, 0], keypoints.body[:, 0, 1] = 0.75, np.arange(12) / 12
+    keypoints.body_confidence[:, 0] = 1
+    clip = records.Clip("show/one", encode_mp4(frames, 20, 4), 20.0, 96, 64, keypoints)
+    monkeypatch.setattr(records, "RecordedClips", lambda root, split: [clip, clip, clip])
+    count, read = recorded("data", "test", 2, 3, 2, (64, 64), 10.0)
+    (first, _) = read
+    assert count == 2 and first.name == "show_one" and first.fps == 10
+    assert first.reference.mean() < 5 and first.frames.shape == (3, 64, 64, 3)
+    assert np.abs(first.frames.mean((1, 2, 3)) - [80, 120, 160]).max() < 3
+    np.testing.assert_allclose(first.keypoints.body[:, 0, 1], np.float32([0, 4, 6, 8]) / 12)
+    np.testing.assert_allclose(first.keypoints.body[:, 0, 0], (0.75 * 96 - 16) / 64)
+
+
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        ({"frames": 5}, r"made/a\.mp4: 5 frames and 6 in .*true/a\.mp4"),
+        ({"width": 64}, r"made/a\.mp4: 64x64 pixels, 48x64 in"),
+    ],
+)
+def test_results_of_another_length_or_shape(folders, made, message):
+    film(folders / "made" / "a.mp4", **made)
+    with pytest.raises(UserError, match=message):
+        list(filmed(video_files(folders / "true"), None, 1, None, None, folders / "made"))
+
+
+def test_what_is_missing_is_named(folders, monkeypatch):
+    (folders / "made" / "b.mp4").unlink()
+    files = video_files(folders / "true")
+    with pytest.raises(UserError, match="made: no video named b"):
+        list(filmed(files, None, 1, None, None, folders / "made"))
+    with pytest.raises(UserError, match=r"a\.mp4: only 6 frames: needs more than 6"):
+        list(filmed(files, None, 6, None, None))
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        video_files(folders / "nowhere")
+    with pytest.raises(UserError, match="no videos here"):
+        video_files(folders)
+    monkeypatch.setattr(clips, "detect", lambda frames: Keypoints.missing(len(frames)))
+    with pytest.raises(UserError, match=r"a\.mp4: no person found"):
+        list(filmed(files, None, 1, None, None))
+
+
+def test_fitted_cuts_the_middle():
+    wide = np.zeros((1, 64, 128, 3), np.uint8)
+    wide[:, :, 48:80] = 200
+    assert (fitted(wide, (64, 32)) == 200).all()
+    assert fitted(wide, (32, 64)).shape == (1, 32, 64, 3)
+    assert fitted(wide.transpose(0, 2, 1, 3), (32, 64)).min() == 200
+    assert resized(wide, (64, 128)) is wide
+
+
+def test_boxes_around_people():
+    keypoints = Keypoints.missing(2)
+    keypoints.body[0, :2] = [[0.5, 0.25], [0.5, 0.75]]
+    keypoints.body_confidence[0, :2] = 1
+    masks = boxes_around(keypoints, (100, 80))
+    assert not masks[1].any()
+    y, x = np.nonzero(masks[0])
+    assert (x.min(), x.max() + 1, y.min(), y.max() + 1) == (35, 45, 19, 81)

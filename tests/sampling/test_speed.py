@@ -1,0 +1,151 @@
+"""What is computed once stays computed, and what `--speed` approximates."""
+
+import dataclasses
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from animate_jax.config import presets, speeds
+from animate_jax.errors import UserError
+from animate_jax.models import params as P
+from animate_jax.sampling import pipeline as pipeline_module
+from animate_jax.sampling.pipeline import Pipeline
+
+POSES = np.random.default_rng(0).integers(0, 256, (10, 64, 48, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pipeline(micro, micro_params, compile_fast):
+    return Pipeline(micro_params, micro)
+
+
+def picture(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (64, 48, 3), np.uint8)
+
+
+def latents(pipeline, frames=4, seed=0, shown=0, **overrides):
+    options = pipeline.options(**overrides)
+    conditioning = pipeline.condition(picture(shown), POSES[0], options)
+    result = pipeline.sample(conditioning, POSES[:frames], options, seed, progress=False)
+    pipeline.decode(result)
+    return np.asarray(result)
+
+
+def compiled(pipeline):
+    return {name: f._cache_size() for name, f in vars(pipeline).items() if hasattr(f, "_cache_size")}
+
+
+def test_nothing_compiles_again(pipeline):
+    """For another seed, guidance scale, picture, number of steps or of windows."""
+    latents(pipeline)
+    before = compiled(pipeline)
+    assert before["_denoise"] == before["_condition"] == before["_decode"] == before["_guide_pose"] == 1
+    for changed in ({"seed": 3}, {"guidance": 5.0}, {"shown": 4}, {"steps": 3}, {"frames": 7}, {"frames": 10}):
+        latents(pipeline, **changed)
+        assert compiled(pipeline) == before, changed
+    latents(pipeline, frames=3)  # a shorter window
+    assert compiled(pipeline) != before  # else the comparison could not fail
+
+
+def test_deep_features_of_the_same_step_change_nothing(micro):
+    two = dataclasses.replace(micro.model.unet, block_out_channels=(8, 16), attention_levels=(True, True))
+    graphdef, shapes = P.abstract(dataclasses.replace(micro.model, unet=two))
+    random = np.random.default_rng(0)
+    model = P.merge(graphdef, {k: jnp.asarray(random.normal(size=v.shape) / 4, v.dtype) for k, v in shapes.items()})
+    x, pose = (jnp.asarray(random.normal(size=(1, 3, 6, 4, n)), jnp.float32) for n in (4, 8))
+    token = jnp.asarray(random.normal(size=(1, 8)), jnp.float32)
+    conditioning = model.denoising_unet.condition(token)
+    inputs = x, jnp.full((1, 1), 20.0), conditioning, pose
+    full, deep = model.denoise_keeping(*inputs)
+    np.testing.assert_allclose(full, model.denoise(*inputs), rtol=1e-5, atol=1e-6)
+    again, kept = model.denoise_keeping(*inputs, deep)
+    np.testing.assert_allclose(again, full, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(kept, deep)
+    other = model.denoise_keeping(*inputs, jnp.zeros_like(deep))[0]
+    assert np.abs(other - full).max() > 1e-2
+
+
+def test_deep_features_are_reused_as_often_as_asked(pipeline, monkeypatch):
+    calls, original = [], pipeline._denoise_keeping
+    monkeypatch.setattr(
+        pipeline, "_denoise_keeping",
+        lambda params, x, *rest: calls.append((len(x), len(rest) - 3)) or original(params, x, *rest),
+    )  # fmt: skip
+    exact = latents(pipeline, steps=5)
+    np.testing.assert_allclose(latents(pipeline, steps=5, reuse=1), exact, rtol=1e-5)
+    assert calls == []
+    reused = latents(pipeline, steps=5, reuse=2, guidance_interval=(0.5, 1.0))
+    assert calls == [(2, 0), (2, 1), (2, 0), (1, 1), (1, 0)]
+    assert np.abs(reused - exact).max() > 1e-3
+    calls.clear()
+    latents(pipeline, frames=7, steps=2, reuse=2)  # two windows, each with features of its own
+    assert calls == [(2, 0), (2, 0), (2, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_the_device_never_holds_the_features_of_a_long_video(pipeline, shift):
+    """What lives on it is as large for 180 frames as for 20, and the numbers do not depend on where features wait."""
+
+    def most(frames):
+        held = []
+        watch = lambda *_: held.append(sum(array.nbytes for array in jax.live_arrays()))  # noqa: E731
+        options = pipeline.options(steps=3, reuse=2, shift_windows=shift)
+        conditioning = pipeline.condition(picture(), POSES[0], options)
+        made = pipeline.sample(conditioning, np.resize(POSES, (frames, 64, 48, 3)), options, 0, False, watch)
+        return max(held), made
+
+    most(20)
+    (short, _), (longer, _), (long, made) = map(most, (20, 60, 180))
+    assert longer <= short * 1.001 and long <= short * 1.001
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_module, "KEPT_WINDOWS", 1000)
+        everything, same = most(180)
+    assert everything > 1.2 * long
+    np.testing.assert_array_equal(made, same)
+
+
+def test_half_precision_is_near(pipeline):
+    exact = latents(pipeline)
+    half = latents(pipeline, dtype="bfloat16")
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - exact).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # qwix calls methods that flax will rename
+def test_products_of_8_bit_integers_are_near(pipeline):
+    """In one step; a random network multiplies the difference in every further one."""
+    exact = latents(pipeline, steps=1)
+    rounded = latents(pipeline, steps=1, dtype="int8")
+    assert rounded.dtype == np.float32
+    assert 0.001 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.1
+    with mock.patch.dict("sys.modules", qwix=None), pytest.raises(UserError, match=r"animate-jax\[int8\]"):
+        latents(pipeline, dtype="int8", reuse=2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_8_bit_products_of_the_bundled_model_can_be_traced():
+    """Its upsamplers multiply with sums of their weights."""
+    preset = presets()["tiny"]
+    shapes = P.abstract(preset.model)[1]
+    pipeline = Pipeline(shapes, preset)
+
+    def step(params, picture, square, t):
+        latents = pipeline._encode(params, picture)
+        conditioning = pipeline._condition(params, latents, square, picture)
+        pose = pipeline._guide_pose(params, picture[None])
+        return pipeline._denoise(params, latents[None], t, conditioning, pose, int8=True)
+
+    sides = (1, 128, 96, 3), (1, 64, 64, 3), (1, 1)
+    assert jax.eval_shape(step, shapes, *(jax.ShapeDtypeStruct(side, jnp.float32) for side in sides)).shape[-1] == 48
+
+
+def test_speeds(pipeline, micro):
+    assert pipeline.options() == pipeline.options(speed="exact") == micro.sampling
+    for name, fields in speeds(micro.sampling).items():
+        assert dataclasses.asdict(pipeline.options(speed=name)).items() >= fields.items()
+    assert pipeline.options(speed="fastest", reuse=7).reuse == 7
+    with pytest.raises(UserError, match="--reuse 0"):
+        pipeline.options(reuse=0)
