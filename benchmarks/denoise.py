@@ -152,9 +152,9 @@ def ours(args: Arguments, part: Part) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from animate_jax.config import ModelConfig
-    from animate_jax.models import params as P
+    from animate_jax.models.params import abstract_model, merge_model
 
-    graphdef, shapes = P.abstract(ModelConfig.sd15())
+    graphdef, shapes = abstract_model(ModelConfig.sd15())
     random = np.random.default_rng(0)
     (width, height), frames = args.size, args.frames
     latent = (height // 8, width // 8, 4)
@@ -167,7 +167,7 @@ def ours(args: Arguments, part: Part) -> dict[str, Any]:
     shape = jax.ShapeDtypeStruct
     picture, clip, one = shape((1, height, width, 3), "float32"), shape((1, 224, 224, 3), "float32"), (1, *latent)
     conditioning = jax.eval_shape(
-        lambda params, *x: P.merge(graphdef, params).condition(*x), shapes, shape(one, "float32"), clip
+        lambda params, *x: merge_model(graphdef, params).condition(*x), shapes, shape(one, "float32"), clip
     )
     video, pose = shape((1, frames, *latent), "float32"), shape((1, frames, *latent[:2], 320), "float32")
     prefix, function, inputs = {
@@ -181,7 +181,7 @@ def ours(args: Arguments, part: Part) -> dict[str, Any]:
         "decode": ("vae", lambda model, x: model.vae.to_images(x), (shape(one, "float32"),)),
     }[part]  # fmt: skip
     params = {path: leaf for path, leaf in shapes.items() if path.startswith(prefix)}
-    run = jax.jit(lambda params, *inputs: function(P.merge(graphdef, shapes | params), *inputs))
+    run = jax.jit(lambda params, *inputs: function(merge_model(graphdef, shapes | params), *inputs))
     if args.count:
         return {"flops": products(run.trace(params, *inputs).jaxpr.jaxpr)}
 

@@ -20,9 +20,9 @@ from flax import nnx
 
 from animate_jax.config import MeshConfig, VAEConfig
 from animate_jax.models import attention
-from animate_jax.models import params as P
 from animate_jax.models.attention import Attention
 from animate_jax.models.kernels import splash
+from animate_jax.models.params import merge_model, split_model
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.parallel.forecast import FAST, topology_devices
 from animate_jax.parallel.mesh import make_mesh
@@ -43,14 +43,14 @@ def shape(*sides: int) -> jax.ShapeDtypeStruct:
 
 
 def split(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    graphdef, params = P.split(nnx.eval_shape(make))
+    graphdef, params = split_model(nnx.eval_shape(make))
     return graphdef, {path: shape(*leaf.shape) for path, leaf in params.items()}
 
 
 def temporal(channels: int, positions: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     graphdef, params = split(lambda: Attention(channels, channels, HEADS, rngs=nnx.Rngs(0)))
     clip = shape(1, FRAMES, positions, channels)
-    return lambda params, x: P.merge(graphdef, params).over_frames(x), (params, clip)
+    return lambda params, x: merge_model(graphdef, params).over_frames(x), (params, clip)
 
 
 def with_reference(channels: int, positions: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -58,7 +58,7 @@ def with_reference(channels: int, positions: int) -> tuple[Callable[..., Any], t
     clip, lent = shape(1, FRAMES, positions, channels), shape(1, positions, channels)
 
     def function(params, x, reference_key, reference_value):
-        layer = P.merge(graphdef, params)
+        layer = merge_model(graphdef, params)
         q, k, v = layer.to_q(x), layer.to_k(x), layer.to_v(x)
         return layer.to_out[0](attention.attend_with_reference(q, k, v, reference_key, reference_value, HEADS))
 
@@ -87,7 +87,7 @@ def cases(
             inputs = params, shape(frames, 96, 64, 4)
             # With its usual effort the compiler takes a quarter of an hour and more for a single frame.
             yield (f"VAE decode, {frames} frames at once, least effort", mock.MagicMock(), FAST,
-                   lambda params, x: P.merge(graphdef, params).to_images(x), inputs)  # fmt: skip
+                   lambda params, x: merge_model(graphdef, params).to_images(x), inputs)  # fmt: skip
 
 
 def main(args: Arguments) -> None:

@@ -21,7 +21,7 @@ from animate_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from animate_jax.models import params as P
+from animate_jax.models.params import Params, abstract_model
 
 MICRO = Preset(
     "micro",
@@ -66,15 +66,15 @@ def micro_copying() -> Preset:
 
 
 @pytest.fixture(scope="session")
-def micro_params() -> P.Params:
+def micro_params() -> Params:
     """Random parameters of a sensible size. None is zero, so poses and neighbouring frames change the result."""
     return random_params(MICRO)
 
 
-def random_params(preset: Preset) -> P.Params:
+def random_params(preset: Preset) -> Params:
     random = np.random.default_rng(0)
     params = {}
-    for path, leaf in P.abstract(preset.model)[1].items():
+    for path, leaf in abstract_model(preset.model)[1].items():
         array = random.normal(size=leaf.shape)
         if path.endswith("kernel"):
             array /= np.sqrt(array[..., 0].size)

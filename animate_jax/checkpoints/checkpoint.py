@@ -24,7 +24,7 @@ from animate_jax.checkpoints.batches import in_batches, nbytes
 from animate_jax.config import Preset, preset_from_dict, to_dict
 from animate_jax.errors import UserError, reading
 from animate_jax.limits import JSON_BYTES
-from animate_jax.models import params as P
+from animate_jax.models.params import Params, abstract_model
 from animate_jax.storage import Address, Folder, check_writable, is_remote, talking_to, to_path, uploaded_folder
 
 # Part of the model -> the flag that imports it.
@@ -55,7 +55,7 @@ def _unless_abandoned(hook: Callable[[sys.UnraisableHookArgs], object], raised: 
 sys.unraisablehook = functools.partial(_unless_abandoned, sys.unraisablehook)
 
 
-def save(path: Address, params: P.Params, preset: Preset, dtype: DTypeLike | None = None) -> None:
+def save(path: Address, params: Params, preset: Preset, dtype: DTypeLike | None = None) -> None:
     """Writes a checkpoint directory, replacing one that is there; complete or not at all.
 
     Args:
@@ -72,7 +72,7 @@ def save(path: Address, params: P.Params, preset: Preset, dtype: DTypeLike | Non
         ocp.save_checkpointables(fresh, {"params": params}, custom_metadata=metadata)
 
 
-def write(path: Address, batches: Iterable[P.Params], preset: Preset) -> None:
+def write(path: Address, batches: Iterable[Params], preset: Preset) -> None:
     """`save` for a model that need not fit into memory: holds about four times the largest batch at once.
 
     Args:
@@ -203,7 +203,7 @@ def damaged_arrays(path: Folder, arrays: Mapping[str, np.ndarray | jax.Array]) -
 
 def load(path: Address, preset: Preset | None = None, dtype: DTypeLike = jnp.float32,
          shardings: Mapping[str, jax.sharding.Sharding] | None = None,
-         optional: Collection[str] = ()) -> tuple[P.Params, Preset]:  # fmt: skip
+         optional: Collection[str] = ()) -> tuple[Params, Preset]:  # fmt: skip
     """Parameters (cast to `dtype`) and preset of a checkpoint.
 
     Args:
@@ -216,7 +216,7 @@ def load(path: Address, preset: Preset | None = None, dtype: DTypeLike = jnp.flo
     """
     path = find(path)
     preset = preset or read_preset(path)
-    _, expected = P.abstract(preset.model)
+    _, expected = abstract_model(preset.model)
     found = stored_arrays(path)
     lacking = missing_parts(found, expected)
     wrong = [
@@ -265,7 +265,7 @@ def missing_parts(found: Iterable[str], expected: Iterable[str]) -> list[str]:
 
 def lacking(path: Folder, preset: Preset) -> list[str]:
     """Parts of its model of which a checkpoint holds nothing."""
-    return missing_parts(stored_arrays(path), P.abstract(preset.model)[1])
+    return missing_parts(stored_arrays(path), abstract_model(preset.model)[1])
 
 
 def completing(path: Folder, preset: Preset, lacking: Iterable[str]) -> str:

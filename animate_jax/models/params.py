@@ -29,18 +29,18 @@ def unflatten(params: Params) -> dict[Any, Any]:
     return unflatten_dict(paths)
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-    """Structure and parameters of a module; `merge` puts them together again."""
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+    """Structure and parameters of a module; `merge_model` puts them together again."""
     graphdef, state = nnx.split(model, nnx.Param)
     return graphdef, flatten(nnx.to_pure_dict(state))
 
 
-def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
+def merge_model(graphdef: nnx.GraphDef, params: Params) -> Any:
     """The module again, with `params` in it; cheap, and usual inside `jax.jit`."""
     return nnx.merge(graphdef, unflatten(params))
 
 
-class Keys(nnx.Rngs):
+class PresplitRngs(nnx.Rngs):
     """Counts in Python. nnx.Rngs counts in an array, and each update of a traced one searches the whole trace: at
     Stable Diffusion's size that is minutes instead of seconds. One split also compiles faster than many folds."""
 
@@ -52,12 +52,12 @@ class Keys(nnx.Rngs):
 
 
 @functools.cache  # a pipeline, its checkpoint and a training run ask for the same
-def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
     """Structure and shapes of the whole model without memory for its arrays."""
-    return split(nnx.eval_shape(lambda: AnimateAnyone(config, rngs=Keys(jax.random.key(0)))))
+    return split_model(nnx.eval_shape(lambda: AnimateAnyone(config, rngs=PresplitRngs(jax.random.key(0)))))
 
 
-def initialise(config: ModelConfig, seed: int, wanted: Collection[str] | None = None) -> Params:
+def init_params(config: ModelConfig, seed: int, wanted: Collection[str] | None = None) -> Params:
     """Fresh parameters of the whole model or of the `wanted` paths, the same numbers either way, built under jit so
     that no more than the result is held.
 
@@ -66,7 +66,7 @@ def initialise(config: ModelConfig, seed: int, wanted: Collection[str] | None = 
     key = jax.random.key(seed, impl="rbg")
 
     def fresh(key: jax.Array) -> Params:
-        params = split(AnimateAnyone(config, rngs=Keys(key)))[1]
+        params = split_model(AnimateAnyone(config, rngs=PresplitRngs(key)))[1]
         return params if wanted is None else {path: params[path] for path in wanted}
 
     return jax.jit(fresh)(key)

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from animate_jax.models import params as P
 from animate_jax.models.attention import scores, split_heads
+from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.unet import Conditioning
 from animate_jax.sampling.pipeline import Pipeline, Poses, unit
 from animate_jax.sampling.results import Pictures
@@ -35,14 +35,14 @@ def features(
     clean = pipeline.encode(frames)
     noise = jax.random.normal(jax.random.key(seed), clean.shape)
     x = pipeline.schedule.add_noise(clean, noise, np.full((1, 1), t))
-    graphdef, _ = P.abstract(pipeline.preset.model)
+    graphdef, _ = abstract_model(pipeline.preset.model)
     lent = _features(graphdef, pipeline.params, x, jnp.full((1, 1), float(t)), conditioning, unit(poses[:])[None])
     return {path: tokens[0] for path, tokens in lent.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _features(graphdef: nnx.GraphDef, params: P.Params, x: Array, t: Array, conditioning: Conditioning, poses: Array):
-    model = P.merge(graphdef, params)
+def _features(graphdef: nnx.GraphDef, params: Params, x: Array, t: Array, conditioning: Conditioning, poses: Array):
+    model = merge_model(graphdef, params)
     return model.denoising_unet(x, t, conditioning, model.guide(poses))[1]
 
 
@@ -57,8 +57,8 @@ def reference_attention(
         found: from `features`.
         path: of a spatial transformer, a key of `found`.
     """
-    graphdef, _ = P.abstract(pipeline.preset.model)
-    unet = P.merge(graphdef, pipeline.params).denoising_unet
+    graphdef, _ = abstract_model(pipeline.preset.model)
+    unet = merge_model(graphdef, pipeline.params).denoising_unet
     attention = unet.spatial_transformers()[path].transformer_blocks[0].attn1
     query, key = (split_heads(project(found[path]), attention.heads) for project in (attention.to_q, attention.to_k))
     reference = jnp.repeat(split_heads(conditioning[path].reference_key, attention.heads), len(query), 0)

@@ -30,8 +30,8 @@ from animate_jax.diffusion.noise import initial_noise
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.diffusion.windowed import Latents, evaluations, sample
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
 from animate_jax.models.kernels.int8 import in_int8
+from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.sharding import ROWS
 from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.mesh import AXES
@@ -80,18 +80,18 @@ class Pipeline:
             `frames`, weights over `fsdp`.
     """
 
-    def __init__(self, params: P.Params, preset: Preset, mesh: Mesh | None = None):
+    def __init__(self, params: Params, preset: Preset, mesh: Mesh | None = None):
         self.params, self.preset, self.mesh = params, preset, mesh
         self.dtype = next(iter(params.values())).dtype
         self.rows = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1  # windows, one for each group of devices
         self.schedule = make_schedule(preset.schedule)
         self.copies = preset.model.unet.appearance != "none"  # sees the warped reference
-        graphdef, _ = P.abstract(preset.model)
+        graphdef, _ = abstract_model(preset.model)
 
         def compiled(function: Callable) -> Callable:
             # Parameters are arguments: constants would be compiled in, and other weights compile nothing anew.
             def run(params, *inputs, int8=False):
-                model = P.merge(graphdef, params)
+                model = merge_model(graphdef, params)
                 if int8:
                     model.denoising_unet = in_int8(model.denoising_unet)
                 with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext():
@@ -120,7 +120,7 @@ class Pipeline:
         """
         path = checkpoint.find(BUNDLED if path == "tiny" else path)
         preset = preset or checkpoint.read_preset(path)
-        places = mesh and shardings(P.abstract(preset.model)[1], mesh)
+        places = mesh and shardings(abstract_model(preset.model)[1], mesh)
         return cls(*checkpoint.load(path, preset, dtype, places), mesh)
 
     @classmethod

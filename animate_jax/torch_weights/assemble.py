@@ -82,7 +82,7 @@ def assemble(parts: Mapping[str, StateDict], abstract: Mapping[str, Any]) -> dic
     Args:
         parts: one state dict per part of `AnimateAnyone`, by its name there; the temporal layers may come in the
             denoising UNet's file, as the peers train them, or in one of their own, "motion_module", as they ship.
-        abstract: the whole model's paths, as `models.params.abstract` gives them.
+        abstract: the whole model's paths, as `models.params.abstract_model` gives them.
 
     Raises:
         UserError: a part is missing or unknown, or does not fit.

@@ -15,7 +15,7 @@ from animate_jax.checkpoints import checkpoint
 from animate_jax.checkpoints.batches import in_batches, nbytes
 from animate_jax.config import Preset, presets
 from animate_jax.errors import UserError, reading
-from animate_jax.models import params as P
+from animate_jax.models.params import Params, abstract_model
 from animate_jax.torch_weights import key_layouts, names
 from animate_jax.torch_weights.assemble import match
 from animate_jax.torch_weights.read import SUFFIXES, StateDict, find, read
@@ -96,7 +96,7 @@ def import_(
             parts[part] = found, _kind(part, found, state_dict), state_dict
             if part == "motion_module":
                 preset = adapted(preset, state_dict)
-    expected = P.abstract(preset.model)[1]
+    expected = abstract_model(preset.model)[1]
 
     reports, filled = [], {}
     for part, (path, kind, state_dict) in parts.items():
@@ -160,14 +160,14 @@ def _kind(part: str, path: pathlib.Path, state_dict: StateDict) -> str:
     return kind
 
 
-def _targets(part: str, expected: P.Params, motion: bool) -> P.Params:
+def _targets(part: str, expected: Params, motion: bool) -> Params:
     """Paths of one part, without its name; `motion` counts the temporal layers to the denoising UNet."""
     prefix = "denoising_unet." if part == "motion_module" else f"{part}."
     wanted = {part, "motion_module"} if motion else {part}
     return {path.removeprefix(prefix): leaf for path, leaf in expected.items() if checkpoint.part_of(path) in wanted}
 
 
-def _kept(output: str | pathlib.Path, filled: dict, expected: P.Params) -> P.Params:
+def _kept(output: str | pathlib.Path, filled: dict, expected: Params) -> Params:
     """What stays of a checkpoint that is there already: its parts that no file replaces."""
     output = pathlib.Path(output)
     if not (output / "params").is_dir():
@@ -181,8 +181,8 @@ def _kept(output: str | pathlib.Path, filled: dict, expected: P.Params) -> P.Par
 
 
 def _batches(
-    filled: dict[str, Tensor | np.ndarray], kept: P.Params, output: pathlib.Path, dtype: DTypeLike | None
-) -> Iterator[P.Params]:
+    filled: dict[str, Tensor | np.ndarray], kept: Params, output: pathlib.Path, dtype: DTypeLike | None
+) -> Iterator[Params]:
     """The parameters, a few hundred megabytes at a time, in the order of the files."""
     sizes = {path: nbytes(leaf) for path, leaf in (filled | kept).items()}
     with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="importing", dynamic_ncols=True,

@@ -12,7 +12,7 @@ import numpy as np
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import reading
-from animate_jax.models import params as P
+from animate_jax.models.params import abstract_model
 from animate_jax.torch_weights import key_layouts
 from animate_jax.torch_weights.read import find, read
 
@@ -46,7 +46,7 @@ def _checkpoint(path: pathlib.Path) -> str:
         parts[checkpoint.part_of(key)].append(leaf)
     lines = [f"{path}: a checkpoint of animate_jax, preset '{preset.name}'"]
     lines += [f"  {part}: {_amounts(leaves)}" for part, leaves in parts.items()]
-    missing = checkpoint.missing_parts(stored, P.abstract(preset.model)[1])
+    missing = checkpoint.missing_parts(stored, abstract_model(preset.model)[1])
     return "\n".join(lines + [f"  missing: {', '.join(missing)}"] * bool(missing))
 
 

@@ -18,8 +18,8 @@ from flax import nnx
 from animate_jax.checkpoints import checkpoint
 from animate_jax.config import ModelConfig
 from animate_jax.errors import UserError, reading
-from animate_jax.models import params as P
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
+from animate_jax.models.params import Params, PresplitRngs, merge_model, split_model
 from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.temporal import MotionModule
@@ -96,9 +96,9 @@ def _random(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
 
 
-def _ours(build: Callable[[P.Keys], nnx.Module], arrays: P.Params, call: Callable[..., Any], *inputs: Any) -> Any:
-    graphdef = P.split(nnx.eval_shape(lambda: build(P.Keys(jax.random.key(0)))))[0]
-    run = jax.jit(lambda arrays, *inputs: call(P.merge(graphdef, arrays), *inputs),
+def _ours(build: Callable[[PresplitRngs], nnx.Module], arrays: Params, call: Callable[..., Any], *inputs: Any) -> Any:
+    graphdef = split_model(nnx.eval_shape(lambda: build(PresplitRngs(jax.random.key(0)))))[0]
+    run = jax.jit(lambda arrays, *inputs: call(merge_model(graphdef, arrays), *inputs),
                   compiler_options={"xla_backend_optimization_level": 0})  # fmt: skip
     return jax.tree.map(np.asarray, run(arrays, *inputs))
 
@@ -122,7 +122,7 @@ def _first(x: np.ndarray) -> np.ndarray:
     return np.moveaxis(x, -1, 1)
 
 
-def _unet(model: ModelConfig, state_dict: dict[str, Any], arrays: P.Params, size: int) -> tuple[Outputs, Outputs]:
+def _unet(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: int) -> tuple[Outputs, Outputs]:
     """The spatial layers: one frame, no reference, one token."""
     import torch
     from diffusers import UNet2DConditionModel
@@ -159,7 +159,7 @@ def _unet(model: ModelConfig, state_dict: dict[str, Any], arrays: P.Params, size
     return theirs, lent
 
 
-def _motion(model: ModelConfig, state_dict: dict[str, Any], arrays: P.Params, size: int) -> tuple[Outputs, Outputs]:
+def _motion(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: int) -> tuple[Outputs, Outputs]:
     """diffusers' motion module, made to normalise each frame by itself as AnimateDiff and Moore do."""
     import torch
     from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
@@ -194,7 +194,7 @@ def _motion(model: ModelConfig, state_dict: dict[str, Any], arrays: P.Params, si
     return theirs, ours
 
 
-def _pose_guider(model: ModelConfig, state_dict: dict[str, Any], arrays: P.Params, size: int
+def _pose_guider(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: int
                  ) -> tuple[Outputs, Outputs]:  # fmt: skip
     import torch
     from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
@@ -209,7 +209,7 @@ def _pose_guider(model: ModelConfig, state_dict: dict[str, Any], arrays: P.Param
     return {"features": theirs}, {"features": _first(ours)}
 
 
-def _vae(model: ModelConfig, state_dict: dict[str, Any], arrays: P.Params, size: int) -> tuple[Outputs, Outputs]:
+def _vae(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: int) -> tuple[Outputs, Outputs]:
     import torch
     from diffusers import AutoencoderKL as Theirs
 
@@ -227,7 +227,7 @@ def _vae(model: ModelConfig, state_dict: dict[str, Any], arrays: P.Params, size:
     return {"mean": mean, "decoded": decoded}, {"mean": _first(ours[0]), "decoded": _first(ours[1])}
 
 
-def _clip(model: ModelConfig, state_dict: dict[str, Any], arrays: P.Params, size: int) -> tuple[Outputs, Outputs]:
+def _clip(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: int) -> tuple[Outputs, Outputs]:
     import torch
     from transformers import CLIPVisionConfig
     from transformers import CLIPVisionModelWithProjection as Theirs

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from animate_jax.checkpoints import checkpoint
 from animate_jax.config import Preset, TrainConfig, to_dict
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
+from animate_jax.models.params import Params, init_params
 from animate_jax.parallel.mesh import compiler_options, make_mesh, to_devices
 from animate_jax.parallel.rules import shardings
 from animate_jax.storage import Mirror, check_writable, is_remote
@@ -31,7 +31,7 @@ from animate_jax.training.step import Loss
 
 STARTS_AS_IDENTITY = ("pose_guider", "reference_pose_guider", "motion_module", "appearance")
 
-Evaluate = Callable[[P.Params, int], dict[str, float]]  # (weights to sample from, step) -> metrics
+Evaluate = Callable[[Params, int], dict[str, float]]  # (weights to sample from, step) -> metrics
 
 
 def run(
@@ -198,7 +198,7 @@ def out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def starting_params(config: TrainConfig, preset: Preset, layout: Any, trained: Collection[str]) -> P.Params:
+def starting_params(config: TrainConfig, preset: Preset, layout: Any, trained: Collection[str]) -> Params:
     """The parameters of `config.init`, or fresh ones, where `layout` wants them.
 
     Parts of the model that start as identity, their last layer being zero, may be missing in `init` and start fresh:
@@ -211,8 +211,8 @@ def starting_params(config: TrainConfig, preset: Preset, layout: Any, trained: C
         UserError: the checkpoint is missing, of another shape, or lacks a part that is needed.
     """
 
-    def fresh(paths: Collection[str] | None = None) -> P.Params:
-        arrays = jax.device_get(P.initialise(preset.model, config.seed, *([paths] if paths else [])))
+    def fresh(paths: Collection[str] | None = None) -> Params:
+        arrays = jax.device_get(init_params(preset.model, config.seed, *([paths] if paths else [])))
         return {  # the same in every process
             path: jax.make_array_from_callback(array.shape, layout[path], array.__getitem__)
             for path, array in arrays.items()

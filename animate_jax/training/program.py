@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 
 from animate_jax.config import Preset, TrainConfig, problem
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
+from animate_jax.models.params import Params, abstract_model
 from animate_jax.parallel.mesh import check_batch
 from animate_jax.parallel.rules import shardings
 from animate_jax.training.state import State, make_state, optimizer
@@ -23,8 +23,8 @@ LossFunction = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]  # (model, 
 
 class Program(NamedTuple):
     step: Callable[[State, Batch, Key[Array, ""]], tuple[State, dict[str, Array]]]
-    initial: Callable[[P.Params], State]  # pure, to be jitted with `layout` as the shardings of what it returns
-    shapes: P.Params  # of the model's parameters
+    initial: Callable[[Params], State]  # pure, to be jitted with `layout` as the shardings of what it returns
+    shapes: Params  # of the model's parameters
     abstract: State
     layout: State  # shardings
 
@@ -39,7 +39,7 @@ def make_program(config: TrainConfig, preset: Preset, loss: Loss | LossFunction,
         raise UserError(f"preset {preset.name}: {found[0]} is {found[1]} and must be {found[2]}: see --size")
     # The autoencoder sees single pictures.
     check_batch(mesh, config.data.batch // config.accumulate, 1 if config.stage == "vae" else config.data.frames)
-    graphdef, shapes = P.abstract(preset.model)
+    graphdef, shapes = abstract_model(preset.model)
     tx = optimizer(config.optim, config.steps)
     initial = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0,
                                 freeze=config.freeze, half=config.half)  # fmt: skip

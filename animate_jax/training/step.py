@@ -18,8 +18,8 @@ from animate_jax.config import Preset, TrainConfig
 from animate_jax.diffusion.losses import draw_noise, flicker, loss_weight, weighted_mse
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
 from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.models.params import Params, merge_model
 from animate_jax.models.sharding import frames_apart
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.training.state import State, update_ema
@@ -66,11 +66,11 @@ def make_step(
     """
 
     def step(state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
-        def value_and_grads(loss: Callable[..., Value], *inputs: Any) -> tuple[Value, P.Params]:
-            def objective(trainable: P.Params) -> Value:
+        def value_and_grads(loss: Callable[..., Value], *inputs: Any) -> tuple[Value, Params]:
+            def objective(trainable: Params) -> Value:
                 params = {**state["frozen"], **trainable}
                 params = {path: array.astype(compute_dtype) for path, array in params.items()}
-                return loss(P.merge(graphdef, params), *inputs)
+                return loss(merge_model(graphdef, params), *inputs)
 
             return jax.value_and_grad(objective, has_aux=True)(state["trainable"])
 
@@ -80,7 +80,7 @@ def make_step(
         else:
             parts = micro_batches({**batch, **loss.draw(batch, key)}, accumulate)
 
-            def add(total: P.Params, part: Batch) -> tuple[P.Params, Value]:
+            def add(total: Params, part: Batch) -> tuple[Params, Value]:
                 value, grads = value_and_grads(loss.of, part)
                 return jax.tree.map(lambda a, b: a + b / accumulate, total, grads), value
 

@@ -8,7 +8,7 @@ import pytest
 from animate_jax.checkpoints import checkpoint
 from animate_jax.commands.train import chosen_preset
 from animate_jax.config import TrainConfig, presets
-from animate_jax.models import params as P
+from animate_jax.models.params import abstract_model
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def carrying(tmp_path_factory, micro, micro_params):
     checkpoint.save(root / "v", micro_params, v)
     unet = dataclasses.replace(micro.model.unet, motion_mid_block=False)
     v3 = dataclasses.replace(micro, model=dataclasses.replace(micro.model, unet=unet))
-    kept = P.abstract(v3.model)[1].keys()
+    kept = abstract_model(v3.model)[1].keys()
     checkpoint.save(root / "v3", {path: micro_params[path] for path in kept}, v3)
     return root
 
@@ -38,7 +38,7 @@ def test_weights_bring_their_preset(carrying, tmp_path, name, capfd):
     )
     params, _ = checkpoint.load(carrying / name, chosen)
     assert jax.tree.map(lambda leaf: leaf.shape, params) == {
-        path: leaf.shape for path, leaf in P.abstract(chosen.model)[1].items()
+        path: leaf.shape for path, leaf in abstract_model(chosen.model)[1].items()
     }
 
 

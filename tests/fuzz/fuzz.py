@@ -40,7 +40,7 @@ from animate_jax.config import DataConfig
 from animate_jax.data.loader import RecordedSamples
 from animate_jax.data.records import RecordedClips
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
+from animate_jax.models.params import Params, abstract_model
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
@@ -379,10 +379,10 @@ def _tree(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def micro_params() -> P.Params:
+def micro_params() -> Params:
     chance = np.random.default_rng(0)
     return {path: 0.1 * chance.normal(size=leaf.shape).astype(leaf.dtype)
-            for path, leaf in P.abstract(MICRO.model)[1].items()}  # fmt: skip
+            for path, leaf in abstract_model(MICRO.model)[1].items()}  # fmt: skip
 
 
 _PIPELINE: list[Pipeline] = []

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from animate_jax.models import params as P
+from animate_jax.models.params import PresplitRngs
 from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.unet import UNet
 from tests.conftest import MICRO
@@ -22,8 +22,8 @@ PICTURES = jax.random.normal(KEYS[2], (2, 1, 4, 4, CONFIG.in_channels))
 def predictions(reference: str, trained: bool) -> tuple[jax.Array, jax.Array]:
     """The result with one and with the other reference picture."""
     config = dataclasses.replace(CONFIG, reference=reference)
-    unet = UNet(config, rngs=P.Keys(KEYS[3]))
-    lender = ReferenceNet(config, rngs=P.Keys(KEYS[4]))
+    unet = UNet(config, rngs=PresplitRngs(KEYS[3]))
+    lender = ReferenceNet(config, rngs=PresplitRngs(KEYS[4]))
     if trained:
         block = next(iter(unet.spatial_transformers().values())).transformer_blocks[0]
         block.reference_proj.kernel[...] = jax.random.normal(KEYS[5], block.reference_proj.kernel.shape)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from animate_jax.config import presets
-from animate_jax.models import params as P
 from animate_jax.models.appearance import AppearanceBlend, AppearanceGuider
+from animate_jax.models.params import PresplitRngs, abstract_model
 from animate_jax.models.unet import UNet
 from tests.conftest import MICRO
 
@@ -29,7 +29,7 @@ def prediction(unet, pose):
 def test_the_switch_adds_parameters_and_changes_none(name):
     model = presets()[name].model
     copying = dataclasses.replace(model, unet=dataclasses.replace(model.unet, appearance="warp"))
-    before, after = (P.abstract(config)[1] for config in (model, copying))
+    before, after = (abstract_model(config)[1] for config in (model, copying))
     added = {path.rpartition(".")[0] for path in after if path not in before}
     assert added == {
         "appearance_guider.conv_in", "appearance_blend.conv_in", "appearance_blend.conv_out",
@@ -42,15 +42,15 @@ def test_the_switch_adds_parameters_and_changes_none(name):
 
 
 def test_fresh_layers_change_nothing():
-    plain, copying = (UNet(config, rngs=P.Keys(KEYS[4])) for config in (PLAIN, COPYING))
+    plain, copying = (UNet(config, rngs=PresplitRngs(KEYS[4])) for config in (PLAIN, COPYING))
     expected = prediction(plain, POSES)
     np.testing.assert_array_equal(prediction(copying, jnp.concatenate([POSES, WARPED], -1)), expected)
-    guider = AppearanceGuider(4, 4, 8, rngs=P.Keys(KEYS[5]))
+    guider = AppearanceGuider(4, 4, 8, rngs=PresplitRngs(KEYS[5]))
     assert not guider(WARPED, WARPED, jnp.ones((1, 2, 16, 16, 2))).any()
 
 
 def test_the_prediction_copies_the_share_that_the_gate_gives():
-    copying = UNet(COPYING, rngs=P.Keys(KEYS[4]))
+    copying = UNet(COPYING, rngs=PresplitRngs(KEYS[4]))
     own = prediction(copying, jnp.concatenate([POSES, WARPED], -1))
     for share in (1.0, 0.25):
         copying.appearance_conv_out.bias[...] = jnp.full(4, share)
@@ -59,7 +59,7 @@ def test_the_prediction_copies_the_share_that_the_gate_gives():
 
 
 def test_the_guider_sees_every_pixel_of_the_masks_in_its_place():
-    guider = AppearanceGuider(4, 4, 8, rngs=P.Keys(KEYS[5]))
+    guider = AppearanceGuider(4, 4, 8, rngs=PresplitRngs(KEYS[5]))
     guider.conv_in.kernel[...] = jax.random.normal(KEYS[6], guider.conv_in.kernel.shape)
     nothing = jnp.zeros((1, 8, 8, 4))
     blank = guider(nothing, nothing, jnp.zeros((1, 32, 32, 2)))
@@ -73,7 +73,7 @@ def test_the_guider_sees_every_pixel_of_the_masks_in_its_place():
 
 
 def test_the_blend_goes_from_the_decoders_picture_to_the_warp():
-    blend = AppearanceBlend(rngs=P.Keys(KEYS[5]))
+    blend = AppearanceBlend(rngs=PresplitRngs(KEYS[5]))
     images, warped, background = (jax.random.uniform(key, (2, 8, 8, 3)) for key in KEYS[5:])
     masks = jnp.ones((2, 8, 8, 2))
     share = (blend(images, warped, background, masks) - images) / (warped - images)

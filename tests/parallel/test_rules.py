@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from animate_jax.config import MeshConfig, ModelConfig, OptimConfig
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
+from animate_jax.models.params import abstract_model, merge_model, split_model
 from animate_jax.models.temporal import MotionModule
 from animate_jax.parallel.mesh import batch_sharding, check_batch, make_mesh, rows_of_process, to_devices
 from animate_jax.parallel.hlo import COLLECTIVES
@@ -60,7 +60,7 @@ assert spec("embeddings.class_embedding", (SMALL * 4,), mesh) == PartitionSpec()
 assert spec("a.kernel", (1280, 320), make_mesh()) == PartitionSpec()
 
 # The full-size model, as shapes only: most of its bytes are divided, and nothing unevenly.
-_, shapes = P.abstract(ModelConfig.sd15())
+_, shapes = abstract_model(ModelConfig.sd15())
 layout = shardings(shapes, mesh)
 bytes_whole = sum(leaf.size for leaf in shapes.values())
 bytes_here = sum(np.prod(layout[path].shard_shape(leaf.shape)) for path, leaf in shapes.items())
@@ -89,11 +89,11 @@ assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}
 np.testing.assert_array_equal(batch, rows)
 
 # A temporal layer: frames lie apart before and after it, pixels inside. Two all-to-alls and nothing else.
-graphdef, weights = P.split(nnx.eval_shape(lambda: MotionModule(32, 4, 8, rngs=nnx.Rngs(0))))
+graphdef, weights = split_model(nnx.eval_shape(lambda: MotionModule(32, 4, 8, rngs=nnx.Rngs(0))))
 mesh = make_mesh(MeshConfig(fsdp=2, frames=2))
 apart = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "frames"))
 clips = jax.ShapeDtypeStruct((4, 8, 8, 8, 32), np.float32, sharding=apart)
-layer = jax.jit(lambda weights, x: P.merge(graphdef, weights)(x))
+layer = jax.jit(lambda weights, x: merge_model(graphdef, weights)(x))
 with jax.set_mesh(mesh):
     compiled = layer.lower(weights, clips).compile()
 counted = collections.Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?[(]", compiled.as_text()))

@@ -14,7 +14,7 @@ import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, "tests")
 from conftest import MICRO
 from animate_jax.config import MeshConfig
-from animate_jax.models import params as P
+from animate_jax.models.params import abstract_model
 from animate_jax.parallel import rules
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.sampling.pipeline import Pipeline
@@ -23,7 +23,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 rules.SMALL = 64  # so that the parameters of so small a model are divided
 random = np.random.default_rng(0)
 params = {path: jnp.asarray(0.1 * random.standard_normal(leaf.shape, np.float32))
-          for path, leaf in P.abstract(MICRO.model)[1].items()}
+          for path, leaf in abstract_model(MICRO.model)[1].items()}
 poses, picture = (random.integers(0, 256, shape, np.uint8) for shape in ((10, 64, 48, 3), (64, 48, 3)))
 
 

@@ -20,7 +20,7 @@ import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, "tests")
 from conftest import MICRO
 from animate_jax.config import DataConfig, MeshConfig, OptimConfig, TrainConfig
-from animate_jax.models import params as P
+from animate_jax.models.params import abstract_model
 from animate_jax.parallel import rules
 from animate_jax.parallel.mesh import check_batch, make_mesh, to_devices
 from animate_jax.training.forecast import abstract_batch
@@ -31,7 +31,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 rules.SMALL = 64  # so that the parameters of so small a model are divided
 layouts = json.loads(sys.argv[1])
 random = np.random.default_rng(0)
-graphdef, shapes = P.abstract(MICRO.model)
+graphdef, shapes = abstract_model(MICRO.model)
 params = {path: 0.1 * random.standard_normal(leaf.shape, np.float32) for path, leaf in shapes.items()}
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from animate_jax.models import params as P
 from animate_jax.models.attention import Attention, FeedForward, attend, attend_with_reference
+from animate_jax.models.params import merge_model, split_model
 from animate_jax.torch_weights.assemble import to_torch
 
 HEADS, WIDTH = 4, 40
@@ -75,7 +75,7 @@ def test_large_scores_do_not_overflow():
 
 
 def test_attention_to_one_token_is_exact():
-    graphdef, abstract = P.split(Attention(WIDTH, 24, HEADS, rngs=nnx.Rngs(0)))
+    graphdef, abstract = split_model(Attention(WIDTH, 24, HEADS, rngs=nnx.Rngs(0)))
     names = list(abstract)
     *arrays, x, token = random_arrays(*[abstract[name].shape for name in names], (2, 6, WIDTH), (2, 1, 24), scale=0.5)
     params = dict(zip(names, arrays, strict=True))
@@ -83,16 +83,16 @@ def test_attention_to_one_token_is_exact():
     q = F.linear(torch.from_numpy(x), weights["to_q.weight"])
     k, v = (F.linear(torch.from_numpy(token), weights[f"to_{name}.weight"]) for name in "kv")
     theirs = F.linear(torch_attention(q, k, v), weights["to_out.0.weight"], weights["to_out.0.bias"])
-    ours = P.merge(graphdef, jax.tree.map(jnp.asarray, params)).of_one_token(jnp.asarray(token[:, 0]))
+    ours = merge_model(graphdef, jax.tree.map(jnp.asarray, params)).of_one_token(jnp.asarray(token[:, 0]))
     assert error(np.broadcast_to(ours[:, None], x.shape), theirs) < 1e-5
 
 
 def test_feed_forward_uses_the_exact_gelu():
-    graphdef, abstract = P.split(FeedForward(8, rngs=nnx.Rngs(0)))
+    graphdef, abstract = split_model(FeedForward(8, rngs=nnx.Rngs(0)))
     *arrays, x = random_arrays(*[leaf.shape for leaf in abstract.values()], (3, 5, 8), scale=1.0)
     params = dict(zip(abstract, arrays, strict=True))
     weights = {key: torch.from_numpy(array) for key, array in to_torch(params).items()}
     hidden, gate = F.linear(torch.from_numpy(x), weights["net.0.proj.weight"], weights["net.0.proj.bias"]).chunk(2, -1)
     theirs = F.linear(hidden * F.gelu(gate), weights["net.2.weight"], weights["net.2.bias"])
-    ours = P.merge(graphdef, jax.tree.map(jnp.asarray, params))
+    ours = merge_model(graphdef, jax.tree.map(jnp.asarray, params))
     assert error(jax.jit(ours)(x), theirs) < 1e-5

@@ -30,9 +30,9 @@ from animate_jax.config import (
 from animate_jax.diffusion import samplers, windowed
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.diffusion.windows import windows
-from animate_jax.models import params as P
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.embeddings import TimestepEmbedding, timestep_embedding
+from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from animate_jax.models.spatial import Transformer2DModel
@@ -117,8 +117,8 @@ def model(version: str) -> AnimateAnyone:
     files = {"denoising_unet": f"denoising_unet_{version}"}
     files |= {name: name for name in ("reference_unet", "pose_guider", "image_encoder", "vae")}
     parts = {part: weights["state_dict"](name, specs) for part, name in files.items()}
-    graphdef, abstract = P.abstract(model_config(CONFIG["inference"][version]))
-    return P.merge(graphdef, jax.tree.map(jnp.asarray, assemble(parts, abstract)))
+    graphdef, abstract = abstract_model(model_config(CONFIG["inference"][version]))
+    return merge_model(graphdef, jax.tree.map(jnp.asarray, assemble(parts, abstract)))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from flax import nnx
 
 from animate_jax.config import ImageEncoderConfig, ModelConfig
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
-from animate_jax.models.params import merge, split
+from animate_jax.models.params import merge_model, split_model
 from animate_jax.torch_weights.assemble import from_torch
 from animate_jax.video.clip_image import clip_pixels
 
@@ -36,7 +36,7 @@ def compare(config: ImageEncoderConfig) -> None:
         for name, weight in theirs.named_parameters():
             if "norm" in name or "layrnorm" in name or name.endswith("bias"):
                 weight.add_(0.3 * torch.randn_like(weight))
-    graphdef, abstract = split(nnx.eval_shape(lambda: CLIPVisionModelWithProjection(config, rngs=nnx.Rngs(0))))
+    graphdef, abstract = split_model(nnx.eval_shape(lambda: CLIPVisionModelWithProjection(config, rngs=nnx.Rngs(0))))
     state_dict = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
     params = jax.tree.map(jnp.asarray, from_torch(state_dict, abstract))
 
@@ -44,7 +44,7 @@ def compare(config: ImageEncoderConfig) -> None:
     pictures = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(pictures.transpose(0, 3, 1, 2))).image_embeds.numpy()
-    embeds = jax.jit(lambda p, x: merge(graphdef, p)(x))(params, pictures)
+    embeds = jax.jit(lambda p, x: merge_model(graphdef, p)(x))(params, pictures)
     assert embeds.shape == (2, config.projection_dim)
     assert np.abs(embeds - expected).max() / np.abs(expected).max() < 1e-5
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from flax import nnx
 
 from animate_jax.config import PoseGuiderConfig
-from animate_jax.models import params as P
+from animate_jax.models.params import merge_model, split_model
 from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.torch_weights.assemble import to_torch
 
@@ -18,14 +18,14 @@ CONFIGS = [PoseGuiderConfig(), PoseGuiderConfig(block_out_channels=(4, 8, 12), c
 
 
 def random_weights(config: PoseGuiderConfig) -> tuple[PoseGuider, dict[str, torch.Tensor]]:
-    graphdef, abstract = P.split(nnx.eval_shape(lambda: PoseGuider(config, rngs=nnx.Rngs(0))))
+    graphdef, abstract = split_model(nnx.eval_shape(lambda: PoseGuider(config, rngs=nnx.Rngs(0))))
     random = np.random.default_rng(0)
     params = {
         path: random.standard_normal(leaf.shape, np.float32) / np.float32(np.sqrt(max(leaf.size // leaf.shape[-1], 4)))
         for path, leaf in abstract.items()
     }
     weights = {key: torch.from_numpy(array) for key, array in to_torch(params).items()}
-    return P.merge(graphdef, jax.tree.map(jnp.asarray, params)), weights
+    return merge_model(graphdef, jax.tree.map(jnp.asarray, params)), weights
 
 
 def stack(x: torch.Tensor, weights: dict[str, torch.Tensor], blocks: int) -> torch.Tensor:

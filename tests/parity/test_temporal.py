@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from animate_jax.models import params as P
+from animate_jax.models.params import merge_model, split_model
 from animate_jax.models.resnet import ResnetBlock2D
 from animate_jax.models.temporal import MotionModule
 from animate_jax.torch_weights.assemble import to_torch
@@ -18,12 +18,12 @@ CHANNELS, HEADS, GROUPS = 64, 8, 32
 
 def random_weights(module: nnx.Module) -> tuple[nnx.Module, dict[str, torch.Tensor]]:
     """The module with random weights everywhere (a fresh one's are zero in places), and the same as torch tensors."""
-    graphdef, abstract = P.split(module)
+    graphdef, abstract = split_model(module)
     random = np.random.default_rng(0)
     params = {path: 0.2 * random.standard_normal(leaf.shape, np.float32) for path, leaf in abstract.items()}
     params |= {path: 1 + array for path, array in params.items() if path.endswith("scale")}
     weights = {key: torch.from_numpy(array) for key, array in to_torch(params).items()}
-    return P.merge(graphdef, jax.tree.map(jnp.asarray, params)), weights
+    return merge_model(graphdef, jax.tree.map(jnp.asarray, params)), weights
 
 
 def positional_encoding(length: int, channels: int) -> torch.Tensor:

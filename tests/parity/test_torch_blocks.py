@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from animate_jax.config import UNetConfig
-from animate_jax.models import params as P
+from animate_jax.models.params import PresplitRngs, merge_model, split_model
 from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.unet import UNet
 from animate_jax.torch_weights.assemble import to_torch
@@ -39,14 +39,14 @@ def torch_keys(key: str) -> str:
 def random_pair(module, blocks, motion: bool):
     """The same random weights in ours and theirs."""
     random = np.random.default_rng(0)
-    graphdef, abstract = P.split(module)
+    graphdef, abstract = split_model(module)
     params = {path: 0.2 * random.standard_normal(leaf.shape, np.float32) for path, leaf in abstract.items()}
     theirs = blocks.TorchUNet(CONFIG, motion).eval()
     weights = {torch_keys(key): torch.from_numpy(array) for key, array in to_torch(params).items()}
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     assert not unexpected
     assert all(key.endswith(".pe") or (not motion and "out" in key) for key in missing)
-    return P.merge(graphdef, jax.tree.map(jnp.asarray, params)), theirs
+    return merge_model(graphdef, jax.tree.map(jnp.asarray, params)), theirs
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def test_guided_step():
     spec = importlib.util.spec_from_file_location("torch_blocks", FILE)
     blocks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(blocks)
-    keys = P.Keys(jax.random.key(0))
+    keys = PresplitRngs(jax.random.key(0))
     denoiser, their_denoiser = random_pair(UNet(CONFIG, rngs=keys), blocks, True)
     reference, their_reference = random_pair(ReferenceNet(CONFIG, rngs=keys), blocks, False)
 

@@ -30,7 +30,7 @@ from animate_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from animate_jax.models import params as P
+from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.torch_weights.assemble import assemble, to_torch
 from animate_jax.training import step
 from animate_jax.training.state import make_state, optimizer
@@ -125,7 +125,7 @@ class AttendToReference:
 class Torch:
     """The whole model and its losses in torch, with our `params`."""
 
-    def __init__(self, params: P.Params, temporal: bool):
+    def __init__(self, params: Params, temporal: bool):
         unet, vae, clip = MODEL.unet, MODEL.vae, MODEL.image_encoder
         self.temporal = temporal
         levels = list(zip(("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D"), strict=True))
@@ -249,10 +249,10 @@ class Torch:
 
 
 @pytest.fixture(scope="module")
-def params() -> P.Params:
+def params() -> Params:
     """Random weights, none zero."""
     random, params = np.random.default_rng(0), {}
-    for path, leaf in P.abstract(MODEL)[1].items():
+    for path, leaf in abstract_model(MODEL)[1].items():
         array = random.normal(size=leaf.shape)
         array = array / np.sqrt(array[..., 0].size) if path.endswith("kernel") else 0.1 * array + path.endswith("scale")
         params[path] = jnp.asarray(array, jnp.float32)
@@ -287,14 +287,14 @@ def test_loss_and_gradients(case, params, batch):
     batch = {**batch, **drawn}
 
     state = make_state(params, TRAINED[stage], optax.identity(), ema=False)
-    graphdef = P.abstract(MODEL)[0]
-    objective = lambda trainable: loss.of(P.merge(graphdef, {**state["frozen"], **trainable}), batch)[0]  # noqa: E731
+    graphdef = abstract_model(MODEL)[0]
+    objective = lambda trainable: loss.of(merge_model(graphdef, {**state["frozen"], **trainable}), batch)[0]  # noqa: E731
     value, found = jax.jit(jax.value_and_grad(objective))(state["trainable"])
 
     theirs = Torch(params, temporal=stage == "stage2")
     expected = theirs.loss(batch, schedule, options.weighting == "min_snr")
     expected.backward()
-    gradients = assemble(theirs.gradients(), P.abstract(MODEL)[1])
+    gradients = assemble(theirs.gradients(), abstract_model(MODEL)[1])
     assert float(value) == pytest.approx(expected.item(), rel=1e-5)
     top = max(np.abs(gradients[path]).max() for path in found)
     errors = {

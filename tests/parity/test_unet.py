@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 
 from animate_jax.config import UNetConfig
-from animate_jax.models import params as P
+from animate_jax.models.params import PresplitRngs, merge_model, split_model
 from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.unet import UNet
 from animate_jax.torch_weights import names
@@ -51,13 +51,13 @@ def torch_unet(config: UNetConfig) -> diffusers.UNet2DConditionModel:
 
 def load(module: nnx.Module, theirs: diffusers.UNet2DConditionModel, ignore: str = names.BUFFERS):
     """Our module (as nnx.eval_shape gives it) with diffusers' weights."""
-    graphdef, abstract = P.split(module)
+    graphdef, abstract = split_model(module)
     state_dict = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
-    return P.merge(graphdef, jax.tree.map(jnp.asarray, from_torch(state_dict, abstract, ignore)))
+    return merge_model(graphdef, jax.tree.map(jnp.asarray, from_torch(state_dict, abstract, ignore)))
 
 
 def jax_unet(config: UNetConfig, theirs: diffusers.UNet2DConditionModel) -> UNet:
-    return load(nnx.eval_shape(lambda: UNet(config, motion=False, rngs=P.Keys(jax.random.key(0)))), theirs)
+    return load(nnx.eval_shape(lambda: UNet(config, motion=False, rngs=PresplitRngs(jax.random.key(0)))), theirs)
 
 
 def error(ours, theirs) -> float:
@@ -111,7 +111,7 @@ def test_two_levels_and_a_timestep_per_frame():
 
 def test_reference_net_lends_the_normed_inputs_of_self_attention():
     theirs = torch_unet(TWO_LEVELS)
-    skeleton = nnx.eval_shape(lambda: ReferenceNet(TWO_LEVELS, rngs=P.Keys(jax.random.key(0))))
+    skeleton = nnx.eval_shape(lambda: ReferenceNet(TWO_LEVELS, rngs=PresplitRngs(jax.random.key(0))))
     ours = load(skeleton, theirs, f"{names.BUFFERS}|{names.HEAD}")
     expected = {}
     for name, module in theirs.named_modules():
@@ -132,13 +132,13 @@ def test_reference_net_lends_the_normed_inputs_of_self_attention():
 def clip() -> tuple:
     """A UNet with temporal layers, all weights random, and inputs: two characters, three frames."""
     config = dataclasses.replace(TWO_LEVELS, block_out_channels=(16,), attention_levels=(True,))
-    graphdef, abstract = P.split(nnx.eval_shape(lambda: UNet(config, rngs=P.Keys(jax.random.key(0)))))
+    graphdef, abstract = split_model(nnx.eval_shape(lambda: UNet(config, rngs=PresplitRngs(jax.random.key(0)))))
     random = np.random.default_rng(2)
 
     def normal(*shape, scale=1.0):
         return jnp.asarray(scale * random.normal(size=shape), jnp.float32)
 
-    model = P.merge(graphdef, {path: normal(*leaf.shape, scale=0.1) for path, leaf in abstract.items()})
+    model = merge_model(graphdef, {path: normal(*leaf.shape, scale=0.1) for path, leaf in abstract.items()})
     reference = {path: normal(2, 5, t.norm.scale.shape[0]) for path, t in model.spatial_transformers().items()}
     token, pose = normal(2, config.cross_attention_dim), normal(2, 3, 6, 4, 16)
     return model, normal(2, 3, 6, 4, 16), jnp.array([[999.0], [20.0]]), token, reference, pose

@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from animate_jax.config import ModelConfig, VAEConfig
-from animate_jax.models.params import merge, split
+from animate_jax.models.params import merge_model, split_model
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.torch_weights.assemble import from_torch
 
@@ -47,7 +47,7 @@ def error(ours, theirs) -> float:
 
 def compare(config: VAEConfig, height: int, width: int, tolerance: float) -> None:
     theirs = torch_vae(config)
-    graphdef, abstract = split(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
+    graphdef, abstract = split_model(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
     state_dict = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
     params = jax.tree.map(jnp.asarray, from_torch(state_dict, abstract))
     images = np.random.default_rng(0).uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
@@ -55,12 +55,12 @@ def compare(config: VAEConfig, height: int, width: int, tolerance: float) -> Non
         posterior = theirs.encode(torch.from_numpy(images.transpose(0, 3, 1, 2))).latent_dist
         decoded = theirs.decode(posterior.mean).sample
 
-    mean, log_variance = jax.jit(lambda p, x: merge(graphdef, p).encode(x))(params, images)
+    mean, log_variance = jax.jit(lambda p, x: merge_model(graphdef, p).encode(x))(params, images)
     assert error(mean, posterior.mean) < tolerance
     assert error(log_variance, posterior.logvar) < tolerance
 
     latents = posterior.mean.numpy().transpose(0, 2, 3, 1)
-    assert error(jax.jit(lambda p, x: merge(graphdef, p).decode(x))(params, latents), decoded) < tolerance
+    assert error(jax.jit(lambda p, x: merge_model(graphdef, p).decode(x))(params, latents), decoded) < tolerance
 
 
 @pytest.mark.parametrize("size", [(64, 48), (40, 24)], ids=["even", "odd"])
@@ -88,9 +88,9 @@ def test_sd15(size):
 @pytest.fixture(scope="module")
 def small() -> AutoencoderKL:
     config = VAEConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, scaling_factor=0.25)
-    graphdef, abstract = split(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
+    graphdef, abstract = split_model(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
     random = np.random.default_rng(0)
-    return merge(graphdef, {k: jnp.asarray(random.normal(0, 0.1, x.shape), x.dtype) for k, x in abstract.items()})
+    return merge_model(graphdef, {k: jnp.asarray(random.normal(0, 0.1, x.shape), x.dtype) for k, x in abstract.items()})
 
 
 def test_scaling_factor_applies_to_latents_only(small):
@@ -108,9 +108,9 @@ def test_scaling_factor_applies_to_latents_only(small):
 
 
 def test_log_variance_is_clipped(small):
-    graphdef, params = split(small)
+    graphdef, params = split_model(small)
     params["quant_conv.bias"] = jnp.array([0, 0, 0, 0, 1e3, 1e3, -1e3, -1e3], jnp.float32)
-    _, log_variance = jax.jit(merge(graphdef, params).encode)(jnp.zeros((1, 4, 4, 3)))
+    _, log_variance = jax.jit(merge_model(graphdef, params).encode)(jnp.zeros((1, 4, 4, 3)))
     assert set(np.unique(log_variance)) == {-30.0, 20.0}
 
 
@@ -120,7 +120,7 @@ def test_sides_must_be_multiples_of_the_downscale(small):
 
 
 def test_bfloat16_stays_bfloat16(small):
-    graphdef, params = split(small)
-    model = merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+    graphdef, params = split_model(small)
+    model = merge_model(graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
     latents = jax.eval_shape(model.to_latents, jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.bfloat16))
     assert latents.dtype == jax.eval_shape(model.to_images, latents).dtype == jnp.bfloat16

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from animate_jax.models import params as P
 from animate_jax.models.attention import merge_heads, split_heads
+from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.sampling.attention_maps import features, reference_attention
 from animate_jax.sampling.pipeline import Pipeline
 
@@ -34,8 +34,8 @@ def test_attention_to_the_reference_is_the_models(looked):
     total = shares.sum(-1)
     assert (shares >= 0).all() and 0 < total.min() and total.max() < 1
 
-    graphdef, _ = P.abstract(pipeline.preset.model)
-    block = P.merge(graphdef, pipeline.params).denoising_unet.spatial_transformers()[PATH].transformer_blocks[0]
+    graphdef, _ = abstract_model(pipeline.preset.model)
+    block = merge_model(graphdef, pipeline.params).denoising_unet.spatial_transformers()[PATH].transformer_blocks[0]
     tokens, condition = found[PATH], conditioning[PATH]
     q, k, v = (split_heads(part(tokens), 2) for part in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v))
     own = jnp.exp(q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5)

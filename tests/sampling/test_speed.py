@@ -10,7 +10,7 @@ import pytest
 
 from animate_jax.config import presets, speeds
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
+from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.sampling import pipeline as pipeline_module
 from animate_jax.sampling.pipeline import Pipeline
 
@@ -52,9 +52,9 @@ def test_nothing_compiles_again(pipeline):
 
 def test_deep_features_of_the_same_step_change_nothing(micro):
     two = dataclasses.replace(micro.model.unet, block_out_channels=(8, 16), attention_levels=(True, True))
-    graphdef, shapes = P.abstract(dataclasses.replace(micro.model, unet=two))
+    graphdef, shapes = abstract_model(dataclasses.replace(micro.model, unet=two))
     random = np.random.default_rng(0)
-    model = P.merge(graphdef, {k: jnp.asarray(random.normal(size=v.shape) / 4, v.dtype) for k, v in shapes.items()})
+    model = merge_model(graphdef, {k: jnp.asarray(random.normal(size=v.shape) / 4, v.dtype) for k, v in shapes.items()})
     x, pose = (jnp.asarray(random.normal(size=(1, 3, 6, 4, n)), jnp.float32) for n in (4, 8))
     token = jnp.asarray(random.normal(size=(1, 8)), jnp.float32)
     conditioning = model.denoising_unet.condition(token)
@@ -129,7 +129,7 @@ def test_products_of_8_bit_integers_are_near(pipeline):
 def test_8_bit_products_of_the_bundled_model_can_be_traced():
     """Its upsamplers multiply with sums of their weights."""
     preset = presets()["tiny"]
-    shapes = P.abstract(preset.model)[1]
+    shapes = abstract_model(preset.model)[1]
     pipeline = Pipeline(shapes, preset)
 
     def step(params, picture, square, t):

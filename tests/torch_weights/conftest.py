@@ -22,7 +22,7 @@ from animate_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from animate_jax.models import params as P
+from animate_jax.models.params import abstract_model
 from animate_jax.torch_weights.assemble import to_torch
 from animate_jax.torch_weights.exporting import folder_config, positions, unet_config
 
@@ -55,7 +55,7 @@ def random_state(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
 
 def _motion_state(preset: Preset, seed: int = 7, dtype=torch.float32) -> dict[str, torch.Tensor]:
     """AnimateDiff's keys, with its position tables."""
-    abstract = P.abstract(preset.model)[1]
+    abstract = abstract_model(preset.model)[1]
     leaves = {path: leaf for path, leaf in abstract.items() if checkpoint.part_of(path) == "motion_module"}
     random = np.random.default_rng(seed)
     params = {

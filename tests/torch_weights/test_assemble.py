@@ -12,8 +12,8 @@ from flax import nnx
 
 from animate_jax.config import ModelConfig, UNetConfig
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
+from animate_jax.models.params import PresplitRngs, abstract_model, split_model
 from animate_jax.models.unet import UNet
 from animate_jax.torch_weights.assemble import assemble, from_torch, to_torch
 
@@ -33,7 +33,7 @@ def abstract() -> dict:
         norm_num_groups=4,
         motion_norm_num_groups=4,
     )
-    return P.split(nnx.eval_shape(lambda: UNet(config, rngs=P.Keys(jax.random.key(0)))))[1]
+    return split_model(nnx.eval_shape(lambda: UNet(config, rngs=PresplitRngs(jax.random.key(0)))))[1]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def state_dict(params) -> dict:
 
 @pytest.fixture(scope="module")
 def sd15() -> dict:
-    return P.abstract(ModelConfig.sd15())[1]
+    return abstract_model(ModelConfig.sd15())[1]
 
 
 def without_memory(keys: dict) -> dict:
@@ -70,7 +70,9 @@ def test_round_trip_is_exact(abstract, params, state_dict):
 
 def test_round_trip_of_clip_with_its_own_parameters():
     config = dataclasses.replace(ModelConfig.tiny().image_encoder, hidden_size=8, intermediate_size=12)
-    abstract = P.split(nnx.eval_shape(lambda: CLIPVisionModelWithProjection(config, rngs=P.Keys(jax.random.key(0)))))[1]
+    abstract = split_model(
+        nnx.eval_shape(lambda: CLIPVisionModelWithProjection(config, rngs=PresplitRngs(jax.random.key(0))))
+    )[1]
     random = np.random.default_rng(0)
     params = {path: random.normal(size=leaf.shape).astype(leaf.dtype) for path, leaf in abstract.items()}
     state_dict = to_torch(params)

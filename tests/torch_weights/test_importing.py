@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
+from animate_jax.models.params import abstract_model
 from animate_jax.torch_weights import tensor as tensors
 from animate_jax.torch_weights.exporting import export
 from animate_jax.torch_weights.importing import import_, locate
@@ -222,7 +222,7 @@ def test_sharded_restore(moore_directory, small, tmp_path):
     import_(locate(moore_directory, "moore"), tmp_path / "ckpt", small)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("fsdp",))
     layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
-    expected = P.abstract(small.model)[1]
+    expected = abstract_model(small.model)[1]
     params, _ = checkpoint.load(tmp_path / "ckpt", shardings=dict.fromkeys(expected, layout))
     assert all(array.sharding == layout for array in params.values())
 

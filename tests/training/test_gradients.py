@@ -12,8 +12,8 @@ import pytest
 from animate_jax.config import DataConfig, DiffusionLossConfig, TrainConfig, VAELossConfig
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
 from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.models.params import abstract_model, merge_model, split_model
 from animate_jax.training import step
 from animate_jax.training.state import make_state, optimizer
 
@@ -26,7 +26,7 @@ STAGE1, STAGE2 = (TrainConfig(stage=stage, output="runs/test") for stage in ("st
 
 @pytest.fixture(scope="module")
 def model(micro, micro_params):
-    return P.merge(P.abstract(micro.model)[0], micro_params)
+    return merge_model(abstract_model(micro.model)[0], micro_params)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def gradients(micro, micro_params, config, batch, trainable=r".*", **options):
     loss = step.vae_loss(config, perceptual) if config.stage == "vae" else step.diffusion_loss(config, micro)
     keeper = optax.trace(decay=0.0)  # an optimizer whose state is the last gradient
     state = make_state(micro_params, trainable, keeper, ema=False)
-    after, metrics = jax.jit(step.make_step(P.abstract(micro.model)[0], loss, keeper, ema=0.0, **options))(
+    after, metrics = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, keeper, ema=0.0, **options))(
         state, batch, KEY
     )
     assert {array.dtype for array in after["trainable"].values()} == {jnp.dtype("float32")}
@@ -104,12 +104,12 @@ def test_micro_batches_must_divide_the_batch():
 @pytest.fixture(scope="module")
 def unet_gradients(model, compile_fast):
     """Gradients of the whole denoising UNet, a function of the policy; and how many layers it computes twice."""
-    graphdef, params = P.split(model.denoising_unet)
+    graphdef, params = split_model(model.denoising_unet)
     x, token = jax.random.normal(KEY, (1, 2, 5, 4, 4)), jax.random.normal(KEY, (1, 8))
 
     def run(policy):
         def objective(params):
-            unet = P.merge(graphdef, params)
+            unet = merge_model(graphdef, params)
             unet.remat = policy
             reference = {path: jnp.ones((1, 3, 8)) for path in unet.spatial_transformers()}
             return jnp.square(unet(x, jnp.full((1, 1), 50.0), unet.condition(token, reference))[0]).mean()
@@ -162,7 +162,7 @@ def test_bfloat16_reaches_the_unet(micro, micro_params, batch, monkeypatch):
     state = make_state(micro_params, r".*motion_modules", optax.sgd(1.0), ema=False, half=r"vae|image_encoder")
     assert state["frozen"]["vae.quant_conv.bias"].dtype == jnp.bfloat16
     assert state["frozen"]["denoising_unet.conv_in.bias"].dtype == jnp.float32
-    apply = step.make_step(P.abstract(micro.model)[0], loss, optax.sgd(1.0), ema=0.0, compute_dtype="bfloat16")
+    apply = step.make_step(abstract_model(micro.model)[0], loss, optax.sgd(1.0), ema=0.0, compute_dtype="bfloat16")
     jax.eval_shape(apply, state, batch, KEY)
     assert seen == {"x_t": jnp.bfloat16, "t": jnp.float32, "pose": jnp.bfloat16, "cross": jnp.bfloat16}
 
@@ -189,7 +189,7 @@ def test_overfitting_four_clips(name, micro, micro_params, model):
     tx = optimizer(dataclasses.replace(config.optim, learning_rate=3e-3, weight_decay=0.0), 600)
     first = make_state(micro_params, config.trainable, tx, ema=False, half=config.half)
     loss = step.diffusion_loss(config, micro)
-    apply = jax.jit(step.make_step(P.abstract(micro.model)[0], loss, tx, ema=0.0))
+    apply = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, tx, ema=0.0))
     state, losses = first, []
     for _ in range(steps):
         state, metrics = apply(state, batch, KEY)

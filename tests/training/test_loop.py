@@ -24,7 +24,7 @@ import pytest
 from animate_jax.checkpoints import checkpoint
 from animate_jax.config import DataConfig, MeshConfig, OptimConfig, PreviewConfig, TrainConfig, VAELossConfig
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
+from animate_jax.models.params import init_params
 from animate_jax.training.goodput import read
 from animate_jax.training.guards import Interrupt, alone
 from animate_jax.training.loop import Skips, run
@@ -379,7 +379,7 @@ def test_a_storage_that_fails_is_not_called_damage(config, micro, monkeypatch):
 def test_without_a_checkpoint_the_weights_are_fresh(config, micro, micro_params, monkeypatch):
     fresh = {path: 2 * array for path, array in jax.device_get(micro_params).items()}
     asked = []
-    monkeypatch.setattr(P, "initialise", lambda *arguments: asked.append(arguments) or fresh)
+    monkeypatch.setattr("animate_jax.training.loop.init_params", lambda *arguments: asked.append(arguments) or fresh)
     state = run(changed(config, init=None, seed=7, steps=1), micro, pull, Numbers())
     assert asked == [(micro.model, 7)]
     assert_equal(state["frozen"], {path: fresh[path] for path in state["frozen"]})
@@ -398,7 +398,7 @@ def test_parts_that_start_as_identity_may_be_missing(config, micro, micro_params
     begun = changed(config, init=init, trainable=r"vae\.quant_conv\.bias|(reference_)?pose_guider", steps=1, seed=5)
     state = run(begun, micro, pull, Numbers())
     assert "partial: has no motion_module, pose_guider, reference_pose_guider: starting fresh" in capfd.readouterr().err
-    params, fresh = sampling_params(state), P.initialise(micro.model, 5)
+    params, fresh = sampling_params(state), init_params(micro.model, 5)
     for path in fresh:
         still = path not in state["trainable"]
         if still and "motion_modules" in path:

@@ -13,7 +13,7 @@ import pytest
 
 from animate_jax.config import ModelConfig, OptimConfig
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
+from animate_jax.models.params import abstract_model
 from animate_jax.training.state import make_state, optimizer, sampling_params, update_ema
 
 PARAMS = {"unet.conv.kernel": jnp.ones((2, 2)), "unet.motion.kernel": jnp.ones(3), "vae.conv.kernel": jnp.ones(4)}
@@ -131,7 +131,7 @@ def test_factored_moments_are_small_and_go_down():
 @pytest.mark.slow  # the shapes of the full-size model take some 10 s
 def test_the_configurations_train_what_the_paper_and_the_peers_train():
     """Parameter counts of the peers' own modules: two UNets of 859.5 M, a Pose Guider, 21 temporal layers."""
-    shapes = P.abstract(ModelConfig.sd15())[1]
+    shapes = abstract_model(ModelConfig.sd15())[1]
 
     def count(name, freeze=None):
         config = runpy.run_path(f"configs/{name}.py")["get_config"]()

@@ -12,8 +12,8 @@ from animate_jax.config import DataConfig, DiffusionLossConfig, TrainConfig, VAE
 from animate_jax.diffusion.losses import loss_weight
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
-from animate_jax.models import params as P
 from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.training import step
@@ -37,7 +37,7 @@ def predicting(preset, prediction):
 
 @pytest.fixture(scope="module")
 def model(micro, micro_params):
-    return P.merge(P.abstract(micro.model)[0], micro_params)
+    return merge_model(abstract_model(micro.model)[0], micro_params)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_perfect_predictor_has_no_loss(config, prediction, micro, model, bat
 
 
 def test_the_warped_reference_costs_nothing_at_first_and_is_learned(micro, micro_copying, model, micro_params, batch):
-    graphdef, shapes = P.abstract(micro_copying.model)
+    graphdef, shapes = abstract_model(micro_copying.model)
     fresh = {path: jnp.zeros(leaf.shape) for path, leaf in shapes.items()} | micro_params
     fresh["appearance_blend.conv_in.bias"] += 0.1  # at zero, the layer behind would have no gradient
     random = np.random.default_rng(1)
@@ -110,7 +110,7 @@ def test_the_warped_reference_costs_nothing_at_first_and_is_learned(micro, micro
 
     @jax.jit
     def gradients(params):
-        objective = lambda params: loss(P.merge(graphdef, params), batch | seen, KEY)  # noqa: E731
+        objective = lambda params: loss(merge_model(graphdef, params), batch | seen, KEY)  # noqa: E731
         return jax.value_and_grad(objective, has_aux=True)(params)
 
     loss = step.diffusion_loss(config, micro_copying)
@@ -181,7 +181,7 @@ def test_scheduled_sampling_takes_its_share_of_the_clips(micro, micro_params, ba
 
     @jax.jit
     def value(own):
-        model = P.merge(P.abstract(micro.model)[0], micro_params)
+        model = merge_model(abstract_model(micro.model)[0], micro_params)
         return loss.of(model, {**drawn, "own": own.reshape(CLIPS, 1, 1, 1, 1)})[0]
 
     rows = [float(value(jnp.array(own))) for own in ([True, False], [False, True], [False, False], [True, True])]
@@ -367,7 +367,7 @@ def test_a_step_moves_only_what_is_trained_and_draws_new_noise_each_time(micro, 
 
     tx = optax.sgd(0.25)
     state = make_state(micro_params, r"vae\.quant_conv\.bias", tx, ema=True)
-    apply = jax.jit(step.make_step(P.abstract(micro.model)[0], loss, tx, ema=0.999))
+    apply = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, tx, ema=0.999))
     first, metrics = apply(state, {}, KEY)
     second, later = apply(first, {}, KEY)
     name = "vae.quant_conv.bias"
