@@ -2,8 +2,12 @@
 
     animate-jax data build video_folder --videos DIR --output data/mine --workers 2
 
-An interrupted build goes on where it stopped when the same command is given again. `--help` after the data set's
-name lists every option; docs/data.md explains them.
+and encodes its frames once, for long training at one size and framing:
+
+    animate-jax data encode --data data/mine --checkpoint weights/sd15 --output data/mine_768 --size 768 768
+
+Interrupted, both go on where they stopped when the same command is given again. `--help` after `encode` or the data
+set's name lists every option; docs/data.md explains them.
 """
 
 from __future__ import annotations
@@ -20,7 +24,10 @@ from animate_jax.data.build.public_datasets import BENCHMARKS
 from animate_jax.errors import exit_status
 
 DATASETS = ("video_folder", *BENCHMARKS)
-USAGE = f"usage: animate-jax data build {{{','.join(DATASETS)}}} --videos DIR --output DIR [options]"
+USAGE = (
+    f"usage: animate-jax data build {{{','.join(DATASETS)}}} --videos DIR --output DIR [options]\n"
+    "       animate-jax data encode --data DIR --checkpoint CHECKPOINT --output DIR [options]"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Benchmark:
 
 
 def main(arguments: list[str], program: str = "animate-jax data") -> int:
+    if arguments[:1] == ["encode"]:
+        return exit_status(program, lambda: _encode(*arguments[1:]), "give the same command again to go on")
     if len(arguments) < 2 or arguments[0] != "build" or arguments[1] not in DATASETS:
         print(__doc__ if "--help" in arguments else USAGE, file=sys.stderr)
         return 0 if "--help" in arguments else 2
@@ -55,6 +64,22 @@ def _build(name: str, *options: str) -> None:
     else:
         videos = BENCHMARKS[name].videos(args.videos, args.incomplete)
     _tell(build(name, videos, args.output, args.clips, args.engine), args.output)
+
+
+def _encode(*options: str) -> None:
+    from animate_jax.parallel import processes
+    from animate_jax.training.encoding import EncodeOptions, encode
+
+    @dataclasses.dataclass(frozen=True)
+    class Encode:
+        data: str  # a data set of videos: its folder, or gs:// address
+        checkpoint: str  # whose autoencoder and CLIP encode
+        output: str  # new folder, or gs:// address
+        options: tyro.conf.OmitArgPrefixes[EncodeOptions] = dataclasses.field(default_factory=EncodeOptions)
+
+    args = tyro.cli(Encode, args=options, prog="animate-jax data encode")
+    with processes.joined():
+        encode(args.data, args.checkpoint, args.output, args.options)
 
 
 def _tell(report: dict, output: pathlib.Path) -> None:

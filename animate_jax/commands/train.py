@@ -107,6 +107,12 @@ def train(config: TrainConfig, preset: Preset) -> int:
 
         weights = lpips.load(config.lpips_weights)
         perceptual = lambda a, b: lpips.lpips(weights, a, b, stages=4)  # noqa: E731
+    if config.data.root is not None:
+        from animate_jax.data.latents import encoding_of
+        from animate_jax.training.encoding import check_encoded
+
+        if encoding := encoding_of(config.data.root, config.data.split):
+            check_encoded(config, encoding)
     loss = vae_loss(config, perceptual) if config.stage == "vae" else diffusion_loss(config, preset, perceptual)
     mesh = make_mesh(config.mesh)
     data = batches(config.data, preset, *rows_of_process(mesh))

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import cv2
@@ -42,6 +42,8 @@ JITTER = 2 / 128  # standard deviation of joints is up to this, in picture heigh
 MASK_ERROR = 2  # pixels by which the mask may be too small or too large
 CAPSULES = 0.3  # share of them without any mask
 LOST = 0.1  # chance of a part to be lost, and of all in any clip
+
+Box = tuple[int, int, int, int]  # left, top, width and height in pixels
 
 
 @runtime_checkable
@@ -93,27 +95,50 @@ class RecordedSamples:
         Raises:
             UserError: the clip is too short or damaged.
         """
-        from animate_jax.data.records import pictures
-
         data, sampling = self.data, self.preset.sampling
         rng = np.random.Generator(np.random.PCG64([data.seed, 2, int(position)]))
         numbers = choose_frames(clip, data, sampling.fps, rng)
         keypoints = clip.keypoints[numbers]
         size, aspect = (clip.width, clip.height), sampling.width / sampling.height
         whole = data.framing == "frame"
-        left, top, width, height = largest_crop(*size, aspect) if whole else choose_crop(keypoints, *size, aspect, rng)
-        keypoints = keypoints.moved((clip.width / width, clip.height / height), (-left / width, -top / height))
+        box = largest_crop(*size, aspect) if whole else choose_crop(keypoints, *size, aspect, rng)
         mirrored = rng.random() < data.flip
-        method = cv2.INTER_AREA if height > sampling.height else cv2.INTER_CUBIC
-        frames = np.empty((len(numbers), sampling.height, sampling.width, 3), np.uint8)
-        for number, picture in pictures(clip, numbers):
-            crop = np.ascontiguousarray(picture[top : top + height, left : left + width])
-            resized = cv2.resize(crop, (sampling.width, sampling.height), interpolation=method)
-            frames[np.equal(numbers, number)] = cv2.flip(resized, 1) if mirrored else resized
+        frames = cut(clip, numbers, box, sampling.width, sampling.height)
+        keypoints = in_box(clip, keypoints, box)
         masks = cover(keypoints, sampling.height, sampling.width)
-        if mirrored:  # OpenCV's flip is many times faster than copying a NumPy view
-            masks, keypoints = np.stack([cv2.flip(mask, 1) for mask in masks]), keypoints.mirrored()
+        if mirrored:
+            frames, masks, keypoints = mirror(frames), mirror(masks), keypoints.mirrored()
         return to_sample(frames, keypoints, masks, self.preset, errors(data, position))
+
+
+def cut(
+    clip: Clip, numbers: Sequence[int], box: Box, width: int, height: int
+) -> UInt8[np.ndarray, "_ {height} {width} 3"]:
+    """A box of a recorded clip's frames with the given numbers, in another size.
+
+    Raises:
+        UserError: the clip is damaged.
+    """
+    from animate_jax.data.records import pictures
+
+    left, top, wide, tall = box
+    method = cv2.INTER_AREA if tall > height else cv2.INTER_CUBIC
+    frames = np.empty((len(numbers), height, width, 3), np.uint8)
+    for number, picture in pictures(clip, numbers):
+        crop = np.ascontiguousarray(picture[top : top + tall, left : left + wide])
+        frames[np.equal(numbers, number)] = cv2.resize(crop, (width, height), interpolation=method)
+    return frames
+
+
+def in_box(clip: Clip, keypoints: Keypoints, box: Box) -> Keypoints:
+    """A clip's keypoints in units of the box."""
+    left, top, width, height = box
+    return keypoints.moved((clip.width / width, clip.height / height), (-left / width, -top / height))
+
+
+def mirror(pictures: UInt8[np.ndarray, "n *picture"]) -> UInt8[np.ndarray, "n *picture"]:
+    """OpenCV's flip is many times faster than copying a NumPy view."""
+    return np.stack([cv2.flip(picture, 1) for picture in pictures])
 
 
 def to_sample(
@@ -191,9 +216,7 @@ def choose_frames(clip: Clip, data: DataConfig, fps: float | None, rng: np.rando
     return [reference, *map(int, rng.permutation(distant)[: data.frames])]
 
 
-def choose_crop(
-    keypoints: Keypoints, width: int, height: int, aspect: float, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def choose_crop(keypoints: Keypoints, width: int, height: int, aspect: float, rng: np.random.Generator) -> Box:
     """A random box of the given width per height that lies inside the picture and around the person: left, top, width
     and height in pixels. A person who does not fit is cut, one whom nobody found may be anywhere."""
     size = np.array([width, height])
@@ -211,7 +234,7 @@ def choose_crop(
     return left, top, int(box[0]), int(box[1])
 
 
-def largest_crop(width: int, height: int, aspect: float) -> tuple[int, int, int, int]:
+def largest_crop(width: int, height: int, aspect: float) -> Box:
     """The middle of a picture, as much as has the given width per height, as benchmarks cut it: left, top, width and
     height in pixels."""
     wide, tall = min(width, round(height * aspect)), min(height, round(width / aspect))
@@ -256,7 +279,7 @@ class WholeSamples:
     where it is damaged, which `damaged` tells: its number and what is wrong with it, or nothing."""
 
     clips: RecordedClips
-    samples: RecordedSamples
+    samples: Callable[[int, Clip], dict[str, np.ndarray]]
     most: int  # damaged clips
 
     def __call__(self, position: int, index: int) -> dict[str, np.ndarray]:
@@ -281,6 +304,7 @@ def recorded(data: DataConfig, preset: Preset) -> tuple[grain.MapDataset, int]:
     Raises:
         UserError: impossible options, or no such data set.
     """
+    from animate_jax.data.latents import EncodedSamples, encoding_of
     from animate_jax.data.records import RecordedClips  # protobuf and array_record; only programs that read clips
 
     if data.frames < 1:
@@ -294,10 +318,11 @@ def recorded(data: DataConfig, preset: Preset) -> tuple[grain.MapDataset, int]:
     for flag, share in (("flip", data.flip), ("max-bad", data.max_bad)):
         if not 0 <= share <= 1:
             raise UserError(f"--data.{flag} {share}: must be between 0 and 1")
-    clips = RecordedClips(data.root, data.split)
+    clips, encoding = RecordedClips(data.root, data.split), encoding_of(data.root, data.split)
+    samples = EncodedSamples(data, preset, encoding) if encoding else RecordedSamples(data, preset)
     most = math.ceil(data.max_bad * len(clips))
     numbers = grain.MapDataset.range(len(clips)).seed(data.seed).shuffle().repeat()
-    return numbers.map_with_index(WholeSamples(clips, RecordedSamples(data, preset), most)), most
+    return numbers.map_with_index(WholeSamples(clips, samples, most)), most
 
 
 class Stream(grain.DatasetIterator):

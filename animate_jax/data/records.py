@@ -43,6 +43,10 @@ class Clip:
     height: int
     keypoints: Keypoints  # [F], in units of the video's width and height
     shard: str = ""  # the file that holds it
+    # Of clips whose frames were encoded (data/latents.py): the part of the picture, and the first one's number in the
+    # file of frames beside the shard.
+    box: tuple[int, int, int, int] | None = None
+    first_frame: int = 0
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -68,32 +72,7 @@ class RecordedClips:
     def __init__(self, root: str, split: str):
         folder = find_data_set(root)
         self._where = f"--data.root {root}"
-        try:
-            info = json.loads((folder / INFO).read_text())
-            splits = {each["name"]: each for each in info["splits"]}
-            lengths = [int(length) for length in splits.get(split, {}).get("shardLengths", [])]
-            template, file_format = splits.get(split, {}).get("filepathTemplate", TEMPLATE), info.get("fileFormat")
-            for field, value in {"{DATASET}": info["name"], "{SPLIT}": split, "{FILEFORMAT}": file_format}.items():
-                template = template.replace(field, str(value))
-            if min(lengths, default=0) < 0:
-                raise ValueError("shards of less than nothing")
-        except Exception as error:  # JSON's, or of values that no description has
-            raise UserError(f"{folder / INFO}: not TFDS's description of a data set: {ADVICE}") from error
-        if file_format != "array_record":
-            raise UserError(f"{self._where}: its files are {file_format}, not array_record: build it in that format")
-        if not sum(lengths):
-            known = ", ".join(sorted(str(each) for each in splits if splits[each].get("shardLengths"))) or "none"
-            raise UserError(f"{self._where}: has no clips in a split {split!r}: choose --data.split from {known}")
-
-        count = len(lengths)
-        shards = [template.replace("{SHARD_X_OF_Y}", f"{i:05d}-of-{count:05d}") for i in range(count)]
-        if missing := set(shards) - {file.name for file in folder.iterdir()}:
-            raise UserError(
-                f"{folder / min(missing)}: {len(missing)} of {count} shards missing: copy the whole data set"
-            )
-        # With its length given, a shard is not opened before a record of it is wanted.
-        self._shards = [(shard, n) for shard, n in zip(shards, lengths, strict=True) if n]
-        self._records = grain.sources.ArrayRecordDataSource([f"{folder / shard}[0:{n}]" for shard, n in self._shards])
+        self.shards, self.records = open_split(folder, split, self._where)
         try:
             self[0]
         except UserError as error:  # it may be the one damaged record
@@ -103,7 +82,7 @@ class RecordedClips:
                 raise error from None
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> Clip:
         """
@@ -112,7 +91,7 @@ class RecordedClips:
         """
         shard, number = self._place(index)
         try:
-            return dataclasses.replace(to_clip(parse(self._records[index])), shard=shard)
+            return dataclasses.replace(to_clip(parse(self.records[index])), shard=shard)
         except Exception as error:  # of the file, of Protocol Buffers, of values that no clip has
             reason = str(error).partition("\n")[0]
             raise UserError(
@@ -122,11 +101,45 @@ class RecordedClips:
 
     def _place(self, index: int) -> tuple[str, int]:
         """The shard of a record and its number there."""
-        for shard, length in self._shards:
+        for shard, length in self.shards:
             if index < length:
                 return shard, index
             index -= length
         raise IndexError(f"record {index} behind the last one")
+
+
+def open_split(
+    folder: epath.Path, split: str, where: str
+) -> tuple[list[tuple[str, int]], grain.sources.ArrayRecordDataSource]:
+    """The shards of a data set's split with their lengths, and all their records; `where` is for errors.
+
+    Raises:
+        UserError: no description, no such split, missing shards, or records of another kind.
+    """
+    try:
+        info = json.loads((folder / INFO).read_text())
+        splits = {each["name"]: each for each in info["splits"]}
+        lengths = [int(length) for length in splits.get(split, {}).get("shardLengths", [])]
+        template, file_format = splits.get(split, {}).get("filepathTemplate", TEMPLATE), info.get("fileFormat")
+        for field, value in {"{DATASET}": info["name"], "{SPLIT}": split, "{FILEFORMAT}": file_format}.items():
+            template = template.replace(field, str(value))
+        if min(lengths, default=0) < 0:
+            raise ValueError("shards of less than nothing")
+    except Exception as error:  # JSON's, or of values that no description has
+        raise UserError(f"{folder / INFO}: not TFDS's description of a data set: {ADVICE}") from error
+    if file_format != "array_record":
+        raise UserError(f"{where}: its files are {file_format}, not array_record: build it in that format")
+    if not sum(lengths):
+        known = ", ".join(sorted(str(each) for each in splits if splits[each].get("shardLengths"))) or "none"
+        raise UserError(f"{where}: has no clips in a split {split!r}: choose --data.split from {known}")
+
+    count = len(lengths)
+    shards = [template.replace("{SHARD_X_OF_Y}", f"{i:05d}-of-{count:05d}") for i in range(count)]
+    if missing := set(shards) - {file.name for file in folder.iterdir()}:
+        raise UserError(f"{folder / min(missing)}: {len(missing)} of {count} shards missing: copy the whole data set")
+    # With its length given, a shard is not opened before a record of it is wanted.
+    shards = [(shard, n) for shard, n in zip(shards, lengths, strict=True) if n]
+    return shards, grain.sources.ArrayRecordDataSource([f"{folder / shard}[0:{n}]" for shard, n in shards])
 
 
 def find_data_set(root: str) -> epath.Path:
@@ -169,6 +182,11 @@ def to_clip(fields: dict[str, Any]) -> Clip:
         points[name] = fields[name].reshape(frames, *shape)
         points[f"{name}_confidence"] = fields[f"{name}_confidence"].reshape(frames, *shape[:-1])
     keypoints = Keypoints(**points).moved((1 / width, 1 / height), (0, 0))
+    if "box" in fields:
+        (left, top, wide, tall), first = box, (first_frame,) = fields["box"], fields["first_frame"]
+        if min(left, top, wide - 1, tall - 1, first_frame) < 0 or left + wide > width or top + tall > height:
+            raise ValueError(f"box {box}, first frame {first}")
+        return Clip(identity, b"", fps, width, height, keypoints, box=tuple(box), first_frame=first_frame)
     return Clip(identity, fields["video"][0], fps, width, height, keypoints)
 
 
@@ -228,6 +246,8 @@ def pictures(clip: Clip, numbers: Sequence[int]) -> Iterator[tuple[int, UInt8[np
     Raises:
         UserError: the video is damaged or has no such frame.
     """
+    if clip.box is not None:
+        raise UserError(f"{clip.place}: holds encoded frames, no video: give the data set that was encoded")
     missing = set(numbers)
     for number, frame in decoded(clip, sorted(missing)):
         if number in missing:

@@ -37,7 +37,7 @@ class AnimateAnyone(nnx.Module):
     def condition(
         self,
         reference_latents: Float[Array, "b h w c"],
-        clip_pixels: Float[Array, "b s s 3"],
+        clip_pixels: Float[Array, "b s s 3"] | Float[Array, "b d"],
         reference_pose: Float[Array, "b H W 3"] | None = None,
         mask: Bool[Array, " b"] | None = None,
     ) -> Conditioning:
@@ -45,11 +45,11 @@ class AnimateAnyone(nnx.Module):
 
         Args:
             reference_latents: scaled VAE latents of the reference picture.
-            clip_pixels: the same picture, CLIP-normalised.
+            clip_pixels: the same picture, CLIP-normalised, or what `image_encoder` made of it.
             reference_pose: its own pose picture in [0, 1]; only models with a `reference_pose_guider` use it.
             mask: training's condition dropout, True keeps.
         """
-        token = self.image_encoder(clip_pixels)
+        token = clip_pixels if clip_pixels.ndim == 2 else self.image_encoder(clip_pixels)
         pose = self.reference_pose_guider(reference_pose) if self.config.reference_pose_guider else None
         clean = jnp.zeros(reference_latents.shape[0], jnp.float32)
         reference = self.reference_unet(reference_latents, clean, token, pose)

@@ -133,7 +133,9 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
     Follows Hu et al. 2023, section 3.3; the options of `config.loss` are the peers'. Batches are uint8:
     `reference` [B, H, W, 3], `reference_pose` likewise, `clip_pixels` [B, S, S, 3] float, `frames` and `poses`
     [B, F, H, W, 3], `masks` [B, F, H, W] the person; of models with `appearance` also `background` [B, H, W, 3], `warp`
-    [B, F, H, W, 3] and `warp_masks` [B, F, H, W, 2]. `perceptual` is needed if `config.loss.perceptual` is not 0.
+    [B, F, H, W, 3] and `warp_masks` [B, F, H, W, 2]. Of encoded frames (data/latents.py) `reference_moments`
+    [B, h, w, 2c], `moments` [B, F, h, w, 2c] and `clip_embedding` [B, D] stand for reference, frames and CLIP's pixels.
+    `perceptual` is needed if `config.loss.perceptual` is not 0.
 
     Raises:
         UserError: more frames than the temporal layers take, a size that the autoencoder cannot halve, a square that
@@ -161,7 +163,7 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         raise UserError(f"--size {width} {height}: width and height must be multiples of {size}")
 
     def draw(batch: Batch, key: Key[Array, ""]) -> Batch:
-        clips, frames, height, width, _ = batch["frames"].shape
+        clips, frames, height, width, _ = batch["poses"].shape
         keys, latent = jax.random.split(key, 5), (height // size, width // size, preset.model.vae.latent_channels)
         # One stratified draw over the batch: every step sees all noise levels.
         count = clips if temporal else clips * frames
@@ -188,20 +190,25 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
 
     def of(model: AnimateAnyone, batch: Batch) -> Value:
         model.denoising_unet.remat = model.reference_unet.remat = config.remat
-        t, noise, (clips, frames) = batch["t"], batch["noise"], batch["frames"].shape[:2]
+        t, noise, (clips, frames) = batch["t"], batch["noise"], batch["poses"].shape[:2]
         # Apart, so that the frames can be divided over devices.
-        reference, x0 = (
-            jax.lax.stop_gradient(encode(model.vae, to_signed(pictures).astype(dtype), noise))
-            for pictures, noise in (
-                (batch["reference"][:, None], batch["posterior"][:, :1]),
-                (frames_apart(batch["frames"]), batch["posterior"][:, 1:]),
+        draws = batch["posterior"][:, :1], batch["posterior"][:, 1:]
+        if "moments" in batch:
+            moments, clip = (
+                (batch["reference_moments"][:, None], frames_apart(batch["moments"])),
+                batch["clip_embedding"],
             )
-        )
+            reference, x0 = (from_moments(model.vae, *each) for each in zip(moments, draws, strict=True))
+        else:
+            pictures, clip = (batch["reference"][:, None], frames_apart(batch["frames"])), batch["clip_pixels"]
+            reference, x0 = (
+                jax.lax.stop_gradient(encode(model.vae, to_signed(seen).astype(dtype), noise))
+                for seen, noise in zip(pictures, draws, strict=True)
+            )
         reference = reference[:, 0]
         per_frame = jnp.broadcast_to(t, (clips, frames))
         reference_pose, poses = (to_unit(batch[name]).astype(dtype) for name in ("reference_pose", "poses"))
-        clip_pixels = batch["clip_pixels"].astype(dtype)
-        conditioning = model.condition(reference.astype(dtype), clip_pixels, reference_pose, batch["keep"])
+        conditioning = model.condition(reference.astype(dtype), clip.astype(dtype), reference_pose, batch["keep"])
         shown, seen_so = (), ()  # the warped reference, its background and masks: as pictures, as the UNet sees them
         if appearance:
             pictures = frames_apart(to_signed(batch["warp"])), to_signed(batch["background"])[:, None]
@@ -275,7 +282,15 @@ def encode(
     vae: AutoencoderKL, pictures: Float[Array, "b f h w 3"], noise: Float[Array, "b f y x c"]
 ) -> Float[Array, "b f y x c"]:
     """Scaled latents drawn from the posterior, as the peers train, in float32; [-1, 1] pictures."""
-    mean, log_variance = (x.astype(jnp.float32).reshape(noise.shape) for x in vae.encode(flat(pictures)))
+    moments = jnp.concatenate(vae.encode(flat(pictures)), -1)
+    return from_moments(vae, moments.reshape(*noise.shape[:-1], -1), noise)
+
+
+def from_moments(
+    vae: AutoencoderKL, moments: Float[Array, "b f y x m"], noise: Float[Array, "b f y x c"]
+) -> Float[Array, "b f y x c"]:
+    """Scaled latents drawn from a posterior of that mean and log variance, in float32."""
+    mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, -1)
     return (mean + jnp.exp(0.5 * log_variance) * noise) * vae.config.scaling_factor
 
 

@@ -1,0 +1,232 @@
+"""`animate-jax data encode`: what the frozen autoencoder and CLIP make of every frame of a data set, computed once."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, UInt8
+from tqdm import tqdm
+
+from animate_jax.checkpoints import checkpoint
+from animate_jax.config import TrainConfig, to_dict
+from animate_jax.data.latents import AGAIN, FILE, Encoding, encoding_of, frames_split, shard_name, write_shard
+from animate_jax.data.loader import Box, cut, largest_crop, mirror
+from animate_jax.data.records import INFO, RecordedClips, find_data_set
+from animate_jax.errors import UserError
+from animate_jax.models.params import Params, abstract_model, merge_model
+from animate_jax.parallel.mesh import batch_sharding, make_mesh
+from animate_jax.storage import Address, Folder, check_writable, to_path
+from animate_jax.training.progress import say
+from animate_jax.training.step import to_signed
+from animate_jax.video.clip_image import clip_pixels
+
+PARTS = ("vae", "image_encoder")
+ENCODERS = re.compile(r"(vae\.(encoder|quant_conv)|image_encoder)\.")
+SMALL = 2**14  # elements of the arrays by which encoders are told apart: biases and scales of norms
+ALIKE = 2**-8  # relative change of a root mean square that rounding to bfloat16 cannot exceed
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeOptions:
+    """How frames are encoded; training on them is bound to it."""
+
+    split: str = "train"  # the others are copied as they are
+    size: tuple[int, int] | None = None  # width and height; default: those of the checkpoint's preset
+    mirrored: bool = False  # every frame a second time, mirrored: twice the work and bytes, for --data.flip
+    dtype: Literal["float16", "float32"] = "float16"
+    batch: int = 16  # frames at a time, over the devices of this process
+
+
+def encode(root: str, weights: Address, output: Address, options: EncodeOptions) -> None:
+    """Writes the data set `root` with its `options.split` encoded by autoencoder and CLIP of the checkpoint `weights`.
+    Several processes divide the shards. Interrupted, the same call goes on after the last complete shard.
+
+    Raises:
+        UserError: no such data set or checkpoint, an impossible size, or `output` holds something else.
+    """
+    source, target, weights = find_data_set(root), epath.Path(to_path(output)), checkpoint.find(weights)
+    if (target / INFO).exists():
+        raise UserError(f"{output}: is there already: choose another name, or delete it first")
+    if encoding_of(root, options.split):
+        raise UserError(f"--data {root}: is encoded already: give the data set of videos")
+    clips, encoder = RecordedClips(root, options.split), Encoder(weights, options)
+    target.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
+    _begin(target, encoder.encoding)
+    info = json.loads((source / INFO).read_text())
+    count, starts = len(clips.shards), itertools.accumulate((n for _, n in clips.shards), initial=0)
+    places = {
+        split: [target / shard_name(info["name"], split, number, count) for number in range(count)]
+        for split in (options.split, frames_split(options.split))
+    }
+    lead, mine = jax.process_index() == 0, range(jax.process_index(), count, jax.process_count())
+    with tqdm(desc="clips of this process", unit="clip", disable=not lead) as bar:
+
+        def counted(numbers: range) -> Iterator[int]:
+            for number in numbers:
+                yield number
+                bar.update()
+
+        for number, ((_, length), first, *files) in enumerate(
+            zip(clips.shards, starts, *places.values(), strict=False)
+        ):
+            if number in mine and not files[0].exists():
+                write_shard(encoder(clips, counted(range(first, first + length))), *files)
+    multihost_utils.sync_global_devices("all shards are written")
+    if lead:
+        for file in source.iterdir():
+            if ".array_record" in file.name and file.name not in dict(clips.shards):
+                file.copy(target / file.name, overwrite=True)
+        _finish(target, info, places)
+
+
+def _begin(target: epath.Path, encoding: Encoding) -> None:
+    values = json.dumps(to_dict(encoding), indent=1)
+    if not (target / FILE).exists():
+        (target / FILE).write_text(values)
+    elif json.loads((target / FILE).read_text()) != json.loads(values):
+        raise UserError(f"{target}: was begun with other options: give them again, or choose another name")
+
+
+def _finish(target: epath.Path, info: dict[str, Any], places: dict[str, list[epath.Path]]) -> None:
+    lengths = {split: [len(grain.sources.ArrayRecordDataSource([str(file)])) for file in files]
+               for split, files in places.items()}  # fmt: skip
+    if not all(map(sum, lengths.values())):
+        raise UserError(f"{target}: no clip could be encoded")
+    kept = [split for split in info["splits"] if split["name"] not in lengths]
+    encoded = [{"name": split, "shardLengths": [*map(str, each)]} for split, each in lengths.items()]
+    (target / INFO).write_text(json.dumps(info | {"splits": kept + encoded}, indent=1))
+
+
+class Encoder:
+    """The frozen parts of a checkpoint, whole on every device of this process, in float32.
+
+    Raises:
+        UserError: impossible options, or a checkpoint without these parts.
+    """
+
+    def __init__(self, path: Folder, options: EncodeOptions):
+        preset, stored = checkpoint.read_preset(path), checkpoint.stored_arrays(path)
+        model, sampling = preset.model, preset.sampling
+        width, height = options.size or (sampling.width, sampling.height)
+        scale = model.vae.downscale
+        if options.batch < 1:
+            raise UserError(f"--batch {options.batch}: must be at least 1")
+        if min(width, height) < scale or width % scale or height % scale:
+            raise UserError(f"--size {width} {height}: width and height must be multiples of {scale}")
+        if lacking := [part for part in PARTS if part in checkpoint.lacking(path, preset)]:
+            raise UserError(f"{path}: lacks {', '.join(lacking)}: {checkpoint.completing(path, preset, lacking)}")
+        self._clip_side, devices = model.image_encoder.image_size, jax.local_devices()
+        mesh = make_mesh(devices=devices)
+        self._batch, self._rows = -(-options.batch // len(devices)) * len(devices), batch_sharding(mesh)
+        arrays = checkpoint.read_some(
+            path, {key: leaf for key, leaf in stored.items() if key.partition(".")[0] in PARTS}
+        )
+        self._params = jax.device_put(
+            {key: array.astype(jnp.float32) for key, array in arrays.items()}, NamedSharding(mesh, PartitionSpec())
+        )
+        graphdef, shapes = abstract_model(model)
+
+        def run(params: Params, pictures: Array, pixels: Array) -> Array:
+            # What is not asked of the rest of the model is not computed.
+            model = merge_model(graphdef, {key: params.get(key, leaf) for key, leaf in shapes.items()})
+            moments = jnp.concatenate(model.vae.encode(to_signed(pictures)), -1)
+            rows = jnp.concatenate([moments.reshape(len(pictures), -1), model.image_encoder(pixels)], -1)
+            return rows.astype(options.dtype)
+
+        self._run = jax.jit(run)
+        self.encoding = Encoding(
+            options.split, width, height, sampling.clip_resize, options.mirrored, options.dtype,
+            moments=(height // scale, width // scale, 2 * model.vae.latent_channels),
+            embedding=model.image_encoder.projection_dim, encoders=encoders_of(path, stored),
+        )  # fmt: skip
+
+    def __call__(self, clips: RecordedClips, numbers: Iterable[int]) -> Iterator[tuple[bytes, Box, Iterator[bytes]]]:
+        """What `write_shard` wants of the clips with these numbers; damaged ones are told and left out."""
+
+        width, height = self.encoding.width, self.encoding.height
+
+        def decode(number: int) -> tuple[bytes, Box, UInt8[np.ndarray, "f h w 3"]] | None:
+            try:
+                clip = clips[number]
+                box = largest_crop(clip.width, clip.height, width / height)
+                pictures = cut(clip, range(len(clip)), box, width, height)
+            except UserError as error:
+                say(f"left out: {error}")
+                return None
+            return clips.records[number], box, pictures
+
+        for record, box, pictures in filter(None, one_ahead(decode, numbers)):
+            if self.encoding.mirrored:
+                pictures = np.concatenate([pictures, mirror(pictures)])
+            yield record, box, self._frames(pictures)
+
+    def _frames(self, pictures: UInt8[np.ndarray, "f h w 3"]) -> Iterator[bytes]:
+        running = []
+        for first in range(0, len(pictures), self._batch):
+            part = pictures[first : first + self._batch]
+            part = np.concatenate([part, np.repeat(part[-1:], self._batch - len(part), 0)])  # compiled once
+            pixels = np.stack([clip_pixels(each, self._clip_side, self.encoding.clip_resize) for each in part])
+            running.append(self._run(self._params, *jax.device_put((part, pixels), self._rows)))
+        return (row.tobytes() for row in np.concatenate(running)[: len(pictures)])
+
+
+def one_ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`map`, in a thread that is one item ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = None
+        for item in items:
+            ready, coming = coming, thread.submit(function, item)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def encoders_of(path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, float]:
+    """What tells a checkpoint's autoencoder and CLIP from others, whether or not they were rounded to bfloat16."""
+    small = {key: leaf for key, leaf in stored.items() if ENCODERS.match(key) and math.prod(leaf.shape) <= SMALL}
+    arrays = checkpoint.read_some(path, small)
+    return {key: float(np.sqrt(np.mean(np.square(array.astype(np.float64))))) for key, array in sorted(arrays.items())}
+
+
+def check_encoded(config: TrainConfig, encoding: Encoding) -> None:
+    """May this run train on encoded frames?
+
+    Raises:
+        UserError: it needs pixels, trains what encoded them, or starts from other weights than these.
+    """
+    root = f"--data.root {config.data.root}: holds encoded frames"
+    options = {name: getattr(config.loss, name) for name in ("flicker", "perceptual", "pixels")}
+    needs = [f"--loss.{name} {value}" for name, value in options.items() if value]
+    if config.stage == "vae":
+        needs.append("training an autoencoder")
+    if needs:
+        raise UserError(f"{root}, and {needs[0]} needs pixels: give the data set of videos")
+    trained = [path for path in encoding.encoders if re.match(config.trainable, path)
+               and not (config.freeze and re.match(config.freeze, path))]  # fmt: skip
+    if trained:
+        raise UserError(f"{root}, and --trainable matches {trained[0]!r}: give the data set of videos")
+    if config.init is None:
+        raise UserError(f"{root}, and the weights that encoded them are needed: give --init")
+    path = checkpoint.find(config.init)
+    own = encoders_of(path, checkpoint.stored_arrays(path))
+    other = [
+        key for key, value in encoding.encoders.items() if not math.isclose(own.get(key, -1), value, rel_tol=ALIKE)
+    ]
+    if other:
+        raise UserError(f"{root} of another autoencoder or CLIP than {path}'s ({other[0]!r} differs): {AGAIN}")
