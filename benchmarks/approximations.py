@@ -21,8 +21,8 @@ import tyro
 from held_out import held_out
 
 from animate_jax.config import SamplingConfig, speeds
-from animate_jax.evaluation.features import video_features
-from animate_jax.evaluation.frechet import of_clips
+from animate_jax.evaluation.features import load_video_network
+from animate_jax.evaluation.frechet import frechet_distance_of_clips
 from animate_jax.evaluation.pose_accuracy import pck
 from animate_jax.perceptual import lpips
 from animate_jax.pose.detect import detect
@@ -70,7 +70,7 @@ def main(args: Arguments) -> None:
     options = pipeline.options(steps=args.steps, guidance=args.guidance)
     cases, poses, conditioning = held_out(pipeline, args.videos, args.frames)
     distance = jax.jit(functools.partial(lpips.lpips, weights))
-    features = video_features(args.video_weights) if args.fvd else None
+    features = load_video_network(args.video_weights) if args.fvd else None
     true_features = features and [features(case.frames[None]) for case in cases]
 
     def make(name: str, chosen: dict[str, Any]) -> tuple[list[np.ndarray], float]:
@@ -93,7 +93,7 @@ def main(args: Arguments) -> None:
     def fvd(made: list[np.ndarray]) -> str:
         if features is None:
             return ""
-        return f"{of_clips([features(video[None]) for video in made], true_features)[0]:.0f}"
+        return f"{frechet_distance_of_clips([features(video[None]) for video in made], true_features)[0]:.0f}"
 
     possible = accuracy([case.frames for case in cases])
     print(f"{args.videos} videos of {args.frames} frames, {options.steps} steps of {options.sampler}, guidance "

@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from animate_jax.diffusion.windowed import plans
-from animate_jax.evaluation.clips import rendered
+from animate_jax.evaluation.clips import from_renderer
 from animate_jax.pose.draw import Drawn, draw
 from animate_jax.sampling.pipeline import Pipeline
 
@@ -44,7 +44,7 @@ def main(args: Arguments) -> None:
     stride = base.window - base.overlap
     offsets = [stride * i // args.offsets for i in range(args.offsets)]
     length = args.frames + offsets[-1]
-    cases = list(rendered("test_both", args.videos, length, 1, (base.height, base.width), base.fps or 10.0))
+    cases = list(from_renderer("test_both", args.videos, length, 1, (base.height, base.width), base.fps or 10.0))
     variants = [(blend, shift) for blend in ("centre", "flat") for shift in (False, True)]
     print(f"{args.videos} videos x {args.offsets} positions of windows, {args.frames} frames, {base.steps} steps, "
           f"windows of {base.window} with overlap {base.overlap}.\n\n| weights | windows | plain | paired |\n"

@@ -1,10 +1,10 @@
-"""What is measured on: clips with a reference picture, true frames, and where the person and the joints are."""
+"""What is measured on: clips with a reference image, true frames, and where the person and the joints are."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,17 @@ from animate_jax.pose.detect import detect
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import read_video
 
-VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif")
 MARGINS = (0.1, 0.12)  # around the joints, in heights of their box: beside the person, above and below
-SAME_SHAPE = 0.02  # largest difference of two pictures' proportions that a resize may hide
+ASPECT_TOLERANCE = 0.02  # largest difference of two videos' proportions that a resize may hide
+
+Frames = UInt8[np.ndarray, "frames height width 3"]
+Size = tuple[int, int]  # height, width in pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """One clip. The true frames do not contain the reference picture: there the trivial answer is perfect."""
+class EvalClip:
+    """One clip. The true frames do not contain the reference image: there the trivial answer is perfect."""
 
     name: str
     fps: float
@@ -31,28 +34,150 @@ class Case:
     frames: UInt8[np.ndarray, "frames height width 3"]
     masks: Shaped[np.ndarray, "frames+1 height width"]  # the person, non-zero; the reference's first
     keypoints: Keypoints  # of the reference and then of the true frames
-    result: UInt8[np.ndarray, "frames height width 3"] | None = None  # where somebody else made it
+    result: UInt8[np.ndarray, "frames height width 3"] | None = None  # when another program made it
 
 
-def rendered(
-    split: str, clips: int, frames: int, gap: int, size: tuple[int, int], fps: float, seed: int = 0
-) -> Iterator[Case]:
+@dataclasses.dataclass(frozen=True)
+class EvalClips:
+    """A number of clips; each is rendered or read when the iteration comes to it, and not kept."""
+
+    count: int
+    make: Callable[[int], EvalClip]  # index -> clip
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[EvalClip]:
+        return map(self.make, range(self.count))
+
+
+def open_clips(
+    data: str | Path,
+    *,
+    clips: int | None = None,
+    frames: int | None = None,
+    gap: int | None = None,
+    size: Size | None = None,
+    fps: float | None = None,
+    results: Path | None = None,
+) -> EvalClips:
+    """The clips that `data` names: mocap_people:SPLIT, a folder of videos, or a recorded data set DIR[:SPLIT].
+
+    Args:
+        clips: at most that many; None: 24 rendered clips, all of anything else.
+        frames: frames to make per clip, at most; None: 16 of rendered clips, all of anything else.
+        gap: frames between the reference and the first frame to make; None: 8 (0.8 s) of rendered clips, else 1.
+        size, fps: None keeps the data's own; rendered clips have 128x96 pixels, 10 frames/s.
+        results: a folder of results to score, for a folder of videos; see `from_videos`.
+
+    Raises:
+        UserError: no such data, or (while iterating) a clip that cannot be used.
+    """
+    name, _, split = str(data).partition(":")
+    if name == "mocap_people" and results is None:
+        return from_renderer(split or "test_both", clips or 24, frames or 16, gap or 8, size or (128, 96), fps or 10.0)
+    if results is None and not is_video_folder(Path(data)):
+        return from_records(name, split or "test", clips, frames, gap or 1, size, fps)
+    return from_videos(video_files(Path(data), clips), frames, gap or 1, size, fps, results)
+
+
+def from_renderer(split: str, clips: int, frames: int, gap: int, size: Size, fps: float, seed: int = 0) -> EvalClips:
     """Clips of mocap_people: exact joints and masks.
 
     Args:
         gap: frames between the reference and the first frame to make.
-        size: height, width in pixels.
 
     Raises:
         UserError: no such split.
     """
     from animate_jax.data.mocap_people import MocapPeople  # numba; only programs that render need it
 
-    source = MocapPeople(split or "test_both", seed, *size, fps)
-    for index in range(clips):
+    source = MocapPeople(split, seed, *size, fps)
+
+    def make(index: int) -> EvalClip:
         clip = source.clip(index, gap + frames, [0, *range(gap, gap + frames)])
         name = f"{index:03d}_{clip.identity}_{clip.motion}"
-        yield Case(name, fps, clip.frames[0], clip.frames[1:], clip.mask, clip.keypoints)
+        return EvalClip(name, fps, clip.frames[0], clip.frames[1:], clip.mask, clip.keypoints)
+
+    return EvalClips(clips, make)
+
+
+def from_videos(
+    files: list[Path],
+    frames: int | None,
+    gap: int,
+    size: Size | None,
+    fps: float | None,
+    results: Path | None = None,
+) -> EvalClips:
+    """Videos of one person each. Joints are detected and the person is the box around them.
+
+    Args:
+        frames: at most that many frames are made per video; None makes all.
+        gap: frames between the reference, the video's first frame, and the first frame to make.
+        size: frames are cropped around their center to these proportions and resized. None keeps the video's.
+        fps: None keeps the video's.
+        results: a folder of videos with the same names (any suffix), made by any model from the first frames; they
+            have the same frames as the true videos, the first one included.
+
+    Raises:
+        UserError: a missing result, or, while iterating, a video that is too short or shows nobody, or a result of
+            another length or shape.
+    """
+    made = {path.stem: path for path in video_files(results)} if results else {}
+    if missing := [path.stem for path in files if results and path.stem not in made]:
+        raise UserError(f"{results}: no video named {missing[0]} here: results have the names of the true videos")
+    wanted = None if frames is None else gap + frames
+
+    def make(index: int) -> EvalClip:
+        path = files[index]
+        truth, rate = read_video(path, frames=wanted, fps=fps)
+        clip = _make_clip(path.stem, str(path), fps or rate, truth, None, gap, size)
+        if results is None:
+            return clip
+        result, _ = read_video(made[path.stem], frames=wanted, fps=fps)
+        _check_result(made[path.stem], result, path, truth)
+        result = center_crop_resize(resize_lanczos(result, truth.shape[1:3]), clip.reference.shape[:2])[gap:]
+        return dataclasses.replace(clip, result=result)
+
+    return EvalClips(len(files), make)
+
+
+def _check_result(path: Path, result: UInt8[np.ndarray, "_ _ _ 3"], truth_path: Path, truth: Frames) -> None:
+    if len(result) != len(truth):
+        raise UserError(f"{path}: {len(result)} frames and {len(truth)} in {truth_path}: cut one, or give --frames")
+    if abs(result.shape[2] * truth.shape[1] / (result.shape[1] * truth.shape[2]) - 1) > ASPECT_TOLERANCE:
+        raise UserError(
+            f"{path}: {result.shape[2]}x{result.shape[1]} pixels, {truth.shape[2]}x{truth.shape[1]} in {truth_path}: "
+            "proportions must agree"
+        )
+
+
+def from_records(
+    root: str, split: str, clips: int | None, frames: int | None, gap: int, size: Size | None, fps: float | None
+) -> EvalClips:
+    """At most `clips` clips of a recorded data set; arguments as in `from_videos`.
+
+    Raises:
+        UserError: no such data set or split, or, while iterating, a clip that is too short or shows nobody.
+    """
+    from animate_jax.data.records import RecordedClips, pictures  # protobuf and array_record
+
+    source = RecordedClips(root, split)
+
+    def make(index: int) -> EvalClip:
+        clip = source[index]
+        rate = min(fps or clip.fps, clip.fps)
+        numbers = [round(i * clip.fps / rate) for i in range(int(len(clip) * rate / clip.fps))]
+        numbers = numbers[: None if frames is None else gap + frames]
+        truth = np.stack([image for _, image in pictures(clip, numbers)])
+        return _make_clip(clip.id, f"clip {clip.id}", rate, truth, clip.keypoints[numbers], gap, size)
+
+    return EvalClips(len(source) if clips is None else min(clips, len(source)), make)
+
+
+def is_video_folder(folder: Path) -> bool:
+    return folder.is_dir() and any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.iterdir())
 
 
 def video_files(folder: Path, clips: int | None = None) -> list[Path]:
@@ -63,131 +188,54 @@ def video_files(folder: Path, clips: int | None = None) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give one with videos")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEOS and not p.name.startswith("."))
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
     if not files:
-        raise UserError(f"{folder}: no videos here: its files should end in {', '.join(VIDEOS)}")
+        raise UserError(f"{folder}: no videos here: its files should end in {', '.join(VIDEO_SUFFIXES)}")
     return files[:clips]
 
 
-def filmed(
-    files: list[Path],
-    frames: int | None,
-    gap: int,
-    size: tuple[int, int] | None,
-    fps: float | None,
-    results: Path | None = None,
-) -> Iterator[Case]:
-    """Videos of one person each. Joints are detected and the person is the box around them.
-
-    Args:
-        frames: at most that many frames are made per video; None makes all.
-        gap: frames between the reference, the video's first frame, and the first frame to make.
-        size: height, width; frames are cut around their middle to these proportions. None keeps the video's.
-        fps: None keeps the video's.
-        results: a folder of videos with the same names (any ending), made by any model from the first frames; they
-            have the same frames as the true videos, the first one included.
-
-    Raises:
-        UserError: a video that is too short or shows nobody, or a result that is missing or of other length or shape.
-    """
-    made = {path.stem: path for path in video_files(results)} if results else {}
-    if missing := [path.stem for path in files if results and path.stem not in made]:
-        raise UserError(f"{results}: no video named {missing[0]} here: results have the names of the true videos")
-    for path in files:
-        wanted = None if frames is None else gap + frames
-        truth, rate = read_video(path, frames=wanted, fps=fps)
-        case = _case(path.stem, str(path), fps or rate, truth, None, gap, size)
-        if results:
-            other = made[path.stem]
-            result = read_video(other, frames=wanted, fps=fps)[0]
-            if len(result) != len(truth):
-                raise UserError(f"{other}: {len(result)} frames and {len(truth)} in {path}: cut one, or give --frames")
-            if abs(result.shape[2] * truth.shape[1] / (result.shape[1] * truth.shape[2]) - 1) > SAME_SHAPE:
-                raise UserError(f"{other}: {result.shape[2]}x{result.shape[1]} pixels, {truth.shape[2]}x"
-                                f"{truth.shape[1]} in {path}: proportions must agree")  # fmt: skip
-            result = fitted(resized(result, truth.shape[1:3]), case.reference.shape[:2])[gap:]
-            case = dataclasses.replace(case, result=result)
-        yield case
-
-
-def recorded(
-    root: str, split: str, clips: int | None, frames: int | None, gap: int, size: tuple[int, int], fps: float | None
-) -> tuple[int, Iterator[Case]]:
-    """How many clips a recorded data set has, at most `clips`, and these; arguments as in `filmed`.
-
-    Raises:
-        UserError: no such data set or split, or a clip that is too short or shows nobody.
-    """
-    from animate_jax.data.records import RecordedClips, pictures  # protobuf and array_record
-
-    source = RecordedClips(root, split)
-    count = len(source) if clips is None else min(clips, len(source))
-
-    def read() -> Iterator[Case]:
-        for clip in (source[index] for index in range(count)):
-            rate = min(fps or clip.fps, clip.fps)
-            numbers = [round(i * clip.fps / rate) for i in range(int(len(clip) * rate / clip.fps))]
-            numbers = numbers[: None if frames is None else gap + frames]
-            truth = np.stack([picture for _, picture in pictures(clip, numbers)])
-            yield _case(clip.id, f"clip {clip.id}", rate, truth, clip.keypoints[numbers], gap, size)
-
-    return count, read()
-
-
-def _case(
-    name: str,
-    where: str,
-    fps: float,
-    video: UInt8[np.ndarray, "frames height width 3"],
-    keypoints: Keypoints | None,
-    gap: int,
-    size: tuple[int, int] | None,
-) -> Case:
-    """A video, the reference first, as a case; without keypoints they are detected."""
+def _make_clip(
+    name: str, where: str, fps: float, video: Frames, keypoints: Keypoints | None, gap: int, size: Size | None
+) -> EvalClip:
+    """A clip out of a video whose first frame is the reference; without keypoints they are detected."""
     if len(video) <= gap:
         raise UserError(f"{where}: only {len(video)} frames: needs more than {gap}")
     height, width = video.shape[1:3]
     size = size or (height, width)
     if keypoints is not None:
-        top, left, tall, wide = _middle((height, width), size)
-        keypoints = keypoints.moved((width / wide, height / tall), (-left / wide, -top / tall))
-    video = fitted(video, size)
+        top, left, crop_height, crop_width = _center_crop((height, width), size)
+        scale = width / crop_width, height / crop_height
+        keypoints = keypoints.moved(scale, (-left / crop_width, -top / crop_height))
+    video = center_crop_resize(video, size)
     keypoints = detect(video) if keypoints is None else keypoints
     if not keypoints.body_confidence.any():
         raise UserError(f"{where}: no person found: leave it out")
     keypoints = keypoints[np.r_[0, gap : len(video)]]
-    name = re.sub(r"[^\w.-]+", "_", name)  # becomes a file's
-    return Case(name, float(fps), video[0], video[gap:], boxes_around(keypoints, size), keypoints)
+    file_name = re.sub(r"[^\w.-]+", "_", name)
+    return EvalClip(file_name, float(fps), video[0], video[gap:], person_boxes(keypoints, size), keypoints)
 
 
-def fitted(
-    frames: UInt8[np.ndarray, "frames height width 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "frames _ _ 3"]:
-    """The largest middle part with the proportions of `size` (height, width), resized to it."""
-    top, left, height, width = _middle(frames.shape[1:3], size)
-    return resized(frames[:, top : top + height, left : left + width], size)
+def center_crop_resize(frames: Frames, size: Size) -> UInt8[np.ndarray, "frames _ _ 3"]:
+    """The largest central part with the proportions of `size`, resized to it."""
+    top, left, height, width = _center_crop(frames.shape[1:3], size)
+    return resize_lanczos(frames[:, top : top + height, left : left + width], size)
 
 
-def _middle(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Top, left, height, width of the largest middle part of a picture that has the proportions of `size`."""
-    height, width = (
-        min(shape[0], round(shape[1] * size[0] / size[1])),
-        min(shape[1], round(shape[0] * size[1] / size[0])),
-    )
+def _center_crop(shape: Size, size: Size) -> tuple[int, int, int, int]:
+    """Top, left, height, width of the largest central part of an image that has the proportions of `size`."""
+    height = min(shape[0], round(shape[1] * size[0] / size[1]))
+    width = min(shape[1], round(shape[0] * size[1] / size[0]))
     return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
 
 
-def resized(
-    frames: UInt8[np.ndarray, "frames height width 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "frames _ _ 3"]:
-    """Resizes to height, width with Lanczos' filter."""
+def resize_lanczos(frames: Frames, size: Size) -> UInt8[np.ndarray, "frames _ _ 3"]:
     if frames.shape[1:3] == tuple(size):
         return frames
-    resize = lambda frame: Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS)  # noqa: E731
-    return np.stack([np.asarray(resize(frame)) for frame in frames])
+    resized = (Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS) for frame in frames)
+    return np.stack([np.asarray(image) for image in resized])
 
 
-def boxes_around(keypoints: Keypoints, size: tuple[int, int]) -> UInt8[np.ndarray, "frames height width"]:
+def person_boxes(keypoints: Keypoints, size: Size) -> UInt8[np.ndarray, "frames height width"]:
     """Masks of the boxes around the body's joints, with a margin for what lies beyond them; empty without joints."""
     masks = np.zeros((len(keypoints), *size), np.uint8)
     for mask, points, seen in zip(masks, keypoints.body, keypoints.body_confidence > 0, strict=True):

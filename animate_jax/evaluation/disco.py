@@ -1,10 +1,10 @@
-"""PSNR, SSIM and LPIPS as the field's tables have them, faults included: compare them with published figures only.
+"""PSNR, SSIM and LPIPS as published tables have them, faults included: compare them with published figures only.
 
 Most papers on human animation since 2023 score with DisCo's code (Wang et al. 2023), which
-- subtracts and squares 8-bit pictures in 8 bits, where both wrap around at 256: PSNR comes out up to 10 dB too high,
+- subtracts and squares 8-bit images in 8 bits, where both wrap around at 256: PSNR comes out up to 10 dB too high,
   and is no measure of distance any more (github.com/Wangt-CN/DisCo/issues/86),
-- takes SSIM of grey pictures, with scikit-image's default window of 7x7 equal weights,
-- gives LPIPS (VGG) pictures in [0, 1] where it expects [-1, 1].
+- takes SSIM of gray images, with scikit-image's default window of 7x7 equal weights,
+- gives LPIPS (VGG) images in [0, 1] where it expects [-1, 1].
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from animate_jax.perceptual.lpips import Params, lpips
 
-Frames = UInt8[Array, "*batch height width 3"]
+Images = UInt8[Array, "*batch height width 3"]
 Score = Float[Array, "*batch"]
 
-GREY = (9798, 19235, 3735)  # OpenCV's weights of red, green and blue, times 2^15
-SIDE = 7  # pixels of SSIM's window
+GRAY_WEIGHTS = (9798, 19235, 3735)  # OpenCV's weights of red, green and blue, times 2^15
+WINDOW_SIZE = 7  # pixels of SSIM's window
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
-def psnr(a: Frames, b: Frames) -> Score:
+def psnr(a: Images, b: Images) -> Score:
     """In dB, out of 8-bit arithmetic that wraps around; 100 where its mean is zero."""
     difference = a - b  # uint8
     mean = (difference * difference).astype(jnp.float32).mean((-3, -2, -1))
     return jnp.where(mean == 0, 100.0, 20 * jnp.log10(255 / jnp.sqrt(jnp.maximum(mean, 1e-20))))
 
 
-def ssim(a: Frames, b: Frames) -> Score:
-    """Of grey pictures, 7x7 window, sample covariance; windows that stick out are left out."""
-    a, b = _grey(a), _grey(b)
+def ssim(a: Images, b: Images) -> Score:
+    """Of gray images, 7x7 window, sample covariance; windows that stick out are left out."""
+    a, b = _gray(a), _gray(b)
     sum_a, sum_b, sum_aa, sum_bb, sum_ab = (_window_sum(x) for x in (a, b, a * a, b * b, a * b))  # int32: exact
-    count = SIDE**2
+    count = WINDOW_SIZE**2
     variances = (count * (sum_aa + sum_bb) - sum_a**2 - sum_b**2) / (count * (count - 1))
     covariance = (count * sum_ab - sum_a * sum_b) / (count * (count - 1))
     mean_a, mean_b = sum_a / count, sum_b / count
@@ -42,17 +42,18 @@ def ssim(a: Frames, b: Frames) -> Score:
     return (luminance * (2 * covariance + C2) / (variances + C2)).mean((-2, -1))
 
 
-def lpips_vgg(params: Params, a: UInt8[Array, "batch height width 3"], b: UInt8[Array, "batch height width 3"]
-              ) -> Float[Array, " batch"]:  # fmt: skip
-    """LPIPS (VGG) of pictures in the wrong range."""
+def lpips_vgg(
+    params: Params, a: UInt8[Array, "batch height width 3"], b: UInt8[Array, "batch height width 3"]
+) -> Float[Array, " batch"]:
+    """LPIPS (VGG) of images in the wrong range."""
     return lpips(params, a.astype(jnp.float32) / 255, b.astype(jnp.float32) / 255, "vgg")
 
 
-def _grey(x: Frames) -> Int[Array, "*batch height width"]:
-    weighted = sum(x[..., i].astype(jnp.int32) * weight for i, weight in enumerate(GREY))
+def _gray(x: Images) -> Int[Array, "*batch height width"]:
+    weighted = sum(x[..., i].astype(jnp.int32) * weight for i, weight in enumerate(GRAY_WEIGHTS))
     return (weighted + (1 << 14)) >> 15
 
 
 def _window_sum(x: Int[Array, "*batch height width"]) -> Int[Array, "*batch _ _"]:
-    window = (1,) * (x.ndim - 2) + (SIDE, SIDE)
+    window = (1,) * (x.ndim - 2) + (WINDOW_SIZE, WINDOW_SIZE)
     return jax.lax.reduce_window(x, 0, jax.lax.add, window, (1,) * x.ndim, "VALID")

@@ -13,7 +13,7 @@ Features = Float[np.ndarray, "_ dimensions"]
 def frechet_distance(a: Features, b: Features) -> float:
     """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), S the covariances (Heusel et al. 2017).
 
-    With S = R'R out of a QR decomposition of the centred features, the trace of the root is the sum of the singular
+    With S = R'R out of a QR decomposition of the centered features, the trace of the root is the sum of the singular
     values of R_a R_b': exact also where there are fewer samples than dimensions, and no complex numbers arise. In
     float64: the terms cancel. The distance of few samples is biased upwards, by the same amount for every method
     compared on the same clips.
@@ -30,7 +30,7 @@ def frechet_distance(a: Features, b: Features) -> float:
     return float(max(np.square(mean_a - mean_b).sum() + trace - 2 * cross, 0.0))
 
 
-def of_clips(a: Sequence[Features], b: Sequence[Features]) -> tuple[float, float]:
+def frechet_distance_of_clips(a: Sequence[Features], b: Sequence[Features]) -> tuple[float, float]:
     """The distance between the features of all clips together, and its standard error.
 
     The error is the jackknife's (one clip left out at a time): the bootstrap would repeat clips, and covariances of
@@ -39,17 +39,17 @@ def of_clips(a: Sequence[Features], b: Sequence[Features]) -> tuple[float, float
     Args:
         a, b: the features of every clip: [samples, dimensions] each, as many clips in both.
     """
-    together = np.concatenate(list(a)), np.concatenate(list(b))
-    if min(map(len, together)) < 2:
+    all_features = np.concatenate(list(a)), np.concatenate(list(b))
+    if min(map(len, all_features)) < 2:
         return np.nan, np.nan
     without = []
     for left_out in range(len(a)):
         rest = [[x for i, x in enumerate(clips) if i != left_out] for clips in (a, b)]
         if not rest[0] or min(sum(map(len, clips)) for clips in rest) < 2:
-            return frechet_distance(*together), np.nan
+            return frechet_distance(*all_features), np.nan
         without.append(frechet_distance(*(np.concatenate(clips) for clips in rest)))
     count = len(without)
-    return frechet_distance(*together), float(np.sqrt((count - 1) * np.var(without)))
+    return frechet_distance(*all_features), float(np.sqrt((count - 1) * np.var(without)))
 
 
 def _moments(features: Features) -> tuple[Float[np.ndarray, " dimensions"], Float[np.ndarray, "_ dimensions"]]:

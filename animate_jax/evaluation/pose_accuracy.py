@@ -21,17 +21,17 @@ def pck(
     shoulders to middle of the hips, is the clip's largest: a person who bends or turns keeps it.
 
     Args:
-        size: height, width of the picture in pixels.
+        size: height, width of the image in pixels.
     """
     scale = np.float32(size[::-1])
     torso = driven.body[:, TORSO] * scale  # right shoulder, right hip, left shoulder, left hip
-    seen = (driven.body_confidence[:, TORSO] > 0).all(-1)
+    visible = (driven.body_confidence[:, TORSO] > 0).all(-1)
     lengths = np.linalg.norm((torso[:, 0] + torso[:, 2] - torso[:, 1] - torso[:, 3]) / 2, axis=-1)
-    if not seen.any():
+    if not visible.any():
         return np.full(len(driven), np.nan)
-    reach = threshold * lengths[seen].max()
-    wanted: Bool[np.ndarray, "frames joints"] = driven.body_confidence[:, JOINTS] > 0
+    max_distance = threshold * lengths[visible].max()
+    counted: Bool[np.ndarray, "frames joints"] = driven.body_confidence[:, JOINTS] > 0
     distance = np.linalg.norm((detected.body[:, JOINTS] - driven.body[:, JOINTS]) * scale, axis=-1)
-    right = wanted & (detected.body_confidence[:, JOINTS] > 0) & (distance <= reach)
-    count = wanted.sum(-1)
-    return np.where(count > 0, right.sum(-1) / np.maximum(count, 1), np.nan)
+    correct = counted & (detected.body_confidence[:, JOINTS] > 0) & (distance <= max_distance)
+    count = counted.sum(-1)
+    return np.where(count > 0, correct.sum(-1) / np.maximum(count, 1), np.nan)

@@ -16,7 +16,7 @@ Row = dict[str, float]  # figure -> value
 class Protocol:
     """One benchmark. Every clip's first frame is the reference; all later frames are made and scored.
 
-    The reference is cut around its middle to the proportions given, and results are scored at that size.
+    The reference is cropped around its center to the proportions given, and results are scored at that size.
     """
 
     title: str
@@ -26,9 +26,6 @@ class Protocol:
     split: str  # how the data set is split
     rows: dict[str, Row]  # the paper's
     note: str = ""
-    frames: int | None = None  # None: all
-    gap: int = 1  # frames between the reference and the first frame to make
-    fps: float | None = None  # None: the video's
 
 
 def _row(ssim: float, psnr: float | None, lpips: float, fvd: float) -> Row:
@@ -38,7 +35,11 @@ def _row(ssim: float, psnr: float | None, lpips: float, fvd: float) -> Row:
 
 PROTOCOLS = {
     "ubc_fashion": Protocol(
-        "Table 1: UBC fashion videos", 100, 512, 640, "500 videos to train, 100 to test (the data set's own)",
+        "Table 1: UBC fashion videos",
+        100,
+        512,
+        640,
+        "500 videos to train, 100 to test (the data set's own)",
         {
             "MRAA": _row(0.749, None, 0.212, 253.6),
             "TPSMM": _row(0.746, None, 0.213, 247.5),
@@ -53,7 +54,11 @@ PROTOCOLS = {
         "The last three rows are the paper's ablation, on the same data.",
     ),
     "tiktok": Protocol(
-        "Table 2: TikTok", 6, 256, 256, "sequences 1 to 334 to train, 335 to 340 to test (DisCo)",
+        "Table 2: TikTok",
+        6,
+        256,
+        256,
+        "sequences 1 to 334 to train, 335 to 340 to test (DisCo)",
         {
             "FOMM": _row(0.648, 29.01, 0.335, 405.2),
             "MRAA": _row(0.672, 29.39, 0.296, 284.8),
@@ -64,8 +69,12 @@ PROTOCOLS = {
         "DisCo tests on ten videos, four of which are not public, at 256x256 pixels; the paper follows its split.",
     ),
     "ted_talk": Protocol(
-        "Table 3: TED-talks", 131, 384, 384, "1132 videos to train, 131 to test (MRAA)",
+        "Table 3: TED-talks",
+        131,
+        384,
+        384,
+        "1132 videos to train, 131 to test (MRAA)",
         {"Animate Anyone": _row(0.832, 33.91, 0.159, 80.5)},
         "This row has not been checked against the paper.",
     ),
-}  # fmt: skip
+}

@@ -3,56 +3,81 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
-from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from animate_jax.atomic import atomic_folder
+from animate_jax.atomic import atomic_folder, check_folder
 from animate_jax.evaluation.protocols import Protocol
-from animate_jax.evaluation.scores import Measured
-from animate_jax.evaluation.summary import Figure
+from animate_jax.evaluation.scores import ClipScores
+from animate_jax.evaluation.summary import Estimate
 from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.files import write_image, write_video
 
-Figures = Mapping[str, Figure]
+Estimates = Mapping[str, Estimate]
 Frames = UInt8[np.ndarray, "frames height width 3"]
-Picture = UInt8[np.ndarray, "_ _ 3"]
+Image = UInt8[np.ndarray, "_ _ 3"]
 
+KIND = "report"  # of a folder, as its marker says
 RESULT, REPEATED, AUTOENCODER = "result", "repeat the reference", "autoencoder (upper bound)"
 WARPED = "warp the reference"
-SHOWN = 2  # clips per group of the sheet
-MOMENTS = (0.15, 0.5, 0.95)  # parts of a clip that the sheet shows
-SMALLEST = 192  # pixels: smaller videos are enlarged to look at
+CLIPS_PER_GROUP = 2  # of the sheet
+MOMENTS = (0.15, 0.5, 0.95)  # at which the sheet shows a clip, as shares of its length
+SHEET_COLUMNS = ("reference", *("pose", "result", "truth") * len(MOMENTS))
+MIN_VIDEO_HEIGHT, MIN_SHEET_HEIGHT = 192, 128  # pixels: smaller videos and images are enlarged to look at
 
 # Tables: title -> {figure: (column's title, decimals)}; the arrow says which way is better.
 TABLES = {
     "Full frames": {
-        "psnr": ("PSNR ↑", 2), "ssim": ("SSIM ↑", 3), "l1": ("L1 ↓", 4), "lpips": ("LPIPS ↓", 3),
-        "lpips_alex": ("LPIPS alex ↓", 3), "fvd": ("FVD ↓", 0), "frame_distance": ("frame distance ↓", 2),
+        "psnr": ("PSNR ↑", 2),
+        "ssim": ("SSIM ↑", 3),
+        "l1": ("L1 ↓", 4),
+        "lpips": ("LPIPS ↓", 3),
+        "lpips_alex": ("LPIPS alex ↓", 3),
+        "fvd": ("FVD ↓", 0),
+        "frame_distance": ("frame distance ↓", 2),
     },
     "The person's box": {
-        "box_psnr": ("PSNR ↑", 2), "box_ssim": ("SSIM ↑", 3), "box_l1": ("L1 ↓", 4), "box_lpips": ("LPIPS ↓", 3),
-        "box_lpips_alex": ("LPIPS alex ↓", 3), "box_fvd": ("FVD ↓", 0),
+        "box_psnr": ("PSNR ↑", 2),
+        "box_ssim": ("SSIM ↑", 3),
+        "box_l1": ("L1 ↓", 4),
+        "box_lpips": ("LPIPS ↓", 3),
+        "box_lpips_alex": ("LPIPS alex ↓", 3),
+        "box_fvd": ("FVD ↓", 0),
         "box_frame_distance": ("frame distance ↓", 2),
     },
     "Pose, person, stillness": {
         "found": ("person found ↑", 2),
-        "pck_10": ("PCK@0.1 ↑", 3), "pck_20": ("PCK@0.2 ↑", 3), "pck_ratio_10": ("PCK@0.1 / true ↑", 3),
-        "pck_ratio_20": ("PCK@0.2 / true ↑", 3), "identity": ("identity ↑", 3),
-        "identity_first": ("own reference nearest ↑", 2), "flicker": ("flicker ↓", 2),
+        "pck_10": ("PCK@0.1 ↑", 3),
+        "pck_20": ("PCK@0.2 ↑", 3),
+        "pck_ratio_10": ("PCK@0.1 / true ↑", 3),
+        "pck_ratio_20": ("PCK@0.2 / true ↑", 3),
+        "identity": ("identity ↑", 3),
+        "identity_first": ("own reference nearest ↑", 2),
+        "flicker": ("flicker ↓", 2),
     },
-    "As the field's shared code counts (only to read published tables; see docs/evaluation.md)": {
-        "disco_psnr": ("uint8-overflow PSNR", 2), "disco_ssim": ("grey SSIM ↑", 3),
+    "As DisCo's code computes them (only to read published tables; see docs/evaluation.md)": {
+        "disco_psnr": ("uint8-overflow PSNR", 2),
+        "disco_ssim": ("gray SSIM ↑", 3),
         "disco_lpips": ("LPIPS of [0, 1] ↓", 3),
     },
-}  # fmt: skip
+}
 PAPER = {"ssim": ("SSIM ↑", 3), "psnr": ("PSNR ↑", 2), "lpips": ("LPIPS ↓", 3), "fvd": ("FVD ↓", 1)}
+
+
+def check_output(output: str | os.PathLike) -> None:
+    """Makes sure that a report may be written there, before much work depends on it.
+
+    Raises:
+        UserError: the place cannot be written, or something else than a report is there.
+    """
+    check_folder(output, KIND)
 
 
 class Report:
@@ -64,100 +89,109 @@ class Report:
         UserError: the place cannot be written, or something else than a report is there.
     """
 
-    def __init__(self, output: Path):
-        self._making = atomic_folder(output, "report")
+    def __init__(self, output: str | os.PathLike):
+        self._writing = atomic_folder(output, KIND)
 
     def __enter__(self) -> Report:
-        self.folder = self._making.__enter__()
+        self.folder = self._writing.__enter__()
         (self.folder / "videos").mkdir(parents=True)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._making.__exit__(*error)
+        self._writing.__exit__(*error)
 
     def add_video(self, name: str, fps: float, columns: Mapping[str, Frames]) -> None:
         """Writes videos/NAME.mp4, the columns side by side under their titles."""
-        zoom = max(1, math.ceil(SMALLEST / next(iter(columns.values())).shape[1]))
+        zoom = max(1, math.ceil(MIN_VIDEO_HEIGHT / next(iter(columns.values())).shape[1]))
         rows = zip(*(enlarged(video, zoom) for video in columns.values()), strict=True)
         write_video(self.folder / "videos" / f"{name}.mp4", (contact_sheet([row], list(columns)) for row in rows), fps)
 
-    def add_sheet(self, groups: Mapping[str, Sequence[Sequence[Picture]]], labels: Sequence[str]) -> None:
-        """Writes contact_sheet.png: the group's name, then a row of pictures, clip below clip."""
+    def add_sheet(self, groups: Mapping[str, Sequence[Sequence[Image]]], labels: Sequence[str]) -> None:
+        """Writes contact_sheet.png: the group's name, then a row of images, clip below clip."""
         rows = [[_title(group), *row] for group, rows in groups.items() for row in rows]
         write_image(self.folder / "contact_sheet.png", contact_sheet(rows, labels))
 
-    def add_figures(
+    def add_estimates(
         self,
-        figures: Mapping[str, Figures],
-        clips: Mapping[str, Mapping[str, Measured]],
+        estimates: Mapping[str, Estimates],
+        clips: Mapping[str, Mapping[str, ClipScores]],
         settings: Mapping[str, Any],
         protocol: Protocol | None,
     ) -> str:
         """Writes metrics.json, metrics.md and clips.csv; returns the Markdown.
 
         Args:
-            figures: method -> figure -> value.
+            estimates: method -> figure -> value.
             clips: method -> clip -> its scores.
         """
-        values = {method: {name: _plain(figure) for name, figure in row.items()} for method, row in figures.items()}
-        each = {method: {clip: _finite(m.scores) for clip, m in row.items()} for method, row in clips.items()}
-        document = {"settings": {name: str(value) for name, value in settings.items()}, "figures": values,
-                    "clips": each}  # fmt: skip
+        clip_scores = {m: {clip: _without_nan(s.scores) for clip, s in row.items()} for m, row in clips.items()}
+        document: dict[str, Any] = {
+            "settings": {name: str(value) for name, value in settings.items()},
+            "figures": {
+                method: {name: _without_nan(dataclasses.asdict(estimate)) for name, estimate in row.items()}
+                for method, row in estimates.items()
+            },
+            "clips": clip_scores,
+        }
         if protocol:
             document["paper"] = {"title": protocol.title, "rows": protocol.rows}
         (self.folder / "metrics.json").write_text(json.dumps(document, indent=1, allow_nan=False))
-        with (self.folder / "clips.csv").open("w", newline="") as file:
-            names = list(dict.fromkeys(name for row in clips.values() for m in row.values() for name in m.scores))
-            writer = csv.writer(file)
-            writer.writerow(["clip", "method", *names])
-            for method, row in each.items():
-                for clip, scores in row.items():
-                    writer.writerow([clip, method, *("" if scores.get(n) is None else scores[n] for n in names)])
-        text = markdown(figures, settings, protocol)
+        self._write_csv(clip_scores)
+        text = markdown(estimates, settings, protocol)
         (self.folder / "metrics.md").write_text(text)
         return text
 
+    def _write_csv(self, clip_scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
+        names = list(dict.fromkeys(name for row in clip_scores.values() for scores in row.values() for name in scores))
+        with (self.folder / "clips.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["clip", "method", *names])
+            for method, row in clip_scores.items():
+                for clip, scores in row.items():
+                    writer.writerow([clip, method, *(scores.get(name) for name in names)])  # None becomes ""
 
-def markdown(figures: Mapping[str, Figures], settings: Mapping[str, Any], protocol: Protocol | None) -> str:
+
+def markdown(estimates: Mapping[str, Estimates], settings: Mapping[str, Any], protocol: Protocol | None) -> str:
     """The tables, each with the columns that were measured; `value [low, high]` is a 95 % interval over clips."""
-    said = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    parts = [f"# Evaluation\n\n{said}\n\nIntervals: 95 %, bootstrap over clips; FVD and frame distance: jackknife.\n"]
+    described = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    parts = [
+        f"# Evaluation\n\n{described}\n\nIntervals: 95 %, bootstrap over clips; FVD and frame distance: jackknife.\n"
+    ]
     if protocol:
-        parts.append(_paper_table(figures, protocol))
+        parts.append(_paper_table(estimates, protocol))
     for title, columns in TABLES.items():
-        columns = {name: column for name, column in columns.items() if any(name in row for row in figures.values())}
-        rows = {method: row for method, row in figures.items() if set(row) & set(columns)}
+        columns = {name: column for name, column in columns.items() if any(name in row for row in estimates.values())}
+        rows = {method: row for method, row in estimates.items() if set(row) & set(columns)}
         if columns:
             cells = {m: [cell(row.get(name), columns[name][1]) for name in columns] for m, row in rows.items()}
             parts.append(f"## {title}\n\n" + table([title for title, _ in columns.values()], cells))
     return "\n".join(parts)
 
 
-def _paper_table(figures: Mapping[str, Figures], protocol: Protocol) -> str:
-    """The paper's rows and ours: with the metrics as defined, and as the field's shared code counts."""
+def _paper_table(estimates: Mapping[str, Estimates], protocol: Protocol) -> str:
+    """The paper's rows and ours: with the metrics as defined, and as DisCo's code computes them."""
     cells = {
-        f"{name} (paper)": ["–" if value is None else f"{value:.{PAPER[key][1]}f}"
-                            for key, value in ((key, row.get(key)) for key in PAPER)]
+        f"{name} (paper)": [f"{row[key]:.{decimals}f}" if key in row else "–" for key, (_, decimals) in PAPER.items()]
         for name, row in protocol.rows.items()
-    }  # fmt: skip
+    }
     for method in (REPEATED, WARPED, AUTOENCODER, RESULT):
-        if method in figures:
-            for label, prefix in (("", ""), (", the field's code", "disco_")):
-                row = [figures[method].get(key if key == "fvd" else prefix + key) for key in PAPER]
+        if method in estimates:
+            for label, prefix in (("", ""), (", DisCo's code", "disco_")):
+                row = [estimates[method].get(key if key == "fvd" else prefix + key) for key in PAPER]
                 cells[f"{method}{label}"] = [
-                    cell(figure, decimals) for figure, (_, decimals) in zip(row, PAPER.values(), strict=True)
+                    cell(estimate, decimals) for estimate, (_, decimals) in zip(row, PAPER.values(), strict=True)
                 ]
     note = f"Split: {protocol.split}; {protocol.clips} test videos. {protocol.note}\n"
     return f"## {protocol.title}\n\n{table([title for title, _ in PAPER.values()], cells)}\n{note}"
 
 
-def cell(figure: Figure | None, decimals: int) -> str:
-    if figure is None or not math.isfinite(figure.value):
+def cell(estimate: Estimate | None, decimals: int) -> str:
+    if estimate is None or not math.isfinite(estimate.value):
         return "–"
-    value = f"{figure.value:.{decimals}f}"
-    if not math.isfinite(figure.low):
+    value = f"{estimate.value:.{decimals}f}"
+    if not math.isfinite(estimate.low):
         return value
-    return f"{value} [{figure.low:.{decimals}f}, {figure.high:.{decimals}f}]"
+    return f"{value} [{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]"
 
 
 def table(titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
@@ -166,12 +200,12 @@ def table(titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def groups(scores: Sequence[Real], higher_is_better: bool) -> dict[str, list[int]]:
+def worst_median_best(scores: Sequence[float | int], higher_is_better: bool) -> dict[str, list[int]]:
     """Indices of the worst, the middle and the best clips; none twice when there are few."""
     order = [int(i) for i in np.argsort(scores)]
     if not higher_is_better:
         order.reverse()
-    shown = min(SHOWN, max(len(order) // 3, 1))
+    shown = min(CLIPS_PER_GROUP, max(len(order) // 3, 1))
     middle = max((len(order) - shown) // 2, 0)
     picked = {"worst": order[:shown], "median": order[middle : middle + shown], "best": order[-shown:]}
     seen: set[int] = set()
@@ -182,27 +216,23 @@ def groups(scores: Sequence[Real], higher_is_better: bool) -> dict[str, list[int
     return out
 
 
-def strip(video: Frames, poses: Frames, truth: Frames, reference: Picture) -> list[Picture]:
+def sheet_row(video: Frames, poses: Frames, truth: Frames, reference: Image) -> list[Image]:
     """A clip's row of the sheet: the reference, then pose, result and truth at three moments."""
-    zoom = max(1, math.ceil(128 / reference.shape[0]))
-    chosen = [round(part * (len(video) - 1)) for part in MOMENTS]
-    pictures = np.stack([reference, *(x[i] for i in chosen for x in (poses, video, truth))])
-    return list(enlarged(pictures, zoom))
+    zoom = max(1, math.ceil(MIN_SHEET_HEIGHT / reference.shape[0]))
+    indices = [round(share * (len(video) - 1)) for share in MOMENTS]
+    images = np.stack([reference, *(x[index] for index in indices for x in (poses, video, truth))])
+    return list(enlarged(images, zoom))
 
 
-def enlarged(pictures: UInt8[np.ndarray, "*n height width 3"], zoom: int) -> UInt8[np.ndarray, "*n _ _ 3"]:
-    return pictures.repeat(zoom, -3).repeat(zoom, -2)
+def enlarged(images: UInt8[np.ndarray, "*n height width 3"], zoom: int) -> UInt8[np.ndarray, "*n _ _ 3"]:
+    return images.repeat(zoom, -3).repeat(zoom, -2)
 
 
-def _title(text: str) -> Picture:
+def _title(text: str) -> Image:
     """A white cell that says `text`."""
     return contact_sheet([[np.full((32, 80, 3), 255, np.uint8)]], [text])
 
 
-def _plain(figure: Figure) -> dict[str, float | None]:
-    return _finite({"value": figure.value, "low": figure.low, "high": figure.high})
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
     """JSON has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

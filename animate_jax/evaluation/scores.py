@@ -1,9 +1,11 @@
-"""All that is measured of one video: scores of its frames, and features for what compares whole sets of clips."""
+"""What is measured of one video: scores of its frames, and features for the figures of whole sets of clips."""
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,15 @@ from jaxtyping import Array, Int, Shaped, UInt8
 
 from animate_jax.errors import UserError
 from animate_jax.evaluation import disco, i3d
-from animate_jax.evaluation.features import FRAMES, Features, frame_features, person_features, video_features, windows
-from animate_jax.evaluation.image_quality import enlarge, l1, person_box, psnr, ssim
+from animate_jax.evaluation.features import (
+    BATCH_SIZE,
+    Features,
+    load_frame_network,
+    load_video_network,
+    person_features,
+    windows,
+)
+from animate_jax.evaluation.image_quality import crop_resize, l1, person_box, psnr, ssim
 from animate_jax.evaluation.pose_accuracy import pck
 from animate_jax.perceptual import lpips
 from animate_jax.pose.detect import detect
@@ -22,50 +31,56 @@ from animate_jax.pose.keypoints import Keypoints
 Frames = UInt8[np.ndarray, "frames height width 3"]
 Masks = Shaped[np.ndarray, "frames height width"]
 
-STILL = 2  # levels of 255 by which a still pixel may change from frame to frame (noise of encoders)
+STILL_LEVELS = 2  # levels of 255 by which a still pixel may change from frame to frame (noise of encoders)
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """What measures in features; None leaves its figures out."""
+    """The networks in whose features videos are compared; None leaves a network's figures out."""
 
     vgg: lpips.Params | None = None
     alex: lpips.Params | None = None
-    videos: Callable[..., Features] | None = None
-    frames: Callable[..., Features] | None = None
+    video_features: Callable[..., Features] | None = None
+    frame_features: Callable[..., Features] | None = None
 
     @classmethod
-    def load(cls, lpips_weights: str | None, video_weights: str | None, frame_weights: str | None,
-             warn: Callable[[str], None]) -> Networks:  # fmt: skip
-        """Reads the weights. What no flag names and no package brings is left out, and `warn` is told.
+    def load(
+        cls,
+        lpips_weights: str | None = None,
+        video_weights: str | None = None,
+        frame_weights: str | None = None,
+        warn: Callable[[str], object] = warnings.warn,
+    ) -> Networks:
+        """Reads the weights; None means those of the installed packages, and without a package its network is left
+        out and `warn` called.
 
         Raises:
-            UserError: a flag names weights that cannot be used.
+            UserError: weights that were named cannot be used.
         """
 
-        def optional(name: str, load: Callable, named: str | None):
+        def optional(name: str, load: Callable[[str | None], Any], weights: str | None) -> Any:
             try:
-                return load()
+                return load(weights)
             except UserError as error:
-                if named:
+                if weights:
                     raise
                 warn(f"without {name}: {error}")
                 return None
 
-        vgg = optional("LPIPS", lambda: lpips.load(lpips_weights, "vgg"), lpips_weights)
+        vgg = optional("LPIPS", lambda weights: lpips.load(weights, "vgg"), lpips_weights)
         alex = None
         if vgg is not None and not (lpips_weights or "").endswith(".ckpt"):  # a .ckpt holds one network
             alex = lpips.load(lpips_weights, "alex")
-        videos = optional("FVD", lambda: video_features(video_weights), video_weights)
-        frames = None
+        video_features = optional("FVD", load_video_network, video_weights)
+        frame_features = None
         if vgg is not None or frame_weights:
-            frames = frame_features(vgg, frame_weights)
-        return cls(vgg, alex, videos, frames)
+            frame_features = load_frame_network(vgg, frame_weights)
+        return cls(vgg, alex, video_features, frame_features)
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """One video.
+class ClipScores:
+    """What was measured of one video.
 
     `scores` are means over its frames. `features`: "fvd", "box_fvd" per window of 16 frames, "frames", "box_frames"
     per frame, "person" one vector.
@@ -81,7 +96,7 @@ def measure(
     masks: Masks,
     driven: Keypoints,
     networks: Networks,
-) -> Measured:
+) -> ClipScores:
     """Measures a video against the true one; the true one itself has no scores of its frames.
 
     Args:
@@ -90,36 +105,36 @@ def measure(
     """
     boxes = person_box(masks)
     scores = {} if video is truth else frame_scores(video, truth, boxes, networks)
-    found = detect(video)
-    scores["found"] = float(found.body_confidence.any(-1).mean())
+    detected = detect(video)
+    scores["found"] = float(detected.body_confidence.any(-1).mean())
     for percent in (10, 20):
-        scores[f"pck_{percent}"] = _mean(pck(found, driven, video.shape[1:3], percent / 100))
+        scores[f"pck_{percent}"] = _mean(pck(detected, driven, video.shape[1:3], percent / 100))
     scores["flicker"] = flicker(video, truth)
 
     features = {}
-    around = _around(boxes)
-    if networks.videos and len(video) >= i3d.SHORTEST:
-        features["fvd"] = networks.videos(windows(video))
-        x0, y0, x1, y1 = around
-        features["box_fvd"] = networks.videos(windows(video[:, y0:y1, x0:x1]))
-    if networks.frames:
-        features["frames"] = networks.frames(video)
-        features["box_frames"] = networks.frames(_boxed(video, boxes))
+    if networks.video_features and len(video) >= i3d.MIN_FRAMES:
+        features["fvd"] = networks.video_features(windows(video))
+        x0, y0, x1, y1 = _union(boxes)
+        features["box_fvd"] = networks.video_features(windows(video[:, y0:y1, x0:x1]))
+    if networks.frame_features:
+        features["frames"] = networks.frame_features(video)
+        features["box_frames"] = networks.frame_features(_enlarged_uint8(video, boxes))
     if networks.vgg is not None:
         features["person"] = person_features(networks.vgg, video, masks, boxes).mean(0, keepdims=True)
-    return Measured(scores, features)
+    return ClipScores(scores, features)
 
 
-def frame_scores(video: Frames, truth: Frames, boxes: Int[np.ndarray, "frames 4"], networks: Networks
-                 ) -> dict[str, float]:  # fmt: skip
+def frame_scores(
+    video: Frames, truth: Frames, boxes: Int[np.ndarray, "frames 4"], networks: Networks
+) -> dict[str, float]:
     """Means over the frames of psnr, ssim, l1, lpips (VGG), lpips_alex, of the same in the person's box (box_...),
-    and of the field's variants (disco_...)."""
-    count, parts = len(video), []
-    for start in range(0, count, FRAMES):  # always the same shape, so that nothing is compiled twice
-        index = np.minimum(np.arange(start, start + FRAMES), count - 1)
-        part = _frame_scores(video[index], truth[index], boxes[index], networks.vgg, networks.alex)
-        parts.append({name: np.asarray(values)[: count - start] for name, values in part.items()})
-    return {name: _mean(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    and of DisCo's variants (disco_...)."""
+    count, batches = len(video), []
+    for start in range(0, count, BATCH_SIZE):  # always the same shape, so that nothing is compiled twice
+        index = np.minimum(np.arange(start, start + BATCH_SIZE), count - 1)
+        batch = _frame_scores(video[index], truth[index], boxes[index], networks.vgg, networks.alex)
+        batches.append({name: np.asarray(values)[: count - start] for name, values in batch.items()})
+    return {name: _mean(np.concatenate([batch[name] for batch in batches])) for name in batches[0]}
 
 
 @jax.jit
@@ -151,27 +166,27 @@ def _frame_scores(
 def flicker(video: Frames, truth: Frames) -> float:
     """How much a video changes from frame to frame where the true one stands still: mean of absolute differences, in
     levels of 255. NaN where nothing stands still (a moving camera) or there is one frame only."""
-    change = lambda x: np.abs(np.diff(x.astype(np.int16), axis=0))  # noqa: E731
-    still = change(truth).max(-1) <= STILL
-    return float(change(video)[still].mean()) if still.any() else np.nan
+    true_change, change = (np.abs(np.diff(x.astype(np.int16), axis=0)) for x in (truth, video))
+    still = true_change.max(-1) <= STILL_LEVELS
+    return float(change[still].mean()) if still.any() else np.nan
 
 
-def _enlarged(picture: Array, box: Array) -> Array:
-    """The person's box at 7/8 of the picture's height and 2/3 of its width."""
-    return enlarge(picture, box, picture.shape[0] * 7 // 8, picture.shape[1] * 2 // 3)
+def _enlarged(image: Array, box: Array) -> Array:
+    """The person's box at 7/8 of the image's height and 2/3 of its width."""
+    return crop_resize(image, box, image.shape[0] * 7 // 8, image.shape[1] * 2 // 3)
 
 
 @jax.jit
-def _boxed_pictures(pictures: Array, boxes: Array) -> Array:
-    boxed = jax.vmap(_enlarged)(pictures.astype(jnp.float32), boxes)
-    return jnp.clip(jnp.round(boxed), 0, 255).astype(jnp.uint8)
+def _round_enlarged(images: Array, boxes: Array) -> Array:
+    enlarged = jax.vmap(_enlarged)(images.astype(jnp.float32), boxes)
+    return jnp.clip(jnp.round(enlarged), 0, 255).astype(jnp.uint8)
 
 
-def _boxed(video: Frames, boxes: Int[np.ndarray, "frames 4"]) -> UInt8[np.ndarray, "frames _ _ 3"]:
-    return np.asarray(_boxed_pictures(video, boxes))
+def _enlarged_uint8(video: Frames, boxes: Int[np.ndarray, "frames 4"]) -> UInt8[np.ndarray, "frames _ _ 3"]:
+    return np.asarray(_round_enlarged(video, boxes))
 
 
-def _around(boxes: Int[np.ndarray, "frames 4"]) -> Int[np.ndarray, " 4"]:
+def _union(boxes: Int[np.ndarray, "frames 4"]) -> Int[np.ndarray, " 4"]:
     """One box for a whole video: a box that moves with the person would hide the motion."""
     return np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
 

@@ -1,4 +1,4 @@
-"""From measured clips to figures of a method, with 95 % intervals."""
+"""From the scores of clips to the figures of a method, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from animate_jax.evaluation import frechet
-from animate_jax.evaluation.scores import Measured
+from animate_jax.evaluation.scores import ClipScores
 
 RESAMPLES = 2000
 
@@ -18,7 +18,7 @@ DISTANCES = {"fvd": "fvd", "box_fvd": "box_fvd", "frames": "frame_distance", "bo
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A value and its 95 % interval; NaN where there is none."""
 
     value: float
@@ -26,9 +26,9 @@ class Figure:
     high: float = np.nan
 
 
-def summarise(
-    methods: dict[str, Sequence[Measured]], truth: Sequence[Measured], references: Sequence[Measured]
-) -> dict[str, dict[str, Figure]]:
+def summarize(
+    methods: dict[str, Sequence[ClipScores]], truth: Sequence[ClipScores], references: Sequence[ClipScores]
+) -> dict[str, dict[str, Estimate]]:
     """The figures of every method, and of the true videos under "true video" (those that make sense there).
 
     Means over clips, with percentile bootstrap intervals over clips (the same resamples for every method);
@@ -39,28 +39,28 @@ def summarise(
     Args:
         methods: name -> its clips, in the same order for all.
         truth: the true videos, measured against themselves.
-        references: the reference pictures, as videos of one frame.
+        references: the reference images, as videos of one frame.
     """
     out = {}
     for name, clips in {**methods, "true video": truth}.items():
-        figures = {}
+        estimates = {}
         for score in clips[0].scores:
-            figures[score] = bootstrap([clip.scores[score] for clip in clips])
+            estimates[score] = bootstrap([clip.scores[score] for clip in clips])
         for percent in (10, 20):
             score = f"pck_{percent}"
-            figures[f"pck_ratio_{percent}"] = bootstrap(
+            estimates[f"pck_ratio_{percent}"] = bootstrap(
                 [clip.scores[score] for clip in clips], [clip.scores[score] for clip in truth]
             )
-        for feature, title in DISTANCES.items():
+        for feature, figure in DISTANCES.items():
             if name != "true video" and feature in clips[0].features:
                 pairs = [[clip.features[feature] for clip in side] for side in (clips, truth)]
-                value, error = frechet.of_clips(*pairs)
-                figures[title] = Figure(value, max(value - 1.96 * error, 0.0), value + 1.96 * error)
+                value, error = frechet.frechet_distance_of_clips(*pairs)
+                estimates[figure] = Estimate(value, max(value - 1.96 * error, 0.0), value + 1.96 * error)
         if "person" in clips[0].features and len(clips) > 1:
             people = [np.concatenate([clip.features["person"] for clip in side]) for side in (clips, references, truth)]
             similar, first = identity(*people)
-            figures["identity"], figures["identity_first"] = bootstrap(similar), bootstrap(first)
-        out[name] = figures
+            estimates["identity"], estimates["identity_first"] = bootstrap(similar), bootstrap(first)
+        out[name] = estimates
     return out
 
 
@@ -73,9 +73,10 @@ def identity(
 
     Features of all people point almost the same way; the mean over references and true videos is taken off first.
     """
-    centre = np.concatenate([references, truths]).mean(0)
-    unit = lambda x: (x - centre) / np.linalg.norm(x - centre, axis=-1, keepdims=True)  # noqa: E731
-    similar = unit(people) @ unit(references).T
+    center = np.concatenate([references, truths]).mean(0)
+    people, references = (x - center for x in (people, references))
+    norms = [np.linalg.norm(x, axis=-1, keepdims=True) for x in (people, references)]
+    similar = (people / norms[0]) @ (references / norms[1]).T
     return np.diag(similar), (similar.argmax(1) == np.arange(len(people))).astype(float)
 
 
@@ -83,7 +84,7 @@ def bootstrap(
     values: Sequence[float] | Float[np.ndarray, " clips"],
     divisor: Sequence[float] | Float[np.ndarray, " clips"] | None = None,
     seed: int = 0,
-) -> Figure:
+) -> Estimate:
     """Mean over clips (divided by that of `divisor`, paired) and its percentile bootstrap interval.
 
     Clips without a value (NaN) are left out.
@@ -92,11 +93,11 @@ def bootstrap(
     columns = columns[:, np.isfinite(columns).all(0)]
     count = columns.shape[1]
     if not count or not columns[1].sum():
-        return Figure(np.nan)
+        return Estimate(np.nan)
     value = float(columns[0].mean() / columns[1].mean())
     if count == 1:
-        return Figure(value)
+        return Estimate(value)
     drawn = columns[:, np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))].mean(-1)
     means = drawn[0, drawn[1] > 0] / drawn[1, drawn[1] > 0]
     low, high = np.quantile(means, [0.025, 0.975])
-    return Figure(value, float(low), float(high))
+    return Estimate(value, float(low), float(high))

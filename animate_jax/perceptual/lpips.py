@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look, measured in the features of an ImageNet network.
+"""LPIPS: how different two images look, measured in the features of an ImageNet network.
 
 Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric": version 0.1 of
 the authors' weights, with a VGG16 or an AlexNet underneath. The weights (69 MB) are not ours to ship; they
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from animate_jax.perceptual.package_weights import Package, checked
+from animate_jax.perceptual.package_weights import Package, float32_array
 
 Net = Literal["vgg", "alex"]
 Images = Float[Array, "batch height width 3"]
 Maps = Float[Array, "batch _ _ _"]
 Params = dict[str, list]
 
-# The mean and standard deviation of ImageNet's pictures, for values in [-1, 1].
+# The mean and standard deviation of ImageNet's images, for values in [-1, 1].
 MEAN = np.array([-0.030, -0.088, -0.188], np.float32)
 STD = np.array([0.458, 0.448, 0.450], np.float32)
 
@@ -60,14 +60,18 @@ def _params(tree: dict[str, Any], net: Net) -> Params:
     convs, channels = [], 3
     for size, width in [conv for stage in STAGES[net] for conv in stage]:
         conv = tree[BACKBONES[net]][f"Conv_{len(convs)}"]
-        convs.append({
-            "kernel": checked(conv["kernel"], (size, size, channels, width)),
-            "bias": checked(conv["bias"], (width,)),
-        })  # fmt: skip
+        convs.append(
+            {
+                "kernel": float32_array(conv["kernel"], (size, size, channels, width)),
+                "bias": float32_array(conv["bias"], (width,)),
+            }
+        )
         channels = width
     widths = [stage[-1][1] for stage in STAGES[net]]
-    heads = [checked(tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"], (1, 1, width, 1))[0, 0, :, 0]
-             for i, width in enumerate(widths)]  # fmt: skip
+    heads = [
+        float32_array(tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"], (1, 1, width, 1))[0, 0, :, 0]
+        for i, width in enumerate(widths)
+    ]
     return {"convs": convs, "heads": heads}
 
 
@@ -78,9 +82,9 @@ def features(params: Params, images: Images, net: Net = "vgg", stages: int = 5) 
         images: in [-1, 1].
 
     Raises:
-        ValueError: pictures too small for that many stages; 32 pixels a side suffice for all.
+        ValueError: images too small for that many stages; 32 pixels a side suffice for all.
     """
-    layout = ("NHWC", "HWIO", "NHWC")
+    dimension_numbers = ("NHWC", "HWIO", "NHWC")
     pool, pooled = (2, (1, 2, 3, 4)) if net == "vgg" else (3, (1, 2))  # window; stages that begin with it
     x = (images - MEAN) / STD
     convs = iter(params["convs"])
@@ -91,8 +95,9 @@ def features(params: Params, images: Images, net: Net = "vgg", stages: int = 5) 
         for size, _ in stage:
             conv = next(convs)
             stride, padding = (4, 2) if size == 11 else (1, size // 2)
-            x = jax.lax.conv_general_dilated(x, conv["kernel"], [stride] * 2, [(padding, padding)] * 2,
-                                             dimension_numbers=layout)  # fmt: skip
+            x = jax.lax.conv_general_dilated(
+                x, conv["kernel"], [stride] * 2, [(padding, padding)] * 2, dimension_numbers=dimension_numbers
+            )
             x = jax.nn.relu(x + conv["bias"])
         if 0 in x.shape:
             raise ValueError(f"{images.shape[1:3]} pixels are too few for {stages} stages of {net}")
@@ -101,7 +106,7 @@ def features(params: Params, images: Images, net: Net = "vgg", stages: int = 5) 
 
 
 def lpips(params: Params, a: Images, b: Images, net: Net = "vgg", stages: int = 5) -> Float[Array, " batch"]:
-    """The LPIPS distance of each pair of pictures: 0 for equal pictures, about 0.7 for unrelated ones.
+    """The LPIPS distance of each pair of images: 0 for equal images, about 0.7 for unrelated ones.
 
     Differentiable, also where all features of a pixel are zero. `net` and `stages` are static under jit. The
     arithmetic has the backend's default precision; `jax.default_matmul_precision("highest")` makes it exact.
@@ -111,8 +116,8 @@ def lpips(params: Params, a: Images, b: Images, net: Net = "vgg", stages: int = 
         a, b: in [-1, 1].
         stages: how many stages to add up; the published metric is all 5.
     """
-    of_a, of_b = (features(params, images, net, stages) for images in (a, b))
-    by_stage = zip(of_a, of_b, params["heads"][:stages], strict=True)
+    features_a, features_b = (features(params, images, net, stages) for images in (a, b))
+    by_stage = zip(features_a, features_b, params["heads"][:stages], strict=True)
     return sum(jnp.mean(jnp.square(_unit(x) - _unit(y)) @ head, axis=(1, 2)) for x, y, head in by_stage)
 
 

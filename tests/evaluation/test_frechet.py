@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from animate_jax.evaluation.frechet import frechet_distance, of_clips
+from animate_jax.evaluation.frechet import frechet_distance, frechet_distance_of_clips
 
 
 def with_sqrtm(a, b):
@@ -45,15 +45,19 @@ def test_known_values(features):
 def test_clips_are_put_together(features):
     a, b = features
     clips = [a[:10], a[10:30], a[30:40]], [b[:10], b[10:25], b[25:40]]
-    distance, error = of_clips(*clips)
+    distance, error = frechet_distance_of_clips(*clips)
     assert distance == frechet_distance(a[:40], b)
-    without = [frechet_distance(np.concatenate(clips[0][:i] + clips[0][i + 1 :]),
-                                np.concatenate(clips[1][:i] + clips[1][i + 1 :])) for i in range(3)]  # fmt: skip
+    without = [
+        frechet_distance(
+            np.concatenate(clips[0][:i] + clips[0][i + 1 :]), np.concatenate(clips[1][:i] + clips[1][i + 1 :])
+        )
+        for i in range(3)
+    ]
     assert error == pytest.approx(np.sqrt(2 / 3 * np.square(without - np.mean(without)).sum()))
 
 
 def test_too_few_clips_have_no_distance_or_no_error(features):
     a, b = features
-    assert np.isnan(of_clips([a[:1]], [b[:1]])).all()
-    distance, error = of_clips([a], [b])
+    assert np.isnan(frechet_distance_of_clips([a[:1]], [b[:1]])).all()
+    distance, error = frechet_distance_of_clips([a], [b])
     assert distance == frechet_distance(a, b) and np.isnan(error)

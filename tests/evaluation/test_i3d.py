@@ -48,9 +48,14 @@ def torch_i3d(tree, video):
         weights, statistics = (weights[branch], statistics[branch]) if branch else (weights, statistics)
         kernel = torch.from_numpy(weights["Conv_0"]["kernel"]).permute(4, 3, 0, 1, 2)
         x = torch.nn.functional.conv3d(same(x, kernel.shape[2:], (stride,) * 3), kernel, stride=stride)
-        mean, variance, bias = (torch.from_numpy(v.reshape(-1)) for v in (
-            statistics["BatchNorm_0"]["mean"], statistics["BatchNorm_0"]["var"], weights["BatchNorm_0"]["bias"]
-        ))  # fmt: skip
+        mean, variance, bias = (
+            torch.from_numpy(v.reshape(-1))
+            for v in (
+                statistics["BatchNorm_0"]["mean"],
+                statistics["BatchNorm_0"]["var"],
+                weights["BatchNorm_0"]["bias"],
+            )
+        )
         return torch.relu(torch.nn.functional.batch_norm(x, mean, variance, None, bias, eps=1e-3))
 
     def pool(x, window, stride):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import skimage
 
-from animate_jax.evaluation.image_quality import enlarge, l1, person_box, psnr, ssim
+from animate_jax.evaluation.image_quality import crop_resize, l1, person_box, psnr, ssim
 
 BOX = np.array([12, 3, 40, 50])
 
@@ -26,9 +26,15 @@ def to_jax(*arrays):
 
 def skimage_ssim(a, b, full=False):
     return skimage.metrics.structural_similarity(
-        a, b, data_range=1, channel_axis=-1, full=full,
-        gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-    )  # fmt: skip
+        a,
+        b,
+        data_range=1,
+        channel_axis=-1,
+        full=full,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
 
 
 def test_equals_scikit_image(pictures):
@@ -89,9 +95,9 @@ def test_person_box():
 def test_enlarge_cuts_the_box_out(pictures):
     (picture,) = to_jax(pictures[0])
     x0, y0, x1, y1 = BOX
-    same_size = enlarge(picture, BOX, 47, 28)
+    same_size = crop_resize(picture, BOX, 47, 28)
     np.testing.assert_allclose(same_size, picture[y0:y1, x0:x1], atol=1e-6)
     ramp = jnp.broadcast_to(jnp.arange(60.0)[:, None], (64, 60, 1)) / 60  # value = column / 60
-    doubled = enlarge(ramp[None], BOX[None], 94, 56)
+    doubled = crop_resize(ramp[None], BOX[None], 94, 56)
     expected = (x0 - 0.25 + 0.5 * np.arange(56)) / 60
     np.testing.assert_allclose(doubled[0, 7, :, 0], expected, atol=1e-6)

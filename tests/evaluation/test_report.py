@@ -7,52 +7,52 @@ import pytest
 
 from animate_jax.errors import UserError
 from animate_jax.evaluation.protocols import PROTOCOLS
-from animate_jax.evaluation.report import REPEATED, RESULT, Report, cell, groups, markdown, strip, table
-from animate_jax.evaluation.scores import Measured
-from animate_jax.evaluation.summary import Figure
+from animate_jax.evaluation.report import REPEATED, RESULT, Report, cell, markdown, sheet_row, table, worst_median_best
+from animate_jax.evaluation.scores import ClipScores
+from animate_jax.evaluation.summary import Estimate
 from animate_jax.video.files import read_video
 
-FIGURES = {
-    REPEATED: {"psnr": Figure(19.184, 18.5, 20.0), "disco_psnr": Figure(28.0), "fvd": Figure(900.4)},
-    RESULT: {"psnr": Figure(21.8, 20.0, 23.0), "disco_psnr": Figure(30.5), "fvd": Figure(500.2, 400.0, 600.0)},
+ESTIMATES = {
+    REPEATED: {"psnr": Estimate(19.184, 18.5, 20.0), "disco_psnr": Estimate(28.0), "fvd": Estimate(900.4)},
+    RESULT: {"psnr": Estimate(21.8, 20.0, 23.0), "disco_psnr": Estimate(30.5), "fvd": Estimate(500.2, 400.0, 600.0)},
 }
-CLIPS = {REPEATED: {"a": Measured({"psnr": 19.0, "flicker": float("nan")}, {})}, RESULT: {"a": Measured({}, {})}}
+CLIPS = {REPEATED: {"a": ClipScores({"psnr": 19.0, "flicker": float("nan")}, {})}, RESULT: {"a": ClipScores({}, {})}}
 
 
 def test_table():
     assert table(["PSNR"], {"ours": ["21.80"]}) == "|  | PSNR |\n| --- | --- |\n| ours | 21.80 |\n"
-    assert cell(Figure(21.8049, 20.0, 23.0), 2) == "21.80 [20.00, 23.00]"
-    assert cell(Figure(3.0), 1) == "3.0" and cell(Figure(np.nan), 1) == cell(None, 1) == "–"
+    assert cell(Estimate(21.8049, 20.0, 23.0), 2) == "21.80 [20.00, 23.00]"
+    assert cell(Estimate(3.0), 1) == "3.0" and cell(Estimate(np.nan), 1) == cell(None, 1) == "–"
 
 
 def test_markdown_has_what_was_measured():
-    text = markdown(FIGURES, {"clips": 4, "protocol": None}, None)
+    text = markdown(ESTIMATES, {"clips": 4, "protocol": None}, None)
     assert "clips 4\n" in text and "protocol" not in text
     assert f"| {REPEATED} | 19.18 [18.50, 20.00] | 900 |" in text
     assert "| result | 30.50 |" in text and "person's box" not in text
 
 
 def test_the_papers_rows_stand_beside_ours():
-    text = markdown(FIGURES, {}, PROTOCOLS["ubc_fashion"])
+    text = markdown(ESTIMATES, {}, PROTOCOLS["ubc_fashion"])
     assert "| Animate Anyone (paper) | 0.931 | 38.49 | 0.044 | 81.6 |" in text
     assert "| MRAA (paper) | 0.749 | – | 0.212 | 253.6 |" in text
     assert "| result | – | 21.80 [20.00, 23.00] | – | 500.2 [400.0, 600.0] |" in text
-    assert "| result, the field's code | – | 30.50 | – | 500.2 [400.0, 600.0] |" in text
+    assert "| result, DisCo's code | – | 30.50 | – | 500.2 [400.0, 600.0] |" in text
 
 
-def test_groups():
-    assert groups([5, 1, 4, 2, 3, 9, 7], True) == {"worst": [1, 3], "median": [4, 2], "best": [6, 5]}
-    assert groups([5, 1, 4, 2, 3, 9, 7], False)["best"] == [3, 1]
-    assert groups([1.0], True) == {"worst": [0], "median": [], "best": []}
-    shown = groups([1, 2, 3], True)
+def test_worst_median_best():
+    assert worst_median_best([5, 1, 4, 2, 3, 9, 7], True) == {"worst": [1, 3], "median": [4, 2], "best": [6, 5]}
+    assert worst_median_best([5, 1, 4, 2, 3, 9, 7], False)["best"] == [3, 1]
+    assert worst_median_best([1.0], True) == {"worst": [0], "median": [], "best": []}
+    shown = worst_median_best([1, 2, 3], True)
     assert sorted([*shown["worst"], *shown["median"], *shown["best"]]) == [0, 1, 2]
 
 
 def fill(report):
     video = np.full((5, 64, 48, 3), 128, np.uint8)
     report.add_video("a", 10.0, {"reference": video, "result": video})
-    report.add_sheet({"worst": [strip(video, video, video, video[0])]}, ["", "reference"])
-    return report.add_figures(FIGURES, CLIPS, {"clips": 1}, PROTOCOLS["tiktok"])
+    report.add_sheet({"worst": [sheet_row(video, video, video, video[0])]}, ["", "reference"])
+    return report.add_estimates(ESTIMATES, CLIPS, {"clips": 1}, PROTOCOLS["tiktok"])
 
 
 def test_a_whole_report(tmp_path):

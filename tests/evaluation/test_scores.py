@@ -97,14 +97,17 @@ def test_measure_asks_every_network(truth, boxes, monkeypatch):
 
     found = dataclasses.replace(Keypoints.missing(FRAMES), body_confidence=np.ones((FRAMES, 18), np.float32))
     monkeypatch.setattr(scores, "detect", lambda video: found)
-    networks = Networks(videos=lambda x: remember("videos", x), frames=lambda x: remember("frames", x))
+    networks = Networks(video_features=lambda x: remember("videos", x), frame_features=lambda x: remember("frames", x))
     masks = np.zeros(truth.shape[:3], np.uint8)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         mask[y0:y1, x0:x1] = 255
     got = measure(noisy(truth, 5), truth, masks, found, networks)
     assert {k: v.shape for k, v in got.features.items()} == {
-        "fvd": (1, 3), "box_fvd": (1, 3), "frames": (FRAMES, 3), "box_frames": (FRAMES, 3)
-    }  # fmt: skip
+        "fvd": (1, 3),
+        "box_fvd": (1, 3),
+        "frames": (FRAMES, 3),
+        "box_frames": (FRAMES, 3),
+    }
     assert seen["videos"] == (1, 16, 20, 10 + FRAMES - 1, 3)  # one box around all
     assert seen["frames"] == (FRAMES, 56, 32, 3)
     assert got.scores["found"] == 1 and "psnr" in got.scores

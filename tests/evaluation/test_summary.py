@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from animate_jax.evaluation.frechet import frechet_distance
-from animate_jax.evaluation.scores import Measured
-from animate_jax.evaluation.summary import bootstrap, identity, summarise
+from animate_jax.evaluation.scores import ClipScores
+from animate_jax.evaluation.summary import bootstrap, identity, summarize
 
 
 def test_bootstrap_covers_the_mean():
@@ -46,14 +46,16 @@ def test_summary_of_two_methods():
 
     def clips(shift, person):
         return [
-            Measured({"psnr": 20.0 + i + shift, "pck_10": 0.2, "pck_20": 0.4 + shift / 10},
-                     {"frames": rng.normal(shift, 1, (8, 3)), "person": np.eye(4)[[person(i)]]})
+            ClipScores(
+                {"psnr": 20.0 + i + shift, "pck_10": 0.2, "pck_20": 0.4 + shift / 10},
+                {"frames": rng.normal(shift, 1, (8, 3)), "person": np.eye(4)[[person(i)]]},
+            )
             for i in range(4)
-        ]  # fmt: skip
+        ]
 
     truth, references = clips(0, lambda i: i), clips(0, lambda i: i)
     methods = {"good": clips(1, lambda i: i), "bad": clips(3, lambda i: 0)}
-    got = summarise(methods, truth, references)
+    got = summarize(methods, truth, references)
     assert list(got) == ["good", "bad", "true video"]
     assert got["good"]["psnr"].value == pytest.approx(22.5)
     assert 21 <= got["good"]["psnr"].low < 22.5 < got["good"]["psnr"].high <= 24

@@ -27,8 +27,9 @@ def random_tree(net):
     for size, width in [conv for stage in lpips.STAGES[net] for conv in stage]:
         kernel = rng.normal(0, (2 / channels) ** 0.5 / size, (size, size, channels, width))
         backbone[f"Conv_{len(backbone)}"] = {
-            "kernel": kernel.astype(np.float32), "bias": rng.normal(0, 0.1, width).astype(np.float32)
-        }  # fmt: skip
+            "kernel": kernel.astype(np.float32),
+            "bias": rng.normal(0, 0.1, width).astype(np.float32),
+        }
         channels = width
     for i, stage in enumerate(lpips.STAGES[net]):
         head = rng.uniform(0, 20 / stage[-1][1], (1, 1, stage[-1][1], 1)).astype(np.float32)
@@ -188,12 +189,17 @@ def damaged():
     empty_archive = io.BytesIO()
     tarfile.open(fileobj=empty_archive, mode="w:gz").close()
     return {
-        "cut.ckpt": whole[: len(whole) // 2], "empty.ckpt": b"", "text.ckpt": b"hello world, no pickle",
-        "list.ckpt": pickle.dumps([1, 2]), "keys.ckpt": pickle.dumps({"params": {}}),
-        "shape.ckpt": pickle.dumps(wrong_shape), "type.ckpt": pickle.dumps(text),
-        "text.tar.gz": b"no archive", "empty.tar.gz": empty_archive.getvalue(),
+        "cut.ckpt": whole[: len(whole) // 2],
+        "empty.ckpt": b"",
+        "text.ckpt": b"hello world, no pickle",
+        "list.ckpt": pickle.dumps([1, 2]),
+        "keys.ckpt": pickle.dumps({"params": {}}),
+        "shape.ckpt": pickle.dumps(wrong_shape),
+        "type.ckpt": pickle.dumps(text),
+        "text.tar.gz": b"no archive",
+        "empty.tar.gz": empty_archive.getvalue(),
         "cut.tar.gz": empty_archive.getvalue()[:30],
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name, content", damaged().items(), ids=damaged().keys())
