@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from animate_jax.commands import doctor, sample, train
+from animate_jax.commands import doctor, goodput, sample, train
 from animate_jax.commands.data import DATASETS, Benchmark, VideoFolder
 from animate_jax.commands.evaluate import Arguments as Evaluation
 from animate_jax.commands.weights import Command as Weights
@@ -45,6 +45,7 @@ Everything = (
     | Annotated[Annotated[Build, named("build")] | Annotated[Arguments, named("--help")], named("data")]
     | Annotated[Evaluation, named("evaluate")]
     | Annotated[Web, named("web")]
+    | Annotated[goodput.Arguments, named("goodput")]
     | Annotated[doctor.Arguments, named("doctor")]
     | Annotated[Arguments, named("completion")]
 )

@@ -20,7 +20,9 @@ from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel import processes
 from animate_jax.storage import keep_compiled_programs
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+PACKAGE = pathlib.Path(__file__).parents[1]
+# Inside the package in a wheel, beside it in a clone.
+CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
 
 
 def main(arguments: list[str], program: str = "train.py") -> int:

@@ -26,8 +26,8 @@ import numpy as np
 from tqdm import tqdm
 
 from animate_jax.atomic import FULL, atomic_file, atomic_folder, check_folder
-from animate_jax.data.build.report import write_report
 from animate_jax.data.build.clips import ClipOptions, Piece, Video, detector, extract
+from animate_jax.data.build.report import write_report
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import Keypoints
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from animate_jax.atomic import MARKER
-from animate_jax.data.build import dataset
 from animate_jax.commands.data import main
+from animate_jax.data.build import dataset
 from animate_jax.data.build.clips import ClipOptions
 from animate_jax.data.build.dataset import Engine, build, videos_in
 from animate_jax.errors import UserError
@@ -116,9 +116,7 @@ def test_a_build_that_failed_goes_on_and_gives_the_same_shards(folder, tmp_path,
     assert not (tmp_path / "mine").exists() and len(done) == 2
 
     later = []
-    monkeypatch.setattr(
-        video_folder, "_process", lambda video, options: later.append(video.name) or process(video, options)
-    )
+    monkeypatch.setattr(dataset, "_process", lambda video, options: later.append(video.name) or process(video, options))
     build_here(folder, tmp_path / "mine")
     assert sorted(done + later) == sorted(video.name for video in videos_in(folder))
     assert shards(tmp_path / "mine") == shards(tmp_path / "at_once")
@@ -226,7 +224,7 @@ def test_mistakes_cost_one_line(folder, tmp_path, capsys, arguments, message):
     assert main(["build", "video_folder", *(argument.format(tmp_path) for argument in arguments)]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
-    assert re.match(f"animate_jax.data: {message}", printed)
+    assert re.match(f"animate-jax data: {message}", printed)
     assert not (tmp_path / "out").exists()
 
 
