@@ -36,7 +36,7 @@ TENSORS = 200_000  # of one weight file
 TENSOR_DIMENSIONS = 8
 MOTION_FRAMES = 4096  # of a motion module's position tables
 
-# The page (animate_jax/web/page.py): one visitor's turn, which the others wait for, and what lies on the disk
+# The page (animate_jax/web): one visitor's turn, which the others wait for, and what lies on the disk
 PAGE_AREAS = (1, 2, 4)  # of results, times the preset's: attention's memory grows with the square
 PAGE_WORK = 10_000  # frames x steps (x 2 with guidance) x area, one frame of the preset's size being 1
 PAGE_PROGRAMS = 8  # compiled shapes kept: each holds about 100 MB

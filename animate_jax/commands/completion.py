@@ -15,8 +15,8 @@ import tyro
 from animate_jax.commands import doctor, goodput, sample, train
 from animate_jax.commands.data import DATASETS, Benchmark, VideoFolder
 from animate_jax.commands.evaluate import Arguments as Evaluation
+from animate_jax.commands.web import Arguments as Web
 from animate_jax.commands.weights import Command as Weights
-from animate_jax.web.page import Arguments as Web
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,7 @@ Everything = (
     | Annotated[Web, named("web")]
     | Annotated[goodput.Arguments, named("goodput")]
     | Annotated[doctor.Arguments, named("doctor")]
+    | Annotated[goodput.Arguments, named("goodput")]
     | Annotated[Arguments, named("completion")]
 )
 

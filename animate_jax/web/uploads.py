@@ -23,18 +23,21 @@ from urllib.parse import urlsplit
 
 from animate_jax import limits
 
-PREFIX = "animate_jax_web_"
-YOUNG = 60  # seconds in which the folder of a server that is starting may not be locked yet
-ENVELOPE = 100_000  # bytes of an upload around the file
+FOLDER_PREFIX = "animate_jax_web_"
+START_TIMEOUT = 60  # seconds in which the folder of a server that is starting may not be locked yet
+MULTIPART_BYTES = 100_000  # bytes of an upload around the file
 
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """An empty folder, removed at the end; those of servers that were killed are removed now."""
-    for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for old in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError):
             _remove_dead(old)
-    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name, _open(Path(name)) as handle:
+    with (
+        tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True) as name,
+        _open(Path(name)) as handle,
+    ):
         fcntl.flock(handle, fcntl.LOCK_EX)  # gone with the process, however it ends
         yield Path(name).resolve()
 
@@ -43,7 +46,7 @@ def _remove_dead(folder: Path) -> None:
     """Raises OSError when its server lives, or it is none of ours."""
     with _open(folder) as handle:
         status = os.fstat(handle)
-        if status.st_uid == os.getuid() and time.time() - status.st_mtime > YOUNG:
+        if status.st_uid == os.getuid() and time.time() - status.st_mtime > START_TIMEOUT:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
 
@@ -57,33 +60,33 @@ def _open(folder: Path) -> Iterator[int]:
         os.close(handle)
 
 
-class Shelf:
+class FileStore:
     """The files in a folder: the oldest make room for new ones, and none stays for ever.
 
     Args:
-        largest: bytes of one file; the limits of an address and of all are multiples.
+        max_bytes: of one file; the limits of an address and of all are multiples.
         keep: seconds since a file was made or used.
     """
 
-    def __init__(self, folder: Path, largest: int, keep: float):
-        self.folder, self.largest, self.keep = folder, largest, keep
-        self.own: set[Path] = set()
+    def __init__(self, folder: Path, max_bytes: int, keep: float):
+        self.folder, self.max_bytes, self.keep = folder, max_bytes, keep
+        self.permanent: set[Path] = set()
         self.lock = threading.Lock()
         self.by_address: dict[str, list[Path]] = {}
 
-    def own_what_is_there(self) -> None:
-        """These files are the page's and stay."""
-        self.own = set(self._files())
+    def keep_existing(self) -> None:
+        """What is there now is the page's, and stays."""
+        self.permanent = set(self._files())
 
-    def tidy(self) -> None:
+    def evict(self) -> None:
         """Removes what is too old, and the oldest of what is too much."""
         with self.lock:
-            found = sorted(((_used(file), file) for file in set(self._files()) - self.own), reverse=True)
+            files = sorted(((_used(file), file) for file in set(self._files()) - self.permanent), reverse=True)
             total = 0
-            for number, (used, file) in enumerate(found):
+            for number, (used, file) in enumerate(files):
                 total += _size(file)
-                if (total > limits.PAGE_FILES * self.largest or number >= limits.PAGE_NAMES
-                        or time.time() - used > self.keep):  # fmt: skip
+                too_much = total > limits.PAGE_FILES * self.max_bytes or number >= limits.PAGE_NAMES
+                if too_much or time.time() - used > self.keep:
                     self.remove(file)
             kept = {address: [file for file in files if file.exists()] for address, files in self.by_address.items()}
             self.by_address = {address: files for address, files in kept.items() if files}
@@ -91,18 +94,18 @@ class Shelf:
     def add(self, address: str, files: Iterable[Path]) -> None:
         """Notes what an address has sent, and removes the oldest of it if that is too much."""
         with self.lock:
-            theirs = self.by_address.setdefault(address, [])
+            sent = self.by_address.setdefault(address, [])
             for file in files:
-                if file in theirs:
-                    theirs.remove(file)
-                theirs.append(file)
-            while sum(map(_size, theirs)) > limits.PAGE_VISITOR_FILES * self.largest:
-                self.remove(theirs.pop(0))
-        self.tidy()
+                if file in sent:
+                    sent.remove(file)
+                sent.append(file)
+            while sum(map(_size, sent)) > limits.PAGE_VISITOR_FILES * self.max_bytes:
+                self.remove(sent.pop(0))
+        self.evict()
 
     def remove(self, file: Path) -> None:
         """And its folder, if it was alone there."""
-        if file in self.own:
+        if file in self.permanent:
             return
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
@@ -113,14 +116,14 @@ class Shelf:
         return (file for file in self.folder.rglob("*") if stat.S_ISREG(_status(file).st_mode))
 
 
-NOTHING = os.stat_result((0,) * 10)
+NO_FILE = os.stat_result((0,) * 10)
 
 
 def _status(file: Path) -> os.stat_result:
     try:
         return file.lstat()
     except OSError:  # it has just been removed
-        return NOTHING
+        return NO_FILE
 
 
 def _size(file: Path) -> int:
@@ -131,46 +134,28 @@ def _used(file: Path) -> float:
     return _status(file).st_mtime
 
 
-class Door:
+class UploadGuard:
     """ASGI middleware: refuses what other sites' pages send through a visitor's browser, and requests that are too
-    large, before they are read; tells the shelf what was uploaded."""
+    large, before they are read; notes in the store what was uploaded."""
 
-    def __init__(self, app, shelf: Shelf):
-        self.app, self.shelf = app, shelf
-        self.coming: dict[str, int] = {}  # bytes under way, by address
+    def __init__(self, app, store: FileStore):
+        self.app, self.store = app, store
+        self.in_flight: dict[str, int] = {}  # address -> bytes under way
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         address = (scope["client"] or ("",))[0]
-        uploading = scope["path"].endswith("/upload")
-        status, length = self.answer(headers, address, uploading)
+        is_upload = scope["path"].endswith("/upload")
+        status, length = self.check(headers, address, is_upload)
         if status:
-            headers = [(b"connection", b"close"), (b"content-type", b"text/plain")]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            return await send({"type": "http.response.body", "body": http.HTTPStatus(status).phrase.encode()})
-        if not uploading:
-            return await self.app(scope, receive, send)
+            return await _refuse(send, status)
+        if is_upload:
+            return await self._upload(scope, receive, send, address, length)
+        return await self.app(scope, receive, send)
 
-        answered = bytearray()
-
-        async def listen(message) -> None:
-            answered.extend(message.get("body", b""))
-            await send(message)
-
-        self.coming[address] = self.coming.get(address, 0) + length
-        try:
-            await self.app(scope, receive, listen)
-        finally:
-            self.coming[address] -= length
-            if not self.coming[address]:
-                del self.coming[address]
-        with contextlib.suppress(ValueError):  # refused in plain words
-            told = json.loads(answered)
-            await asyncio.to_thread(self.shelf.add, address, map(Path, told if isinstance(told, list) else []))
-
-    def answer(self, headers: dict[str, str], address: str, uploading: bool) -> tuple[int, int]:
+    def check(self, headers: dict[str, str], address: str, is_upload: bool) -> tuple[int, int]:
         """The status that refuses a request, or 0, and its length in bytes."""
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         host = urlsplit(f"//{headers.get('host', '')}").hostname
@@ -179,10 +164,37 @@ class Door:
         if not headers.get("content-length", "0").isdecimal() or "transfer-encoding" in headers:
             return 411, 0
         length = int(headers.get("content-length", "0"))
-        if length > (self.shelf.largest + ENVELOPE if uploading else limits.PAGE_CALL_BYTES):
+        if length > (self.store.max_bytes + MULTIPART_BYTES if is_upload else limits.PAGE_CALL_BYTES):
             return 413, 0
-        mine, all = self.coming.get(address, 0), sum(self.coming.values())
-        if uploading and (mine + length > limits.PAGE_VISITOR_FILES * self.shelf.largest
-                          or all + length > limits.PAGE_FILES * self.shelf.largest):  # fmt: skip
-            return 429, 0
-        return 0, length
+        of_address = self.in_flight.get(address, 0) + length
+        of_all = sum(self.in_flight.values()) + length
+        too_many = (
+            of_address > limits.PAGE_VISITOR_FILES * self.store.max_bytes
+            or of_all > limits.PAGE_FILES * self.store.max_bytes
+        )
+        return (429, 0) if is_upload and too_many else (0, length)
+
+    async def _upload(self, scope, receive, send, address: str, length: int) -> None:
+        """Counts the bytes while they come, and reads the files' paths in the application's answer."""
+        answer = bytearray()
+
+        async def send_and_keep(message) -> None:
+            answer.extend(message.get("body", b""))
+            await send(message)
+
+        self.in_flight[address] = self.in_flight.get(address, 0) + length
+        try:
+            await self.app(scope, receive, send_and_keep)
+        finally:
+            self.in_flight[address] -= length
+            if not self.in_flight[address]:
+                del self.in_flight[address]
+        with contextlib.suppress(ValueError):  # an error message is no JSON
+            paths = json.loads(answer)
+            await asyncio.to_thread(self.store.add, address, map(Path, paths if isinstance(paths, list) else []))
+
+
+async def _refuse(send, status: int) -> None:
+    headers = [(b"connection", b"close"), (b"content-type", b"text/plain")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": http.HTTPStatus(status).phrase.encode()})

@@ -1,6 +1,5 @@
-"""The page: what it refuses, what it tells, and all of it in a real browser."""
+"""The page and its server, in a real browser and under attack."""
 
-import contextlib
 import http.cookiejar
 import itertools
 import json
@@ -9,9 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-import tracemalloc
 import types
 import urllib.error
 import urllib.parse
@@ -21,214 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from animate_jax import limits
-from animate_jax.commands import completion  # noqa: F401  the page is one of the commands
-from animate_jax.config import presets
 from animate_jax.errors import UserError
 from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
-from animate_jax.video.files import frame_count, read_video, write_video
-from animate_jax.web.page import Arguments, Studio, served, shrunk, sizes
+from animate_jax.video.files import read_video, write_video
+from animate_jax.web.page import serving
 
 PICTURE, MOTION = str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")
-POSES = (3, "largest", "bones", "48 x 64")
 pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
-@pytest.fixture
-def studio(micro_params, micro, tmp_path):
-    return Studio(Pipeline(micro_params, micro), Arguments(frames=5, seconds=4, megabytes=1), tmp_path / "made")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path):
-    (tmp_path / "made").mkdir()
-
-
-def test_what_it_refuses(studio, tmp_path):
-    (tmp_path / "big.png").write_bytes(b"0" * 1_000_001)
-    (tmp_path / "text.mp4").write_text("no video")
-    (tmp_path / "page.html").write_text("<script>")
-    write_video(tmp_path / "long.mp4", np.zeros((25, 32, 32, 3), np.uint8), 5)
-    for reference, driving, message in (
-        (None, MOTION, "No picture yet"),
-        (PICTURE, None, "No motion yet"),
-        (str(tmp_path / "page.html"), MOTION, "^page.html: this is no picture: use one of .png"),
-        (PICTURE, str(tmp_path / "page.html"), "^page.html: this is no motion"),
-        (str(tmp_path / "big.png"), MOTION, "^big.png: larger than 1 MB"),
-        (PICTURE, str(tmp_path / "long.mp4"), "^long.mp4: 5 s long, more than 4 s"),
-        (PICTURE, str(tmp_path / "text.mp4"), "^text.mp4: not a readable video"),
-    ):
-        with pytest.raises(UserError, match=message):
-            studio.look(reference, driving, *POSES)
-        with pytest.raises(UserError, match=message):
-            next(studio.animate(reference, driving, *POSES, 1, 2.0, "exact", 0))
-
-
-def test_the_poses_before_running(studio):
-    picture, video = studio.look(PICTURE, MOTION, *POSES)
-    assert picture.shape == (64, 96, 3) and picture[:, 48:].any()
-    frames, fps = read_video(video)
-    assert len(frames) == 3 and fps == pytest.approx(10) and frames.shape[1] == 64
-    for half in (frames[:, :, :-48], frames[:, :, -48:]):  # a person of some height in both
-        assert np.ptp(np.nonzero(half.max((0, 2, 3)) > 64)[0]) > 32
-
-
-def test_a_video_with_progress_and_preview(studio, monkeypatch):
-    monkeypatch.setattr("animate_jax.web.page.PREVIEW_EVERY", 0)
-    updates = list(studio.animate(PICTURE, MOTION, 9, *POSES[1:], 2, 2.0, "fast", 0))
-    percent = [update.text for update in updates if "%" in update.text]
-    assert len(percent) == 4 and percent[-1].endswith("100%")  # 2 steps of 2 windows; 5 frames are the limit
-    assert all(update.preview.shape == (64, 48, 3) for update in updates if "%" in update.text)
-    assert updates[-1].text.startswith("5 frames in ")
-    assert len(read_video(updates[-1].video)[0]) == 5 and read_video(updates[-1].beside)[0].shape[2] == 144
-
-
-def test_the_preview_nears_the_result(micro_params, micro):
-    """After the last step of DDIM without guidance, what the model makes of the first frame is that frame."""
-    seen = []
-    animation = Pipeline(micro_params, micro)(
-        PICTURE,
-        MOTION,
-        frames=2,
-        guidance=1.0,
-        progress=False,
-        watch=lambda done, preview: seen.append((done, preview())),
-    )
-    assert [done for done, _ in seen] == [0.5, 1.0]
-    first, last = (np.abs(preview.astype(int) - animation.frames[0]).mean() for _, preview in seen)
-    assert last < 2 < first
-
-
-def test_leaving_stops_the_work(studio):
-    updates = studio.animate(PICTURE, MOTION, 5, *POSES[1:], 500, 2.0, "exact", 0)
-    while "%" not in next(updates).text:
-        pass
-    updates.close()
-    assert not studio.busy.locked() and threading.active_count() < 20
-    assert not list(studio.folder.rglob("*.mp4"))
-
-
-def test_cancel(studio):
-    updates = studio.animate(PICTURE, MOTION, 5, *POSES[1:], 500, 2.0, "exact", 0, "me")
-    while "%" not in next(updates).text:
-        pass
-    studio.cancel("somebody else")
-    assert "%" in next(updates).text
-    assert studio.cancel("me") == "Cancelled"
-    assert len(rest := list(updates)) < 500 and rest[-1].text == "Cancelled"
-    assert not studio.busy.locked()
-
-
-def test_sizes_on_offer(micro):
-    """Few, so that few are compiled; none with much more than four times the preset's pixels."""
-    for preset in (micro, *presets().values()):
-        found, multiple = sizes(preset), preset.model.vae.downscale
-        width, height = preset.sampling.width, preset.sampling.height
-        assert len(found) <= 10 and next(iter(found.values())) == (width, height)
-        assert all(side % multiple == 0 for size in found.values() for side in size)
-        assert all(0.8 < w * h / (width * height) < 4.3 for w, h in found.values())
-
-
-def test_what_is_too_much(studio, monkeypatch):
-    ask = lambda size="48 x 64", frames=5, steps=10, guidance=2.0: studio.animate(  # noqa: E731
-        PICTURE, MOTION, frames, "largest", "bones", size, steps, guidance, "exact", 0
-    )
-    with pytest.raises(UserError, match="Size 1024 x 1024: choose one of 48 x 64, "):
-        next(ask("1024 x 1024"))
-    monkeypatch.setattr(limits, "PAGE_WORK", 100)
-    ask().close()
-    for more in ({"steps": 11}, {"size": "64 x 48", "steps": 11}, {"size": "96 x 128", "guidance": 1.0}):
-        with pytest.raises(UserError, match=r"choose \d+% of the frames or steps, or a smaller size"):
-            next(ask(**more))
-    with pytest.raises(UserError, match="--steps 0"):
-        next(ask(steps=0))
-
-
-def test_videos_of_too_many_pixels(studio, monkeypatch):
-    monkeypatch.setattr(limits, "PAGE_VIDEO_PIXELS", 5000)
-    with pytest.raises(UserError, match=r"^driving.mp4: .* scale it down"):
-        studio.look(PICTURE, MOTION, *POSES)
-    monkeypatch.undo()
-    monkeypatch.setattr(limits, "PAGE_VIDEO_DECODED", 100_000)
-    with pytest.raises(UserError, match=r"^driving.mp4: too many pixels at 10 frames/s"):
-        studio.look(PICTURE, MOTION, *POSES)
-
-
-def keypoints(path, canvas, frames, size=0):
-    points = [value for index in range(18) for value in (1000.0 * index, 5.0 * index, 1.0)]
-    people = [{"people": [{"pose_keypoints_2d": points}]}] * frames
-    file = {"canvas_width": canvas[0], "canvas_height": canvas[1], "frames": people, "more": "." * size}
-    path.write_text(json.dumps(file))
-    return str(path)
-
-
-def test_a_wide_canvas_takes_no_memory(studio, tmp_path):
-    """Refused, or at most as wide as any picture: 5 frames of 64 x 1024 pixels."""
-    tracemalloc.start()
-    with contextlib.suppress(UserError):
-        _, video = studio.look(PICTURE, keypoints(tmp_path / "wide.json", (999_999, 100), 240), *POSES)
-        assert read_video(video)[0].shape[2] <= 64 * limits.CANVAS_RATIO + 48
-    # 8.6 GB once; what libraries load at the first look is in it, as is what other threads take meanwhile.
-    assert tracemalloc.get_traced_memory()[1] < 250e6
-    tracemalloc.stop()
-
-
-def test_keypoint_files_are_small(studio, tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "PAGE_KEYPOINTS_BYTES", 500_000)
-    with pytest.raises(UserError, match=r"^large.json: larger than 0 MB"):
-        studio.look(PICTURE, keypoints(tmp_path / "large.json", (100, 100), 2, 500_000), *POSES)
-
-
-def test_large_pictures_are_shrunk():
-    assert shrunk(np.zeros((64, 48, 3), np.uint8)).shape == (64, 48, 3)
-    assert shrunk(np.zeros((8000, 500, 3), np.uint8)).shape == (2048, 128, 3)
-
-
-def test_programs_are_dropped(studio, monkeypatch):
-    monkeypatch.setattr(limits, "PAGE_PROGRAMS", 1)
-    cleared = []
-    monkeypatch.setattr("jax.clear_caches", lambda: cleared.append(True))
-    for frames in (2, 2, 3):
-        list(studio.animate(PICTURE, MOTION, frames, *POSES[1:], 1, 1.0, "exact", 0))
-    assert len(cleared) == 1 and not studio.programs
-
-
-def test_visitors_are_forgotten_with_their_files(studio):
-    mine, both = studio.folder / "a" / "me.png", studio.folder / "b" / "dance.mp4"
-    for file, source in ((mine, PICTURE), (both, MOTION)):
-        file.parent.mkdir()
-        shutil.copy(source, file)
-    for visitor in ("me", "you"):
-        studio.look(str(mine) if visitor == "me" else PICTURE, str(both), *POSES, visitor)
-    list(studio.animate(str(mine), str(both), 2, *POSES[1:], 1, 1.0, "exact", 0, "me"))
-    assert not studio.stops and len(list(studio.folder.rglob("*.mp4"))) == 5
-    studio.leave("me")
-    assert sorted(file.name for file in studio.folder.rglob("*.*")) == ["dance.mp4", "poses.mp4"]
-    assert set(studio.files) == {"you"}
-    with pytest.raises(UserError, match=r"^me.png: is no longer here"):
-        studio.look(str(mine), MOTION, *POSES)
-    studio.shelf.keep = 0.0
-    studio.tidy()
-    assert not studio.files and not list(studio.folder.rglob("*.*"))
-
-
-def test_messages_name_no_folder(studio, monkeypatch):
-    """Nor those of the page itself."""
-
-    def full(path, *_):
-        raise UserError(f"{path}: cannot be written (No space left on device): is the disk full?")
-
-    monkeypatch.setattr("animate_jax.web.page.write_video", full)
-    with pytest.raises(UserError, match=r"^poses.mp4: cannot be written"):
-        studio.look(PICTURE, MOTION, *POSES)
-
-
-def test_the_end_waits_for_the_device(studio):
-    updates = studio.animate(PICTURE, MOTION, 5, *POSES[1:], 500, 2.0, "exact", 0, "me")
-    while "%" not in next(updates).text:
-        pass
-    studio.close()
-    assert list(updates)[-1].text == "Cancelled" and studio.busy.locked()  # nothing begins any more
 
 
 @pytest.fixture
@@ -331,8 +127,11 @@ def test_in_a_browser(browser, server, tmp_path):
 
 def upload_file(address, path, **headers):
     """As a program does; where the file lies on the server."""
-    body = (f'--x\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n\r\n'.encode()
-            + path.read_bytes() + b"\r\n--x--\r\n")  # fmt: skip
+    body = (
+        f'--x\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n\r\n'.encode()
+        + path.read_bytes()
+        + b"\r\n--x--\r\n"
+    )
     headers = {"Content-Type": "multipart/form-data; boundary=x", **headers}
     (answer,) = json.load(urllib.request.urlopen(urllib.request.Request(address + "gradio_api/upload", body, headers)))
     return answer
@@ -345,8 +144,9 @@ def press(address, button, picture, motion, *more):
     (event,) = (each["id"] for each in config["dependencies"] if [buttons[0], "click"] in each["targets"])
     files = [{"path": path, "url": path, "meta": {"_type": "gradio.FileData"}} for path in (picture, motion)]
     body = {"data": [*files, *more], "fn_index": event, "session_hash": "forged"}
-    request = urllib.request.Request(address + "gradio_api/queue/join", json.dumps(body).encode(),
-                                     {"Content-Type": "application/json"})  # fmt: skip
+    request = urllib.request.Request(
+        address + "gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     urllib.request.urlopen(request)
     with urllib.request.urlopen(address + "gradio_api/queue/data?session_hash=forged", timeout=600) as answer:
         for line in answer:
@@ -372,7 +172,7 @@ def most_memory(process):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux' /proc")
 @pytest.mark.parametrize("server", [(signal.SIGTERM, 143)], indirect=True)
-def test_one_visitor_cannot_kill_it(server, tmp_path):
+def test_one_visitor_cannot_kill_it(server, tmp_path, keypoints):
     """A canvas like a line, a film in the dark, and large results: each took 4 to 80 GB."""
     address, folder, process = server
     own = set(folder.rglob("*.*"))  # the example
@@ -435,7 +235,7 @@ def wait_for(page, words, timeout):
 def test_a_password(monkeypatch, micro_params, micro):
     pytest.importorskip("gradio")
     monkeypatch.setenv("ANIMATE_JAX_PASSWORD", "open sesame")
-    with served(Arguments(port=0), Pipeline(micro_params, micro)) as address:
+    with serving(Pipeline(micro_params, micro), port=0) as address:
         assert address.startswith("http://127.0.0.1:")
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(address + "config")
@@ -455,16 +255,12 @@ def test_a_password(monkeypatch, micro_params, micro):
 def test_a_page_open_to_the_network_says_so(password, monkeypatch, micro_params, micro, capsys):
     monkeypatch.setenv("ANIMATE_JAX_PASSWORD", password)
     monkeypatch.setitem(sys.modules, "gradio", types.SimpleNamespace())  # the words come before the page
-    with pytest.raises(AttributeError), served(Arguments(host="0.0.0.0"), Pipeline(micro_params, micro)):
+    with pytest.raises(AttributeError), serving(Pipeline(micro_params, micro), "0.0.0.0"):
         pass
     assert ("ANIMATE_JAX_PASSWORD=... asks" in capsys.readouterr().err) is (not password)
 
 
 def test_without_gradio(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r"pip install 'animate-jax\[web\]'"), served(Arguments(port=0)):
+    with pytest.raises(UserError, match=r"pip install 'animate-jax\[web\]'"), serving(port=0):
         pass
-
-
-def test_the_bundled_motion_fits_the_limits():
-    assert frame_count(MOTION, 1) < Arguments(port=0).seconds

@@ -1,4 +1,4 @@
-"""What visitors leave on the disk, and what is refused at the door."""
+"""What visitors leave on the disk, and which uploads are refused."""
 
 import asyncio
 import json
@@ -10,14 +10,14 @@ import time
 import pytest
 
 from animate_jax import limits
-from animate_jax.web.uploads import ENVELOPE, PREFIX, Door, Shelf, temporary_folder
+from animate_jax.web.uploads import FOLDER_PREFIX, MULTIPART_BYTES, FileStore, UploadGuard, temporary_folder
 
 LARGEST = 1_000_000  # bytes
 
 
 @pytest.fixture
-def shelf(tmp_path):
-    return Shelf(tmp_path, LARGEST, keep=100.0)
+def store(tmp_path):
+    return FileStore(tmp_path, LARGEST, keep=100.0)
 
 
 def put(folder, name, size=LARGEST, age=0.0):
@@ -32,49 +32,49 @@ def there(folder):
     return sorted(path.parent.name for path in folder.rglob("file"))
 
 
-def test_old_files_go(shelf, tmp_path):
+def test_old_files_go(store, tmp_path):
     put(tmp_path, "example", age=500)
-    shelf.own_what_is_there()
+    store.keep_existing()
     put(tmp_path, "old", age=101)
     put(tmp_path, "new", age=90)
-    shelf.tidy()
+    store.evict()
     assert there(tmp_path) == ["example", "new"] and not (tmp_path / "old").exists()
 
 
-def test_the_oldest_make_room(shelf, tmp_path, monkeypatch):
+def test_the_oldest_make_room(store, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "PAGE_FILES", 3)
     put(tmp_path, "example", 10 * LARGEST)
-    shelf.own_what_is_there()
+    store.keep_existing()
     for index in range(6):
         put(tmp_path, str(index), age=50 - index)
-    shelf.tidy()
+    store.evict()
     assert there(tmp_path) == ["3", "4", "5", "example"]
 
 
-def test_many_small_files(shelf, tmp_path, monkeypatch):
+def test_many_small_files(store, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "PAGE_NAMES", 4)
     for index in range(9):
         put(tmp_path, str(index), 1, age=50 - index)
-    shelf.tidy()
+    store.evict()
     assert there(tmp_path) == ["5", "6", "7", "8"]
 
 
-def test_an_address_replaces_its_own(shelf, tmp_path, monkeypatch):
+def test_an_address_replaces_its_own(store, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "PAGE_VISITOR_FILES", 2)
     others = put(tmp_path, "others", age=90)
-    shelf.add("b", [others])
+    store.add("b", [others])
     for index in range(4):
-        shelf.add("a", [put(tmp_path, str(index))])
-    shelf.add("a", [tmp_path / "2" / "file"])  # again, so the newest
-    shelf.add("a", [put(tmp_path, "4")])
+        store.add("a", [put(tmp_path, str(index))])
+    store.add("a", [tmp_path / "2" / "file"])  # again, so the newest
+    store.add("a", [put(tmp_path, "4")])
     assert there(tmp_path) == ["2", "4", "others"]
-    assert set(shelf.by_address) == {"a", "b"}
-    shelf.remove(others)
-    shelf.tidy()
-    assert set(shelf.by_address) == {"a"}
+    assert set(store.by_address) == {"a", "b"}
+    store.remove(others)
+    store.evict()
+    assert set(store.by_address) == {"a"}
 
 
-def visit(door, path="/gradio_api/upload", length=10, address="1.2.3.4", method="POST", **headers):
+def visit(guard, path="/gradio_api/upload", length=10, address="1.2.3.4", method="POST", **headers):
     """The status that is answered; of uploads, the file that the application wrote."""
     sent = []
     headers = {"host": "page.org:7860", "content-length": str(length)} | headers
@@ -84,7 +84,7 @@ def visit(door, path="/gradio_api/upload", length=10, address="1.2.3.4", method=
     async def send(message):
         sent.append(message)
 
-    asyncio.run(door(scope, None, send))
+    asyncio.run(guard(scope, None, send))
     return sent[0]["status"]
 
 
@@ -115,8 +115,8 @@ def application(folder):
         ({"origin": "https://page.org.evil.org"}, 403),
         ({"origin": "null"}, 403),
         ({"origin": "https://evil.org", "sec_fetch_site": "cross-site", "host": "evil.org"}, 403),
-        ({"length": LARGEST + ENVELOPE}, 200),
-        ({"length": LARGEST + ENVELOPE + 1}, 413),
+        ({"length": LARGEST + MULTIPART_BYTES}, 200),
+        ({"length": LARGEST + MULTIPART_BYTES + 1}, 413),
         ({"content_length": "", "transfer_encoding": "chunked"}, 411),
         ({"content_length": "many"}, 411),
         ({"path": "/gradio_api/queue/join", "length": limits.PAGE_CALL_BYTES}, 200),
@@ -126,38 +126,38 @@ def application(folder):
         ({"method": "OPTIONS", "origin": "https://evil.org"}, 403),  # may a foreign page ask with any headers?
         ({"method": "GET", "path": "/", "origin": "https://evil.org"}, 200),  # a link
     ],
-)  # fmt: skip
-def test_the_door(shelf, tmp_path, headers, status):
-    assert visit(Door(application(tmp_path), shelf), **headers) == status
+)
+def test_the_guard(store, tmp_path, headers, status):
+    assert visit(UploadGuard(application(tmp_path), store), **headers) == status
 
 
-def test_uploads_are_counted(shelf, tmp_path, monkeypatch):
+def test_uploads_are_counted(store, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "PAGE_VISITOR_FILES", 2)
-    door = Door(application(tmp_path), shelf)
+    guard = UploadGuard(application(tmp_path), store)
     for _ in range(5):
-        assert visit(door) == 200
-    assert there(tmp_path) == ["4", "5"] and not door.coming
+        assert visit(guard) == 200
+    assert there(tmp_path) == ["4", "5"] and not guard.in_flight
 
 
-def test_uploads_under_way_are_counted(shelf, tmp_path, monkeypatch):
+def test_uploads_under_way_are_counted(store, tmp_path, monkeypatch):
     """Files that are still coming lie on the disk already."""
     monkeypatch.setattr(limits, "PAGE_VISITOR_FILES", 2)
     monkeypatch.setattr(limits, "PAGE_FILES", 3)
-    door = Door(application(tmp_path), shelf)
-    door.coming = {"1.2.3.4": 1_500_000}
-    assert visit(door, length=500_001) == 429 and visit(door, length=500_000) == 200
-    door.coming = {"1.2.3.4": 1_500_000, "5.6.7.8": 1_100_000}
-    assert visit(door, length=500_000) == 429 and visit(door, length=400_000, address="9.9.9.9") == 200
+    guard = UploadGuard(application(tmp_path), store)
+    guard.in_flight = {"1.2.3.4": 1_500_000}
+    assert visit(guard, length=500_001) == 429 and visit(guard, length=500_000) == 200
+    guard.in_flight = {"1.2.3.4": 1_500_000, "5.6.7.8": 1_100_000}
+    assert visit(guard, length=500_000) == 429 and visit(guard, length=400_000, address="9.9.9.9") == 200
 
 
-def test_a_failed_upload_is_forgotten(shelf):
+def test_a_failed_upload_is_forgotten(store):
     async def app(scope, receive, send):
         raise RuntimeError("the visitor has gone")
 
-    door = Door(app, shelf)
+    guard = UploadGuard(app, store)
     with pytest.raises(RuntimeError):
-        visit(door)
-    assert not door.coming
+        visit(guard)
+    assert not guard.in_flight
 
 
 HOLD = """
@@ -183,7 +183,7 @@ def test_folders_of_killed_servers_go(tmp_path, monkeypatch):
                 assert all(map(os.path.exists, theirs))
             for folder in theirs:
                 os.utime(folder, (0, 0))
-            (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / "precious")
+            (tmp_path / f"{FOLDER_PREFIX}link").symlink_to(tmp_path / "precious")
             (tmp_path / "precious").mkdir()
             with temporary_folder() as own:
                 assert [os.path.exists(folder) for folder in (*theirs, own)] == [False, True, True]

@@ -1,0 +1,353 @@
+"""What the page in the browser does, without the page: checks what visitors give, animates it, and keeps the files.
+
+One video is made at a time. A session is one visitor's open page. `animate_jax.limits` says how much it may ask for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import math
+import pathlib
+import queue
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from animate_jax import limits
+from animate_jax.config import Preset, SamplingConfig, Speed
+from animate_jax.errors import UserError
+from animate_jax.pose.draw import Drawn, draw
+from animate_jax.sampling.pipeline import Pipeline
+from animate_jax.video.files import IMAGE_SUFFIXES, frame_count, frame_rate, read_image, write_image, write_video
+from animate_jax.video.open import check_size, open_video
+from animate_jax.web.uploads import FileStore
+
+KEYPOINT_SUFFIXES = (".json", ".npz")
+MOTION_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", *KEYPOINT_SUFFIXES)
+PREVIEW_EVERY = 2.0  # seconds
+KEEP_FILES = 3600.0  # seconds that uploads and results stay on the disk unused
+CLOSING_TIMEOUT = 60  # seconds that the end waits for the denoising step under way
+
+RGB = UInt8[np.ndarray, "_ _ 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisitorLimits:
+    frames: int = 240  # of a result, at most
+    seconds: int = 60  # of a driving video, at most
+    megabytes: int = 100  # of an uploaded file, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a visitor asks for, in the order of the page's fields; the last four do not matter to the poses."""
+
+    reference: str | None  # paths of uploaded files
+    driving: str | None
+    frames: int
+    person: str
+    align: Any  # a `pose.retarget.Alignment`, which the pipeline checks
+    size: str  # one of `Studio.sizes`
+    steps: int | None = None
+    guidance: float | int | None = None
+    speed: Speed = "exact"
+    seed: int = 0
+
+
+class Update(NamedTuple):
+    """What the page shows while a video is made; `video` and `side_by_side` are set in the last one."""
+
+    text: str
+    preview: RGB | None = None
+    video: str | None = None
+    side_by_side: str | None = None
+
+
+class Cancelled(Exception):
+    """The visitor pressed Cancel, or left."""
+
+
+class Progress:
+    """The pipeline's callback: puts updates into a queue, and ends the work when it was cancelled."""
+
+    def __init__(self):
+        self.updates: queue.SimpleQueue[Update | BaseException] = queue.SimpleQueue()
+        self.cancelled = threading.Event()
+        self.started = self.last_preview = time.monotonic()
+
+    def __call__(self, done: float, preview: Callable[[], RGB]) -> None:
+        self.check()
+        due = time.monotonic() - self.last_preview > PREVIEW_EVERY
+        if due:
+            self.last_preview = time.monotonic()
+        self.updates.put(Update(f"Denoising: {done:.0%}", preview() if due else None))
+
+    def check(self) -> None:
+        if self.cancelled.is_set():
+            raise Cancelled
+
+
+class Studio:
+    """Everything behind the page.
+
+    Args:
+        folder: where results go; in the page, uploads lie there, too.
+    """
+
+    def __init__(self, pipeline: Pipeline, visitor_limits: VisitorLimits, folder: pathlib.Path):
+        self.pipeline, self.limits, self.folder = pipeline, visitor_limits, folder
+        self.store = FileStore(folder, visitor_limits.megabytes * 1_000_000, KEEP_FILES)
+        self.sizes = size_choices(pipeline.preset)
+        self.device_lock = threading.Lock()
+        self.running: dict[str, Progress] = {}  # session -> its video
+        self.session_files: dict[str, set[pathlib.Path]] = {}  # used or made by the session
+        self.compiled_shapes: set[tuple] = set()
+
+    def preview_poses(self, request: Request, session: str = "") -> tuple[RGB, str]:
+        """The cropped reference beside its skeleton; a video of the detected beside the retargeted skeleton.
+
+        Raises:
+            UserError: anything wrong with the input.
+        """
+        reference, driving = self.check_files(request, session)
+        config = self.sampling_config(request)
+        height, width = config.height, config.width
+        with self.with_client_paths((reference, driving)), self.device_lock:
+            image, keypoints = self.pipeline.frame_reference(shrink(read_image(reference)), config)
+            motion = self.pipeline.read_motion(
+                driving, self.clamp_frames(request), progress=False, person=request.person, size=(height, width)
+            )
+            fitted = self.pipeline.draw_motion(motion, keypoints, config, request.align)
+            if motion.keypoints is None:
+                detected = fitted
+            else:
+                aspect = min(motion.canvas[1] / motion.canvas[0], limits.CANVAS_RATIO)
+                detected_width = max(round(height * aspect / 2) * 2, 2)
+                detected = Drawn(motion.keypoints, height, detected_width, config.pose_style)
+            video = self.new_file("poses.mp4", session)
+            pairs = (np.concatenate([detected[frame], fitted[frame]], 1) for frame in range(len(motion)))
+            write_video(video, pairs, motion.fps)
+        return np.concatenate([image, draw(keypoints, height, width, config.pose_style)], 1), video
+
+    def animate(self, request: Request, session: str = "") -> Iterator[Update]:
+        """Makes the video and says how far it is. `cancel`, or closing the iterator, stops it and frees the device.
+
+        Raises:
+            UserError: anything wrong with the input.
+        """
+        files = self.check_files(request, session)
+        config = self.sampling_config(request)
+        self.running[session] = progress = Progress()
+        worker = threading.Thread(target=self._work, args=(request, files, config, session, progress), daemon=True)
+        worker.start()
+        try:
+            with self.with_client_paths(files):
+                while True:
+                    update = progress.updates.get()
+                    if isinstance(update, BaseException):
+                        raise update
+                    yield update
+                    if update.video:
+                        return
+        except Cancelled:
+            yield Update("Cancelled")
+        finally:
+            progress.cancelled.set()
+            worker.join()
+            if self.running.get(session) is progress:
+                del self.running[session]
+
+    def _work(
+        self,
+        request: Request,
+        files: tuple[pathlib.Path, pathlib.Path],
+        config: SamplingConfig,
+        session: str,
+        progress: Progress,
+    ) -> None:
+        """The thread that makes a video; the last update is its end or an exception."""
+        updates = progress.updates
+        try:
+            with self.device_lock:
+                progress.check()
+                updates.put(Update("Reading the pose of every frame"))
+                stream = self.pipeline.stream(
+                    shrink(read_image(files[0])),
+                    files[1],
+                    frames=self.clamp_frames(request),
+                    seed=int(request.seed),
+                    progress=False,
+                    align=request.align,
+                    person=request.person,
+                    watch=progress,
+                    width=config.width,
+                    height=config.height,
+                    steps=request.steps,
+                    guidance=request.guidance,
+                    speed=request.speed,
+                )
+                updates.put(Update("Decoding the frames"))
+                video, side_by_side = self.new_file("result.mp4", session), self.new_file("side_by_side.mp4", session)
+                stream.save(video, side_by_side)
+                self._limit_programs(request.size, len(stream), config.guidance > 1, request.speed)
+            seconds = time.monotonic() - progress.started
+            updates.put(Update(f"{len(stream)} frames in {seconds:.0f} s", None, video, side_by_side))
+        except BaseException as error:
+            updates.put(error)
+
+    def cancel(self, session: str) -> str:
+        """Stops the session's video after the denoising step that is under way."""
+        if progress := self.running.get(session):
+            progress.cancelled.set()
+        return "Cancelled"
+
+    def close(self) -> None:
+        """Stops all videos and waits: a process cannot end well while the device computes."""
+        for session in list(self.running):
+            self.cancel(session)
+        self.device_lock.acquire(timeout=CLOSING_TIMEOUT)
+
+    def end_session(self, session: str) -> None:
+        """Stops the session's video, and removes uploads and results that no other session uses."""
+        self.cancel(session)
+        own, others = self.session_files.pop(session, set()), set().union(*list(self.session_files.values()))
+        for file in own - others:
+            self.store.remove(file)
+
+    def evict(self) -> None:
+        """Removes files that are too old or too many, and sessions that have none left."""
+        self.store.evict()
+        for session, files in list(self.session_files.items()):
+            if not any(file.exists() for file in list(files)):
+                self.session_files.pop(session, None)
+
+    def check_files(self, request: Request, session: str = "") -> tuple[pathlib.Path, pathlib.Path]:
+        """The reference and the driving file.
+
+        Raises:
+            UserError: a file is missing, of an unknown kind, too big or too long.
+        """
+        reference = self._check_file(request.reference, "picture", IMAGE_SUFFIXES, session)
+        driving = self._check_file(request.driving, "motion", MOTION_SUFFIXES, session)
+        if driving.suffix.lower() not in KEYPOINT_SUFFIXES:
+            with self.with_client_paths((reference, driving)):
+                self._check_video(driving)
+        return reference, driving
+
+    def _check_file(self, path: str | None, kind: str, suffixes: tuple[str, ...], session: str) -> pathlib.Path:
+        if not path:
+            raise UserError(f"No {kind} yet: drop one, or pick an example.")
+        file = pathlib.Path(path)
+        if file.suffix.lower() not in suffixes:
+            raise UserError(f"{file.name}: this is no {kind}: use one of {' '.join(suffixes)}.")
+        if not file.is_file():
+            raise UserError(f"{file.name}: is no longer here: drop it again.")
+        max_bytes = self.limits.megabytes * 1_000_000
+        if file.suffix.lower() in KEYPOINT_SUFFIXES:
+            max_bytes = min(max_bytes, limits.PAGE_KEYPOINTS_BYTES)
+        if file.stat().st_size > max_bytes:
+            raise UserError(f"{file.name}: larger than {max_bytes // 1_000_000} MB: cut or compress it.")
+        if self.folder in file.parents:
+            file.touch()
+            self.session_files.setdefault(session, set()).add(file)
+        return file
+
+    def _check_video(self, file: pathlib.Path) -> None:
+        """Raises UserError when it is too long, or has too many pixels."""
+        seconds, rate = frame_count(file, 1), frame_rate(file)
+        if seconds > self.limits.seconds:
+            raise UserError(f"{file.name}: {seconds} s long, more than {self.limits.seconds} s: cut it.")
+        with open_video(file) as (_, stream):
+            width, height = stream.codec_context.width, stream.codec_context.height
+        check_size(file.name, width, height, limits.PAGE_VIDEO_PIXELS)
+        if seconds * rate * width * height > limits.PAGE_VIDEO_DECODED:
+            raise UserError(f"{file.name}: too many pixels at {rate:.0f} frames/s: scale it down.")
+
+    def sampling_config(self, request: Request) -> SamplingConfig:
+        """How the pipeline will sample.
+
+        Raises:
+            UserError: it would take too much memory or time.
+        """
+        if request.size not in self.sizes:
+            raise UserError(f"Size {request.size}: choose one of {', '.join(self.sizes)}.")
+        width, height = self.sizes[request.size]
+        config = self.pipeline.options(
+            request.speed, width=width, height=height, steps=request.steps, guidance=request.guidance
+        )
+        default = self.pipeline.preset.sampling
+        area = width * height / (default.width * default.height)
+        work = self.clamp_frames(request) * config.steps * area * (2 if config.guidance > 1 else 1)
+        if work > limits.PAGE_WORK:
+            raise UserError(
+                f"This would keep the others waiting for too long: choose {limits.PAGE_WORK / work:.0%} of the frames "
+                "or steps, or a smaller size."
+            )
+        return config
+
+    def clamp_frames(self, request: Request) -> int:
+        return max(1, min(int(request.frames), self.limits.frames))
+
+    def save_image(self, image: RGB, session: str) -> str:
+        """As a file, which goes with its session; of arrays, Gradio keeps files of its own."""
+        file = self.new_file("picture.png", session)
+        write_image(file, image)
+        return file
+
+    def new_file(self, name: str, session: str) -> str:
+        """A path in a folder of its own."""
+        file = pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / name
+        self.session_files.setdefault(session, set()).add(file)
+        return str(file)
+
+    @contextlib.contextmanager
+    def with_client_paths(self, files: Iterable[pathlib.Path]) -> Iterator[None]:
+        """Errors name the visitor's files, not where they lie here."""
+        try:
+            yield
+        except UserError as error:
+            text = str(error)
+            for file in files:
+                text = text.replace(str(file), file.name)
+            raise UserError(re.sub(f"{re.escape(str(self.folder))}/([^/]*/)?", "", text)) from None
+
+    def _limit_programs(self, size: str, frames: int, *choices: object) -> None:
+        """Every shape is compiled anew, and JAX keeps the programs: beyond some, all of them are dropped."""
+        self.compiled_shapes.add((size, min(frames, self.pipeline.preset.sampling.window), *choices))
+        if len(self.compiled_shapes) > limits.PAGE_PROGRAMS:
+            self.compiled_shapes.clear()
+            jax.clear_caches()
+            gc.collect()
+            with contextlib.suppress(OSError, AttributeError):  # the C library of Linux keeps what was freed
+                ctypes.CDLL(None).malloc_trim(0)
+
+
+def size_choices(preset: Preset) -> dict[str, tuple[int, int]]:
+    """Width and height in pixels of the results on offer, the preset's first: portrait, square and landscape, of a few
+    areas. A list, so that visitors cannot have any number of sizes compiled."""
+    width, height = preset.sampling.width, preset.sampling.height
+    multiple, sizes = 2 * preset.model.vae.downscale, [(width, height)]
+    for area in limits.PAGE_AREAS:
+        side, stretch = math.sqrt(area * width * height), math.sqrt(height / width)
+        for ratio in (stretch, 1, 1 / stretch):
+            rounded = [max(round(length / multiple), 1) * multiple for length in (side / ratio, side * ratio)]
+            sizes.append((rounded[0], rounded[1]))
+    return {f"{width} x {height}": (width, height) for width, height in sizes if width >= 32 <= height}
+
+
+def shrink(image: RGB) -> RGB:
+    """Results are much smaller; around a large reference, much memory would be spent."""
+    smaller = Image.fromarray(image)
+    smaller.thumbnail((limits.PAGE_PICTURE_SIDE, limits.PAGE_PICTURE_SIDE), Image.Resampling.LANCZOS)
+    return np.array(smaller)

@@ -1,0 +1,216 @@
+"""What is behind the page: what it refuses, what it says, and what it leaves."""
+
+import contextlib
+import shutil
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from animate_jax import limits
+from animate_jax.config import presets
+from animate_jax.errors import UserError
+from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
+from animate_jax.video.files import frame_count, read_video, write_video
+from animate_jax.web.studio import Request, Studio, VisitorLimits, shrink, size_choices
+
+PICTURE, MOTION = str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+def ask(reference=PICTURE, driving=MOTION, frames=3, size="48 x 64", guidance=2.0, **rest):
+    return Request(reference, driving, frames, "largest", "bones", size, guidance=guidance, **rest)
+
+
+@pytest.fixture
+def studio(micro_params, micro, tmp_path):
+    return Studio(Pipeline(micro_params, micro), VisitorLimits(frames=5, seconds=4, megabytes=1), tmp_path / "made")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path):
+    (tmp_path / "made").mkdir()
+
+
+def test_what_it_refuses(studio, tmp_path):
+    (tmp_path / "big.png").write_bytes(b"0" * 1_000_001)
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "page.html").write_text("<script>")
+    write_video(tmp_path / "long.mp4", np.zeros((25, 32, 32, 3), np.uint8), 5)
+    for reference, driving, message in (
+        (None, MOTION, "No picture yet"),
+        (PICTURE, None, "No motion yet"),
+        (str(tmp_path / "page.html"), MOTION, "^page.html: this is no picture: use one of .png"),
+        (PICTURE, str(tmp_path / "page.html"), "^page.html: this is no motion"),
+        (str(tmp_path / "big.png"), MOTION, "^big.png: larger than 1 MB"),
+        (PICTURE, str(tmp_path / "long.mp4"), "^long.mp4: 5 s long, more than 4 s"),
+        (PICTURE, str(tmp_path / "text.mp4"), "^text.mp4: not a readable video"),
+    ):
+        with pytest.raises(UserError, match=message):
+            studio.preview_poses(ask(reference, driving))
+        with pytest.raises(UserError, match=message):
+            next(studio.animate(ask(reference, driving, steps=1)))
+
+
+def test_the_poses_before_running(studio):
+    picture, video = studio.preview_poses(ask())
+    assert picture.shape == (64, 96, 3) and picture[:, 48:].any()
+    frames, fps = read_video(video)
+    assert len(frames) == 3 and fps == pytest.approx(10) and frames.shape[1] == 64
+    for half in (frames[:, :, :-48], frames[:, :, -48:]):  # a person of some height in both
+        assert np.ptp(np.nonzero(half.max((0, 2, 3)) > 64)[0]) > 32
+
+
+def test_a_video_with_progress_and_preview(studio, monkeypatch):
+    monkeypatch.setattr("animate_jax.web.studio.PREVIEW_EVERY", 0)
+    updates = list(studio.animate(ask(frames=9, steps=2, speed="fast")))
+    percent = [update.text for update in updates if "%" in update.text]
+    assert len(percent) == 4 and percent[-1].endswith("100%")  # 2 steps of 2 windows; 5 frames are the limit
+    assert all(update.preview.shape == (64, 48, 3) for update in updates if "%" in update.text)
+    assert updates[-1].text.startswith("5 frames in ")
+    assert len(read_video(updates[-1].video)[0]) == 5 and read_video(updates[-1].side_by_side)[0].shape[2] == 144
+
+
+def test_the_preview_nears_the_result(micro_params, micro):
+    """After the last step of DDIM without guidance, what the model makes of the first frame is that frame."""
+    seen = []
+    animation = Pipeline(micro_params, micro)(
+        PICTURE,
+        MOTION,
+        frames=2,
+        guidance=1.0,
+        progress=False,
+        watch=lambda done, preview: seen.append((done, preview())),
+    )
+    assert [done for done, _ in seen] == [0.5, 1.0]
+    first, last = (np.abs(preview.astype(int) - animation.frames[0]).mean() for _, preview in seen)
+    assert last < 2 < first
+
+
+def test_leaving_stops_the_work(studio):
+    updates = studio.animate(ask(frames=5, steps=500))
+    while "%" not in next(updates).text:
+        pass
+    updates.close()
+    assert not studio.device_lock.locked() and threading.active_count() < 20
+    assert not list(studio.folder.rglob("*.mp4"))
+
+
+def test_cancel(studio):
+    updates = studio.animate(ask(frames=5, steps=500), "me")
+    while "%" not in next(updates).text:
+        pass
+    studio.cancel("somebody else")
+    assert "%" in next(updates).text
+    assert studio.cancel("me") == "Cancelled"
+    assert len(rest := list(updates)) < 500 and rest[-1].text == "Cancelled"
+    assert not studio.device_lock.locked()
+
+
+def test_sizes_on_offer(micro):
+    """Few, so that few are compiled; none with much more than four times the preset's pixels."""
+    for preset in (micro, *presets().values()):
+        found, multiple = size_choices(preset), preset.model.vae.downscale
+        width, height = preset.sampling.width, preset.sampling.height
+        assert len(found) <= 10 and next(iter(found.values())) == (width, height)
+        assert all(side % multiple == 0 for size in found.values() for side in size)
+        assert all(0.8 < w * h / (width * height) < 4.3 for w, h in found.values())
+
+
+def test_what_is_too_much(studio, monkeypatch):
+    def animate(**changes):
+        return studio.animate(ask(**{"frames": 5, "steps": 10} | changes))
+
+    with pytest.raises(UserError, match="Size 1024 x 1024: choose one of 48 x 64, "):
+        next(animate(size="1024 x 1024"))
+    monkeypatch.setattr(limits, "PAGE_WORK", 100)
+    animate().close()
+    for more in ({"steps": 11}, {"size": "64 x 48", "steps": 11}, {"size": "96 x 128", "guidance": 1.0}):
+        with pytest.raises(UserError, match=r"choose \d+% of the frames or steps, or a smaller size"):
+            next(animate(**more))
+    with pytest.raises(UserError, match="--steps 0"):
+        next(animate(steps=0))
+
+
+def test_videos_of_too_many_pixels(studio, monkeypatch):
+    monkeypatch.setattr(limits, "PAGE_VIDEO_PIXELS", 5000)
+    with pytest.raises(UserError, match=r"^driving.mp4: .* scale it down"):
+        studio.preview_poses(ask())
+    monkeypatch.undo()
+    monkeypatch.setattr(limits, "PAGE_VIDEO_DECODED", 100_000)
+    with pytest.raises(UserError, match=r"^driving.mp4: too many pixels at 10 frames/s"):
+        studio.preview_poses(ask())
+
+
+def test_a_wide_canvas_takes_no_memory(studio, tmp_path, keypoints):
+    """Refused, or at most as wide as any picture: 5 frames of 64 x 1024 pixels."""
+    tracemalloc.start()
+    with contextlib.suppress(UserError):
+        _, video = studio.preview_poses(ask(PICTURE, keypoints(tmp_path / "wide.json", (999_999, 100), 240)))
+        assert read_video(video)[0].shape[2] <= 64 * limits.CANVAS_RATIO + 48
+    # 8.6 GB once; what libraries load at the first look is in it, as is what other threads take meanwhile.
+    assert tracemalloc.get_traced_memory()[1] < 250e6
+    tracemalloc.stop()
+
+
+def test_keypoint_files_are_small(studio, tmp_path, monkeypatch, keypoints):
+    monkeypatch.setattr(limits, "PAGE_KEYPOINTS_BYTES", 500_000)
+    with pytest.raises(UserError, match=r"^large.json: larger than 0 MB"):
+        studio.preview_poses(ask(PICTURE, keypoints(tmp_path / "large.json", (100, 100), 2, 500_000)))
+
+
+def test_large_pictures_are_shrink():
+    assert shrink(np.zeros((64, 48, 3), np.uint8)).shape == (64, 48, 3)
+    assert shrink(np.zeros((8000, 500, 3), np.uint8)).shape == (2048, 128, 3)
+
+
+def test_programs_are_dropped(studio, monkeypatch):
+    monkeypatch.setattr(limits, "PAGE_PROGRAMS", 1)
+    cleared = []
+    monkeypatch.setattr("jax.clear_caches", lambda: cleared.append(True))
+    for frames in (2, 2, 3):
+        list(studio.animate(ask(frames=frames, steps=1, guidance=1.0)))
+    assert len(cleared) == 1 and not studio.compiled_shapes
+
+
+def test_sessions_are_forgotten_with_their_files(studio):
+    mine, both = studio.folder / "a" / "me.png", studio.folder / "b" / "dance.mp4"
+    for file, source in ((mine, PICTURE), (both, MOTION)):
+        file.parent.mkdir()
+        shutil.copy(source, file)
+    for session in ("me", "you"):
+        studio.preview_poses(ask(str(mine) if session == "me" else PICTURE, str(both)), session)
+    list(studio.animate(ask(str(mine), str(both), frames=2, steps=1, guidance=1.0), "me"))
+    assert not studio.running and len(list(studio.folder.rglob("*.mp4"))) == 5
+    studio.end_session("me")
+    assert sorted(file.name for file in studio.folder.rglob("*.*")) == ["dance.mp4", "poses.mp4"]
+    assert set(studio.session_files) == {"you"}
+    with pytest.raises(UserError, match=r"^me.png: is no longer here"):
+        studio.preview_poses(ask(str(mine)))
+    studio.store.keep = 0.0
+    studio.evict()
+    assert not studio.session_files and not list(studio.folder.rglob("*.*"))
+
+
+def test_messages_name_no_folder(studio, monkeypatch):
+    """Nor those of the page itself."""
+
+    def full(path, *_):
+        raise UserError(f"{path}: cannot be written (No space left on device): is the disk full?")
+
+    monkeypatch.setattr("animate_jax.web.studio.write_video", full)
+    with pytest.raises(UserError, match=r"^poses.mp4: cannot be written"):
+        studio.preview_poses(ask())
+
+
+def test_the_end_waits_for_the_device(studio):
+    updates = studio.animate(ask(frames=5, steps=500), "me")
+    while "%" not in next(updates).text:
+        pass
+    studio.close()
+    assert list(updates)[-1].text == "Cancelled" and studio.device_lock.locked()  # nothing begins any more
+
+
+def test_the_bundled_motion_fits_the_limits():
+    assert frame_count(MOTION, 1) < VisitorLimits().seconds
