@@ -1,6 +1,7 @@
-"""Folders that may lie in a bucket (gs://, s3://, ...): every such address a user gives goes through here.
+"""Folders that may lie in a bucket (gs://): every such address a user gives goes through here.
 
-etils' epath reads and writes them, with fsspec's packages underneath; Orbax and array_record know gs:// themselves.
+etils' epath reads and writes them, with gcsfs underneath; Orbax and array_record know gs:// themselves, and no other
+kind of store: S3's and Azure's are refused before anything is half done.
 Object stores can neither append to a file nor rename a folder. So a run's logs, pictures and traces are written into a
 local folder that is uploaded as it changes (`Mirror`), and checkpoints are complete when a marker was written last.
 """
@@ -11,8 +12,10 @@ import contextlib
 import os
 import pathlib
 import shutil
+import socket
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -20,7 +23,8 @@ from etils import epath
 
 from animate_jax.errors import UserError
 
-PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # what opens each kind of address
+KIND, PACKAGE = "gs", "gcsfs"  # of address, and what opens it
+LOCK = "run.lock"  # names the process that writes into a bucket's folder
 Address = str | os.PathLike
 Folder = pathlib.Path | epath.Path  # local or remote; both are used as pathlib's
 
@@ -33,13 +37,15 @@ def to_path(address: Address) -> Folder:
     """A folder or file, local (made absolute, `~` expanded) or in a bucket.
 
     Raises:
-        UserError: an unknown kind of address, or the package that opens it is not installed.
+        UserError: another kind of address than gs://, or the package that opens it is not installed.
     """
     if not is_remote(address):
         return pathlib.Path(address).expanduser().absolute()
-    kind = os.fspath(address).partition("://")[0]
-    if kind not in PACKAGES:
-        raise UserError(f"{address}: unknown kind of address: give a local path or one of {', '.join(PACKAGES)}://")
+    if os.fspath(address).partition("://")[0] != KIND:
+        raise UserError(
+            f"{address}: unknown kind of address (Orbax and array_record know of no stores but gs://): give a "
+            "local path, which may be a mounted one, or a gs:// address"
+        )
     with talking_to(address):
         path = epath.Path(address)
         path.exists()  # meets a missing package or key now
@@ -58,8 +64,7 @@ def talking_to(address: Address) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        package = PACKAGES.get(os.fspath(address).partition("://")[0], "fsspec")
-        raise UserError(f"{address}: needs the package {package}: pip install {package}") from error
+        raise UserError(f"{address}: needs the package {PACKAGE}: pip install {PACKAGE}") from error
     except Exception as error:  # of gcsfs, aiohttp, google.auth, botocore, ...
         reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         advice = "check the address and the key (for gs:// `gcloud auth application-default login`)"
@@ -115,11 +120,18 @@ def _upload(file: pathlib.Path, remote: epath.Path) -> None:
     epath.Path(file).copy(remote, overwrite=True)
 
 
+class Overtaken(UserError):
+    """Another run has taken over this one's folder."""
+
+
 class Mirror:
     """A local folder whose files are uploaded to a bucket as they change; for a local address, that folder itself.
 
     A failed upload is made up for by the next one: what a store refuses for a minute must not end a training. Only the
     last upload, at the end of the `with` block, raises.
+
+    Of two that write one bucket's folder, the later one goes on: the earlier one, which finds the later one's name in
+    `run.lock`, stops. So a run that was killed, and left its own there, is in nobody's way.
 
     Attributes:
         path: the local folder.
@@ -144,7 +156,9 @@ class Mirror:
         self._remote = to_path(address)
         self.path = pathlib.Path(tempfile.mkdtemp(prefix="animate_jax_run_"))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._name = f"process {os.getpid()} on {socket.gethostname()}, begun {time.strftime('%F %T')}, {uuid.uuid4()}"
         with talking_to(address):
+            (self._remote / LOCK).write_text(self._name)
             for name in fetch:
                 if (self._remote / name).exists():
                     (self.path / name).write_bytes((self._remote / name).read_bytes())
@@ -165,16 +179,24 @@ class Mirror:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def sync(self) -> UserError | None:
-        """Uploads what has changed, in the background, if the last time is long enough ago; tells how that went."""
+        """Uploads what has changed, in the background, if the last time is long enough ago; tells how that went.
+
+        Raises:
+            Overtaken: somebody else has begun to write there.
+        """
         soon = time.monotonic() - self._last < self._every
         if self._remote is None or soon or (self._running is not None and not self._running.done()):
             return None
         failure = self._running and self._running.exception()
+        if isinstance(failure, Overtaken):
+            raise failure
         self._last, self._running = time.monotonic(), self._thread.submit(self._upload_changes)
         return failure
 
     def _upload_changes(self) -> None:
         with talking_to(self._remote):
+            if (holder := (self._remote / LOCK).read_text()) != self._name:
+                raise Overtaken(f"{self._remote}: another run writes there now ({holder}): this one stops")
             for file in sorted(self.path.rglob("*")):
                 if not file.is_file() or file.name.startswith("."):  # hidden: being written
                     continue

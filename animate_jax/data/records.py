@@ -6,6 +6,7 @@ is a `tf.train.Example`, a small Protocol Buffer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -23,6 +24,7 @@ from jaxtyping import UInt8
 
 from animate_jax.errors import UserError, reading
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.storage import is_remote, talking_to, to_path
 from animate_jax.video.open import open_video
 
 INFO = "dataset_info.json"
@@ -148,8 +150,8 @@ def find_data_set(root: str) -> epath.Path:
     Raises:
         UserError: there is none, or there are several data sets.
     """
-    start = epath.Path(root).expanduser()
-    try:
+    start = epath.Path(to_path(root))
+    with talking_to(root) if is_remote(root) else contextlib.nullcontext():
         if not start.exists():
             raise UserError(f"--data.root {root}: no such folder: check the path")
         for depth in range(DEPTH + 1):
@@ -157,8 +159,6 @@ def find_data_set(root: str) -> epath.Path:
             folders = [folder for folder in found if "incomplete" not in folder.name]  # a build under way
             if folders:
                 break
-    except ImportError as error:  # etils asks for the package that opens this kind of address
-        raise UserError(f"--data.root {root}: {error}") from error
     if not folders:
         raise UserError(f"--data.root {root}: holds no {INFO}: give the folder of a data set that has been built")
     if len({folder.parent for folder in folders}) > 1:

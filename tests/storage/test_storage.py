@@ -1,9 +1,11 @@
 """Addresses in a bucket: read, written, mirrored, and what is said when the store fails."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
+from animate_jax.data.records import RecordedClips
 from animate_jax.errors import UserError
 from animate_jax.storage import Mirror, to_path
 
@@ -16,11 +18,15 @@ def test_a_local_mirror_is_the_folder_itself(tmp_path):
 
 
 def test_unknown_addresses_are_refused(monkeypatch):
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match="unknown kind of address"):
-        to_path("ftp://host/folder")
-    with pytest.raises(UserError, match="needs the package s3fs"):
-        to_path("s3://bucket/folder")
+    """Orbax would write into a local folder named `s3:`, and call what it finds in a bucket damaged."""
+    for address in ("ftp://host/folder", "s3://bucket/folder", "az://container/folder"):
+        with pytest.raises(UserError, match="unknown kind of address"):
+            to_path(address)
+        with pytest.raises(UserError, match="unknown kind of address"):
+            RecordedClips(address, "train")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match="needs the package gcsfs"):
+        to_path("gs://bucket/folder")
 
 
 MIRROR = """
@@ -39,8 +45,27 @@ MIRROR = """
 def test_a_mirror_uploads_what_changed_and_continues_what_was_there(bucket, python):
     python(bucket, MIRROR)
     python(bucket, MIRROR)
-    assert bucket.names() == ["run/log", "run/previews/1.png"]
+    assert bucket.names() == ["run/log", "run/previews/1.png", "run/run.lock"]
     assert bucket.read("run/log") == b"one more\n" * 2
+
+
+def test_of_two_runs_in_one_folder_the_later_one_goes_on(bucket, python):
+    """And nothing of the earlier one is uploaded any more."""
+    told, _ = python(bucket, """
+        from animate_jax.storage import Mirror, Overtaken
+        try:
+            with Mirror("gs://bucket/run", every=0) as first:
+                with Mirror("gs://bucket/run") as second:
+                    (first.path / "log").write_text("first")
+                    (second.path / "log").write_text("second")
+                    first.sync()
+                    first._running.exception()
+                    first.sync()
+        except Overtaken as error:
+            print(error)
+    """)  # fmt: skip
+    assert told.startswith("gs://bucket/run: another run writes there now (process ") and told.count("\n") == 1
+    assert bucket.read("run/log") == b"second"
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(bucket, python):
@@ -91,6 +116,41 @@ def test_no_checkpoint_is_one_line(bucket, python):
     _, told = python(bucket, "from animate_jax.__main__ import main; raise SystemExit(main())", 2, "sample",
                      "--checkpoint", "gs://bucket/nothing")  # fmt: skip
     assert told.splitlines()[-1].startswith("animate-jax sample: gs://bucket/nothing: no such checkpoint"), told
+
+
+def test_a_data_set_is_read_from_a_bucket_and_encoded_into_it(bucket, python, micro_checkpoint, tmp_path):
+    """By array_record's own client, the listings of the folder being cut to two names."""
+    bucket.page = 2
+    code = f"""
+        import pathlib, sys
+        from etils import epath
+        sys.path.insert(0, {str(Path(__file__).parents[1] / "data")!r})
+        from conftest import made_up_clip, write_data_set
+        from animate_jax.checkpoints import checkpoint
+        from animate_jax.config import DataConfig
+        from animate_jax.data.loader import batches
+        from animate_jax.errors import UserError
+        from animate_jax.training.encoding import EncodeOptions, encode
+
+        local = pathlib.Path({str(tmp_path)!r}) / "clips" / "1.0.0"
+        write_data_set(local, [made_up_clip(n, 12) for n in range(5)])
+        for file in epath.Path(local).iterdir():
+            file.copy(epath.Path("gs://bucket/data/clips/1.0.0") / file.name)
+        encode("gs://bucket/data", {str(micro_checkpoint)!r}, "gs://bucket/encoded", EncodeOptions())
+        preset = checkpoint.read_preset(checkpoint.find({str(micro_checkpoint)!r}))
+        for root in (str(local), "gs://bucket/data", "gs://bucket/encoded"):
+            batch = next(batches(DataConfig(root=root, workers=0, framing="frame", flip=0.0), preset))
+            print(batch["poses"].sum(), *sorted(batch))
+        try:
+            batches(DataConfig(root="gs://bucket/nothing"), preset)
+        except UserError as error:
+            print(error)
+    """
+    told, _ = python(bucket, code)
+    local, remote, encoded, missing = told.splitlines()
+    assert local == remote and "frames" in local
+    assert encoded.split()[0] == local.split()[0] and "moments" in encoded
+    assert missing == "--data.root gs://bucket/nothing: no such folder: check the path"
 
 
 def test_listings_of_several_pages(bucket, python):
