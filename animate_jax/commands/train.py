@@ -99,8 +99,8 @@ def train(config: TrainConfig, preset: Preset) -> int:
     from animate_jax.parallel.mesh import make_mesh, rows_of_process
     from animate_jax.training.guards import Interrupt
     from animate_jax.training.loop import open_folder, run
+    from animate_jax.training.losses import diffusion_loss, vae_loss
     from animate_jax.training.preview import Preview
-    from animate_jax.training.step import diffusion_loss, vae_loss
 
     keep_compiled_programs()
     perceptual = None

@@ -30,8 +30,8 @@ from animate_jax.errors import UserError
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.parallel.mesh import batch_sharding, make_mesh
 from animate_jax.storage import Address, Folder, check_writable, to_path
+from animate_jax.training.losses import to_signed
 from animate_jax.training.progress import say
-from animate_jax.training.step import to_signed
 from animate_jax.video.clip_image import clip_pixels
 
 PARTS = ("vae", "image_encoder")

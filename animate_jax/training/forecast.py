@@ -10,8 +10,8 @@ from animate_jax.config import Preset, TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.parallel.forecast import Plan, compile_plan, topology_devices
 from animate_jax.parallel.mesh import batch_sharding, make_mesh
+from animate_jax.training.losses import diffusion_loss
 from animate_jax.training.program import make_program
-from animate_jax.training.step import diffusion_loss
 
 CUTS = {
     "weights": "raise --mesh.fsdp, or hold frozen ones in bfloat16 (--half)",

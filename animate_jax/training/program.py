@@ -15,8 +15,9 @@ from animate_jax.errors import UserError
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.parallel.mesh import check_batch
 from animate_jax.parallel.rules import shardings
+from animate_jax.training.losses import Batch, Loss
 from animate_jax.training.state import State, make_state, optimizer
-from animate_jax.training.step import Batch, Loss, make_step
+from animate_jax.training.step import make_step
 
 LossFunction = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]  # (model, batch, key) -> value, metrics
 

@@ -17,7 +17,7 @@ from animate_jax.data.records import RecordedClips, pictures
 from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.training.encoding import ENCODERS, EncodeOptions, check_encoded, encode
-from animate_jax.training.step import diffusion_loss
+from animate_jax.training.losses import diffusion_loss
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

@@ -25,7 +25,8 @@ from animate_jax.parallel import rules
 from animate_jax.parallel.mesh import check_batch, make_mesh, to_devices
 from animate_jax.training.forecast import abstract_batch
 from animate_jax.training.state import make_state, optimizer
-from animate_jax.training.step import diffusion_loss, make_step
+from animate_jax.training.losses import diffusion_loss
+from animate_jax.training.step import make_step
 
 jax.config.update("jax_disable_most_optimizations", True)
 rules.SMALL = 64  # so that the parameters of so small a model are divided

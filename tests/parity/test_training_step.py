@@ -32,7 +32,7 @@ from animate_jax.config import (
 )
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.torch_weights.assemble import assemble, to_torch
-from animate_jax.training import step
+from animate_jax.training import losses
 from animate_jax.training.state import make_state, optimizer
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -280,7 +280,7 @@ def batch() -> dict[str, jax.Array]:
 def test_loss_and_gradients(case, params, batch):
     stage, schedule, options = CASES[case]
     preset = Preset("test", MODEL, schedule, SamplingConfig())
-    loss = step.diffusion_loss(TrainConfig(stage=stage, output="runs/test", loss=options), preset)
+    loss = losses.diffusion_loss(TrainConfig(stage=stage, output="runs/test", loss=options), preset)
     drawn = loss.draw(batch, jax.random.key(3))
     if options.condition_dropout:
         drawn["keep"] = jnp.array([True, False])

@@ -66,7 +66,7 @@ def train(options):
     with (output / f"read_{jax.process_index()}.txt").open("a") as log:
         if real:
             from animate_jax.data.loader import batches
-            from animate_jax.training.step import diffusion_loss
+            from animate_jax.training.losses import diffusion_loss
 
             state = run(config, MICRO, diffusion_loss(config, MICRO), batches(data, MICRO), mesh)
         else:

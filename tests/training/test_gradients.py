@@ -14,7 +14,7 @@ from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import abstract_model, merge_model, split_model
-from animate_jax.training import step
+from animate_jax.training import losses, step
 from animate_jax.training.state import make_state, optimizer
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -48,7 +48,7 @@ def batch():
 
 def gradients(micro, micro_params, config, batch, trainable=r".*", **options):
     """Loss, metrics and gradients of one step with the config's own loss."""
-    loss = step.vae_loss(config, perceptual) if config.stage == "vae" else step.diffusion_loss(config, micro)
+    loss = losses.vae_loss(config, perceptual) if config.stage == "vae" else losses.diffusion_loss(config, micro)
     keeper = optax.trace(decay=0.0)  # an optimizer whose state is the last gradient
     state = make_state(micro_params, trainable, keeper, ema=False)
     after, metrics = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, keeper, ema=0.0, **options))(
@@ -135,7 +135,7 @@ def test_rematerialisation_reaches_both_unets(micro, model, batch, monkeypatch):
     monkeypatch.setattr(AnimateAnyone, "denoise", lambda self, x, *_: seen.append(self.denoising_unet.remat) or x)
     for policy in ("dots", "none"):
         seen = []
-        step.diffusion_loss(dataclasses.replace(STAGE1, remat=policy), micro)(model, batch, KEY)
+        losses.diffusion_loss(dataclasses.replace(STAGE1, remat=policy), micro)(model, batch, KEY)
         assert seen == [policy] * 2
 
 
@@ -158,7 +158,7 @@ def test_bfloat16_reaches_the_unet(micro, micro_params, batch, monkeypatch):
 
     monkeypatch.setattr(AnimateAnyone, "denoise", denoise)
     config = dataclasses.replace(STAGE2, compute_dtype="bfloat16")
-    loss = step.diffusion_loss(config, micro)
+    loss = losses.diffusion_loss(config, micro)
     state = make_state(micro_params, r".*motion_modules", optax.sgd(1.0), ema=False, half=r"vae|image_encoder")
     assert state["frozen"]["vae.quant_conv.bias"].dtype == jnp.bfloat16
     assert state["frozen"]["denoising_unet.conv_in.bias"].dtype == jnp.float32
@@ -171,7 +171,7 @@ def floor_of(model, schedule, batch):
     """The least loss of x0 prediction. Targets are drawn from the autoencoder's posterior, so even who knows every
     clip's mean by heart is left with a Gaussian's uncertainty: v (1 - a) / (a v + 1 - a) of variance v at alpha_bar a.
     """
-    variance = np.exp(model.vae.encode(step.flat(step.to_signed(batch["frames"])))[1]).astype(np.float64).ravel()
+    variance = np.exp(model.vae.encode(losses.flat(losses.to_signed(batch["frames"])))[1]).astype(np.float64).ravel()
     a = schedule.alphas_cumprod[::20, None].astype(np.float64)
     return (variance * (1 - a) / (a * variance + 1 - a)).mean()
 
@@ -188,13 +188,13 @@ def test_overfitting_four_clips(name, micro, micro_params, model):
     batch, steps = four_clips(), {"stage1": 450, "stage2": 150}[name]
     tx = optimizer(dataclasses.replace(config.optim, learning_rate=3e-3, weight_decay=0.0), 600)
     first = make_state(micro_params, config.trainable, tx, ema=False, half=config.half)
-    loss = step.diffusion_loss(config, micro)
+    loss = losses.diffusion_loss(config, micro)
     apply = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, tx, ema=0.0))
-    state, losses = first, []
+    state, values = first, []
     for _ in range(steps):
         state, metrics = apply(state, batch, KEY)
-        losses.append(float(metrics["loss"]))
-    start, end = losses[0], np.mean(losses[-50:])
+        values.append(float(metrics["loss"]))
+    start, end = values[0], np.mean(values[-50:])
     if name == "stage1":
         assert end < 1.2 * floor_of(model, make_schedule(micro.schedule), batch) < 0.6 * start
     else:

@@ -28,8 +28,8 @@ from animate_jax.models.params import init_params
 from animate_jax.training.goodput import read
 from animate_jax.training.guards import Interrupt, alone
 from animate_jax.training.loop import Skips, run
+from animate_jax.training.losses import diffusion_loss, vae_loss
 from animate_jax.training.state import sampling_params
-from animate_jax.training.step import diffusion_loss, vae_loss
 
 ROOT = Path(__file__).parents[2]
 
