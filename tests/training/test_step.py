@@ -64,7 +64,7 @@ class Watched:
         self.schedule, self.error = make_schedule(preset.schedule), 0.0
         latents = jax.random.normal(jax.random.key(5), (CLIPS, 1 + FRAMES, 16, 12, 4))
         self.reference, self.x0 = latents[:, :1], latents[:, 1:]
-        monkeypatch.setattr(step, "encode", self.encode)
+        monkeypatch.setattr(losses, "encode", self.encode)
         monkeypatch.setattr(AnimateAnyone, "condition", self.condition)
         monkeypatch.setattr(AnimateAnyone, "denoise", self.denoise)
         monkeypatch.setattr(PoseGuider, "__call__", lambda _, pose: pose[:, :, ::4, ::4])
