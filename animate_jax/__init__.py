@@ -1,6 +1,9 @@
 """Animate Anyone in JAX: one picture and a driving motion become a video of that character moving."""
 
+from animate_jax.xla_flags import avoid_wrong_fusions
+
 __version__ = "0.1.0"
+avoid_wrong_fusions()
 
 
 def __getattr__(name: str):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "animate_jax"
 
 # Room -> the rooms it may import besides itself and, as all may, those of BASICS.
-BASICS = {"atomic", "config", "errors", "limits", "storage", "unpickle"}
+BASICS = {"atomic", "config", "errors", "limits", "storage", "unpickle", "xla_flags"}
 ALLOWED = {
     "atomic": {"errors"},
     "config": set(),
@@ -19,6 +19,7 @@ ALLOWED = {
     "limits": set(),
     "unpickle": {"limits"},
     "storage": {"errors"},
+    "xla_flags": set(),
     "models": set(),
     "diffusion": set(),
     "pose": set(),
