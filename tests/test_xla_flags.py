@@ -1,4 +1,4 @@
-"""Some versions of jaxlib compute wrongly on a CPU; importing the package prevents it and leaves the user's flags alone."""
+"""Some versions of jaxlib compute wrongly on a CPU; importing the package prevents it and leaves users' flags alone."""
 
 import os
 import subprocess
