@@ -45,6 +45,7 @@ ALLOWED = {
     },
     "web": {"pose", "video", "sampling"},
     "commands": {
+        "models",
         "pose",
         "video",
         "parallel",

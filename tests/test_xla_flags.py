@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jaxlib
 import pytest
 
 from animate_jax import xla_flags
@@ -30,6 +31,24 @@ def test_published_programs_are_right():
         [sys.executable, "-c", PUBLISHED], env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
+
+
+ARITHMETIC = """
+from animate_jax.commands import doctor
+from animate_jax.models import self_test
+cases = self_test.cases()[:2]
+self_test.cases = lambda: cases
+print(doctor.arithmetic(doctor.jax.devices()[0]))
+"""
+
+
+@pytest.mark.skipif(not xla_flags.concerned(jaxlib.__version__), reason="this jaxlib computes rightly")
+def test_doctor_tells_users_who_undo_it():
+    flags = {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=+reduce", "JAX_PLATFORMS": "cpu"}
+    told = subprocess.run(
+        [sys.executable, "-c", ARITHMETIC], env=os.environ | flags, capture_output=True, text=True, check=True
+    ).stdout
+    assert "state='bad'" in told and "instead of 1073741824" in told and "remove your own value" in told
 
 
 @pytest.mark.parametrize(

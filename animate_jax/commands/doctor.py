@@ -3,11 +3,13 @@
     animate-jax doctor
     animate-jax doctor --checkpoint ckpt/ --dwpose models/
 
-Status 1 when something that sampling needs is missing.
+Status 1 when something that sampling needs is missing, or when a device computes wrongly: every one does a few small
+programs whose results NumPy knows.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -24,8 +26,10 @@ import tyro
 import animate_jax
 from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import UserError, exit_status
+from animate_jax.models.self_test import wrong_results
 from animate_jax.pose.dwpose import DETECTOR, READER
 from animate_jax.sampling.pipeline import BUNDLED
+from animate_jax.xla_flags import WITHOUT_YNNPACK, concerned
 
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "av", "opencv-python-headless")
 # Extra -> the packages that tell whether it is installed, and what is then possible.
@@ -89,6 +93,7 @@ def findings(args: Arguments) -> Iterator[Finding]:
 
 
 def accelerator() -> Iterator[Finding]:
+    """What JAX computes on, and whether it computes rightly."""
     try:
         devices = jax.devices()
     except RuntimeError as error:
@@ -108,6 +113,35 @@ def accelerator() -> Iterator[Finding]:
         yield Finding("bad", "", "a TPU is here and not used: pip install 'animate-jax[tpu]'")
     elif kind == "cpu":
         yield Finding("note", "", "a CPU is enough for the bundled model; full-size weights want a GPU or TPU of 16 GB")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        yield from pool.map(arithmetic, jax.local_devices())
+
+
+def arithmetic(device: jax.Device) -> Finding:
+    """Whether a device computes as NumPy does."""
+    try:
+        wrong = list(wrong_results(device))
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        return Finding("bad", "arithmetic", f"{device}: cannot compute: {reason}: {remedy(device.platform)}")
+    if not wrong:
+        return Finding("ok", "arithmetic", f"{device} computes as NumPy does")
+    name, expected, got = wrong[0]
+    more = f", and {len(wrong) - 1} more wrong results" if wrong[1:] else ""
+    text = f"{device}: {name}: {got:.10g} instead of {expected:.10g}{more}: {remedy(device.platform)}"
+    return Finding("bad", "arithmetic", text)
+
+
+def remedy(platform: str) -> str:
+    """What is known to help a device of that platform that computes wrongly."""
+    version = importlib.metadata.version("jaxlib")
+    if platform == "cpu" and concerned(version):
+        if WITHOUT_YNNPACK in os.environ.get("XLA_FLAGS", "").split():
+            return f"jaxlib {version} is known for it: pip install 'jax>=0.12' (Python 3.12 or later)"
+        return f"jaxlib {version} needs XLA_FLAGS={WITHOUT_YNNPACK} (nothing after the =): remove your own value"
+    if platform == "gpu" and version.startswith("0.11."):
+        return f"jaxlib {version} is known for it (jax-ml/jax#40633): pip install 'animate-jax[cuda]' 'jax==0.10.2'"
+    return f"jaxlib {version} does not suit it: install another version of jax"
 
 
 def graphics_card() -> str | None:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import animate_jax
 from animate_jax.__main__ import COMMANDS, main
 from animate_jax.commands import completion, doctor, train
+from animate_jax.models.self_test import Wrong
+from animate_jax.xla_flags import WITHOUT_YNNPACK
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,10 +81,23 @@ def test_bash_completes():
     assert done.stdout.split() == ["--guidance"], done.stderr
 
 
-def test_doctor_finds_what_is_there(capfd):
+@pytest.fixture
+def no_arithmetic(monkeypatch):
+    """tests/models/test_self_test.py has it, and it takes seconds."""
+    monkeypatch.setattr(doctor, "wrong_results", lambda device: [])
+
+
+def test_doctor_finds_what_is_there(capfd, no_arithmetic):
     assert doctor.main([], "animate-jax doctor") == 0
     told = capfd.readouterr().out
-    for words in (f"animate-jax {animate_jax.__version__}", "(cpu)", "GiB free", "preset tiny", "BlazePose"):
+    for words in (
+        f"animate-jax {animate_jax.__version__}",
+        "(cpu)",
+        "GiB free",
+        "preset tiny",
+        "BlazePose",
+        "cpu:0 computes as",
+    ):
         assert words in told
     assert "✗" not in told
     for extra, (packages, purpose) in doctor.EXTRAS.items():
@@ -90,7 +106,7 @@ def test_doctor_finds_what_is_there(capfd):
         assert line.startswith("✓" if here else "·") and purpose in line and ("pip install" in line) != here
 
 
-def test_doctor_says_what_to_do(capfd, tmp_path, monkeypatch):
+def test_doctor_says_what_to_do(capfd, tmp_path, monkeypatch, no_arithmetic):
     monkeypatch.setattr(doctor, "graphics_card", lambda: "NVIDIA H100")
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     assert doctor.main(["--checkpoint", str(tmp_path), "--dwpose", str(tmp_path)], "animate-jax doctor") == 1
@@ -98,6 +114,43 @@ def test_doctor_says_what_to_do(capfd, tmp_path, monkeypatch):
     assert len(bad) == 3
     assert "NVIDIA H100 is not used: pip install 'animate-jax[cuda]'" in bad[0]
     assert "holds no checkpoint" in bad[1] and "lacks yolox_l.onnx and dw-ll_ucoco_384.onnx" in bad[2]
+
+
+@pytest.mark.parametrize(
+    "platform, version, flags, advice",
+    [
+        ("cpu", "0.10.2", "--xla_cpu_experimental_ynn_fusion_type=+reduce", f"XLA_FLAGS={WITHOUT_YNNPACK} (nothing"),
+        ("cpu", "0.10.2", WITHOUT_YNNPACK, "pip install 'jax>=0.12'"),
+        ("cpu", "0.13.0", "", "another version of jax"),
+        ("gpu", "0.11.1", WITHOUT_YNNPACK, "'jax==0.10.2'"),
+        ("tpu", "0.11.1", "", "another version of jax"),
+    ],
+)
+def test_doctor_tells_of_devices_that_compute_wrongly(capfd, monkeypatch, platform, version, flags, advice):
+    class Device:
+        def __init__(self, number):
+            self.platform, self.number = platform, number
+
+        def __str__(self):
+            return f"{self.platform}:{self.number}"
+
+    def wrong_results(device):
+        if device.number == 2:
+            raise RuntimeError("out of memory\nmore")
+        return [Wrong("sqrt(512)", 22.627, math.nan), Wrong("x", 1.0, 2.0)] if device.number == 1 else []
+
+    versions = doctor.importlib.metadata.version
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "version", lambda name: {"jaxlib": version}.get(name, versions(name))
+    )
+    monkeypatch.setattr(doctor.jax, "local_devices", lambda: [Device(0), Device(1), Device(2)])
+    monkeypatch.setattr(doctor, "wrong_results", wrong_results)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert doctor.main([], "animate-jax doctor") == 1
+    well, wrong, broken = (line for line in capfd.readouterr().out.splitlines() if "arithmetic" in line)
+    assert well.startswith("✓") and "✗ arithmetic" in wrong and "✗ arithmetic" in broken
+    assert f"{platform}:1: sqrt(512): nan instead of 22.627, and 1 more wrong results: jaxlib {version}" in wrong
+    assert f"{platform}:2: cannot compute: out of memory: jaxlib" in broken and advice in wrong and advice in broken
 
 
 def test_doctor_without_a_working_accelerator(monkeypatch, capfd):

@@ -357,7 +357,7 @@ class Samples(Kind):
         lines = told.getvalue().splitlines()
         made = sorted(file.name for file in path.rglob("made/*"))
         if status == 0:
-            assert made == ["out.mp4", "out.png"], made
+            assert made == ["out.mp4", "out_sheet.png"], made
         else:
             assert status == 2 and not made, (status, made)
             assert len(lines) == 1 and lines[0].startswith("sample: "), told.getvalue()
