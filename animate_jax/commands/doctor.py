@@ -175,7 +175,7 @@ def weights(path: str) -> Finding:
         preset = checkpoint.read_preset(found)
         lacking = checkpoint.lacking(found, preset)
         if lacking:
-            raise UserError(f"{found}: lacks {', '.join(lacking)}: {checkpoint.completing(found, preset, lacking)}")
+            raise UserError(f"{found}: lacks {', '.join(lacking)}: {checkpoint.import_advice(found, lacking)}")
     except UserError as error:
         return Finding("bad", "weights", str(error))
     size = f"{preset.sampling.width} pixels wide, {preset.sampling.height} high"

@@ -18,25 +18,25 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import tyro
 
-from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import UserError, exit_status
-from animate_jax.torch_weights import exporting, importing
+from animate_jax.torch_weights.exporting import Format, export_checkpoint
+from animate_jax.torch_weights.families import FAMILIES, FamilyName, Files, find_files
+from animate_jax.torch_weights.importing import choose_preset, import_checkpoint
 from animate_jax.torch_weights.inspect import inspect
-
-Family = Literal["sd15", "moore", "musepose", "novita"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Import:
     """Files, diffusers folders or hub names become a checkpoint. Parts may come in several calls."""
 
-    family: tyro.conf.Positional[Family]
     output: pathlib.Path  # checkpoint; parts that are in it already stay
+    family: tyro.conf.Positional[FamilyName | None] = None  # of a new checkpoint, and of --directory
     directory: str | None = None  # with everything, as the authors lay it out; sd15: a single file, too
     unet: str | None = None  # Stable Diffusion UNet, for both UNets
     denoising_unet: str | None = None
     reference_unet: str | None = None
-    motion: str | None = None  # AnimateDiff motion module, or diffusers' MotionAdapter
+    motion_module: Annotated[str | None, tyro.conf.arg(aliases=["--motion"])] = None
+    """AnimateDiff's, or diffusers' MotionAdapter."""
     pose_guider: str | None = None
     pose_controlnet: str | None = None  # ControlNet whose condition embedding begins the Pose Guider
     vae: str | None = None
@@ -49,10 +49,10 @@ class Import:
 class Export:
     """A checkpoint becomes the family's files."""
 
-    family: tyro.conf.Positional[Family]
+    family: tyro.conf.Positional[FamilyName]
     checkpoint: tyro.conf.Positional[pathlib.Path]
     output: pathlib.Path  # directory, must not exist
-    format: Literal["pth", "safetensors"] = "pth"  # of the files outside of diffusers folders
+    format: Format = "pth"  # of the files outside of diffusers folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Verify:
 
     checkpoint: tyro.conf.Positional[pathlib.Path]
     against: pathlib.Path  # directory with the files, as for import --directory
-    family: Family = "moore"
+    family: FamilyName = "moore"
 
 
 Command = (
@@ -87,32 +87,35 @@ def main(arguments: list[str], program: str = "animate-jax weights") -> int:
 def _run(command: Import | Export | Inspect | Verify) -> int:
     match command:
         case Import():
-            preset = importing.choose_preset(command.output, command.family, command.preset)
-            dtype = None if command.dtype is None else jnp.dtype(command.dtype)
-            reports, missing = importing.import_(_files(command), command.output, preset, dtype)
-            print(*reports, sep="\n")
-            lacks = "".join(f"; still missing: {part} ({checkpoint.FLAGS.get(part)})" for part in missing)
-            print(f"{command.output}: preset {preset.name}{lacks}")
+            _import(command)
         case Export():
-            print(*exporting.export(command.checkpoint, command.family, command.output, command.format), sep="\n")
+            print(*export_checkpoint(command.checkpoint, command.family, command.output, command.format), sep="\n")
         case Inspect():
             print(inspect(command.file))
         case Verify():
-            from animate_jax.torch_weights.verify import verify
-
-            worst = verify(command.checkpoint, importing.locate(command.against, command.family))
-            for part, error in worst.items():
-                print(f"{part}: worst error {error:.1e} of the largest value")
-            return 0 if max(worst.values()) < 1e-4 else 1
+            return _verify(command)
     return 0
 
 
-def _files(command: Import) -> importing.Files:
-    files = importing.locate(command.directory, command.family) if command.directory else {}
+def _import(command: Import) -> None:
+    family = command.family
+    if command.directory and family is None:
+        raise UserError(f"--directory: which family of files is it? Give one of {', '.join(FAMILIES)}")
+    files = _files(command)
+    preset = choose_preset(command.output, family, command.preset)
+    dtype = None if command.dtype is None else jnp.dtype(command.dtype)
+    reports, missing = import_checkpoint(files, command.output, preset, dtype)
+    print(*reports, sep="\n")
+    flags = "".join(f"; still missing: {part} (--{part.replace('_', '-')})" for part in missing)
+    print(f"{command.output}: preset {preset.name}{flags}")
+
+
+def _files(command: Import) -> Files:
+    files = find_files(command.directory, command.family) if command.directory and command.family else {}
     given = {
         "denoising_unet": command.denoising_unet or command.unet,
         "reference_unet": command.reference_unet or command.unet,
-        "motion_module": command.motion,
+        "motion_module": command.motion_module,
         "pose_guider": command.pose_guider or command.pose_controlnet,
         "vae": command.vae,
         "image_encoder": command.image_encoder,
@@ -121,3 +124,12 @@ def _files(command: Import) -> importing.Files:
     if not files:
         raise UserError("import: nothing to import: give --directory or files, see --help")
     return files
+
+
+def _verify(command: Verify) -> int:
+    from animate_jax.torch_weights.verify import verify
+
+    worst = verify(command.checkpoint, find_files(command.against, command.family))
+    for part, error in worst.items():
+        print(f"{part}: worst error {error:.1e} of the largest value")
+    return 0 if max(worst.values()) < 1e-4 else 1

@@ -14,7 +14,7 @@ from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import reading
 from animate_jax.models.params import abstract_model
 from animate_jax.torch_weights import key_layouts
-from animate_jax.torch_weights.read import find, read
+from animate_jax.torch_weights.read import find_file, read_state_dict
 
 
 def inspect(path: str) -> str:
@@ -24,22 +24,19 @@ def inspect(path: str) -> str:
         UserError: neither a weight file nor a checkpoint.
     """
     with reading(path, "weight file or checkpoint", "check the path"):
-        ours = any((pathlib.Path(path) / name).is_dir() for name in ("params", "checkpoints"))
-    if ours:
-        return _checkpoint(checkpoint.find(path))
-    file, state_dict = find(path), read(path)
+        is_checkpoint = any((pathlib.Path(path) / name).is_dir() for name in ("params", "checkpoints"))
+    if is_checkpoint:
+        return _inspect_checkpoint(checkpoint.find(path))
+    file, state_dict = find_file(path), read_state_dict(path)
     with reading(file, "weight file", "take a whole copy"):
         kind = key_layouts.identify(state_dict)
-        described = key_layouts.describe(state_dict, kind)
-    parts = [part for part, kinds in key_layouts.FITS.items() if kind in kinds]
-    return "\n".join([
-        f"{file}: {described}",
-        f"  fills: {', '.join(parts) or 'nothing here'}",
-        f"  {_amounts(state_dict.values())}",
-    ])  # fmt: skip
+        description = key_layouts.describe(state_dict, kind)
+    parts = [part for part, kinds in key_layouts.ACCEPTED_KINDS.items() if kind in kinds]
+    fills = ", ".join(parts) or "nothing here"
+    return f"{file}: {description}\n  fills: {fills}\n  {_amounts(state_dict.values())}"
 
 
-def _checkpoint(path: pathlib.Path) -> str:
+def _inspect_checkpoint(path: pathlib.Path) -> str:
     preset, stored = checkpoint.read_preset(path), checkpoint.stored_arrays(path)
     parts = collections.defaultdict(list)
     for key, leaf in stored.items():
@@ -47,7 +44,9 @@ def _checkpoint(path: pathlib.Path) -> str:
     lines = [f"{path}: a checkpoint of animate_jax, preset '{preset.name}'"]
     lines += [f"  {part}: {_amounts(leaves)}" for part, leaves in parts.items()]
     missing = checkpoint.missing_parts(stored, abstract_model(preset.model)[1])
-    return "\n".join(lines + [f"  missing: {', '.join(missing)}"] * bool(missing))
+    if missing:
+        lines.append(f"  missing: {', '.join(missing)}")
+    return "\n".join(lines)
 
 
 def _amounts(leaves: Iterable[Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a state dict is, by its keys, and its keys as ours: the layouts that the peers' files come in.
+"""What a state dict is, by its keys, and its keys renamed to ours.
 
 Read: diffusers (also the VAE's old attention names), the original single file of Stable Diffusion ("LDM"),
 AnimateDiff's motion modules and diffusers' MotionAdapter, ControlNet in both layouts, CLIP with or without its text.
@@ -19,8 +19,7 @@ from animate_jax.torch_weights.read import StateDict
 from animate_jax.torch_weights.tensor import Tensor
 
 UNETS = ("denoising_unet", "reference_unet")
-# Kind -> what the user is told it is.
-KINDS = {
+KIND_NAMES = {  # kind -> in an error message or a report
     "lora": "a LoRA",
     "sd1_file": "a Stable Diffusion 1 checkpoint in the original single-file layout",
     "sd2_file": "a Stable Diffusion 2 checkpoint in the original single-file layout",
@@ -44,8 +43,7 @@ KINDS = {
     "clip_text": "a CLIP text encoder",
     "unknown": "no weight file of this family",
 }
-# Part -> the kinds of file that hold it.
-FITS = {
+ACCEPTED_KINDS = {  # part -> the kinds of file that hold it
     "denoising_unet": ("unet", "unet_motion", "sd1_file"),
     "reference_unet": ("reference_unet", "unet", "sd1_file"),
     "motion_module": ("motion", "motion_adapter"),
@@ -53,16 +51,16 @@ FITS = {
     "image_encoder": ("clip",),
     "vae": ("vae", "vae_file", "sd1_file"),
 }
-PARTS = tuple(FITS)
+PARTS = tuple(ACCEPTED_KINDS)
 
-# Why -> which of our keys are left aside; and by kind, which of theirs. Everything else must be a weight of the part.
-_ALL = {"tables computed here": names.BUFFERS}
-_LEFT_ASIDE = {
+# Keys that no weight of the part has: reason -> regular expression. Every other key must be a weight.
+_IGNORED_RENAMED = {"tables computed here": names.BUFFERS}  # of the renamed keys
+_IGNORED = {  # kind -> of the file's own keys
     "sd1_file": {
         "text encoder": r"^(cond_stage_model|text_encoder)\.",
         "moving averages": r"^model_ema\.",
         "noise schedule": r"^(betas|alphas_cumprod(_prev)?|(sqrt|log)_.*alphas_cumprod|posterior_.*|logvar|"
-                          r"scale_factor|lvlb_weights)$",
+        r"scale_factor|lvlb_weights)$",
         "training losses": r"^first_stage_model\.loss\.",
     },
     "vae_file": {"moving averages": r"^model_ema\.", "training losses": r"^(first_stage_model\.)?loss\."},
@@ -73,15 +71,15 @@ _LEFT_ASIDE = {
     },
     "controlnet_file": {
         "ControlNet's copy of the UNet": r"^(control_model\.)?(time_embed|input_blocks|middle_block|zero_convs|"
-                                         r"middle_block_out)\.",
+        r"middle_block_out)\.",
         "output convolution, which begins at zero": r"^(control_model\.)?input_hint_block\.14\.",
         "Stable Diffusion": r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.",
     },
-}  # fmt: skip
+}
 
 
 def identify(state_dict: Mapping[str, Any]) -> str:
-    """One of `KINDS`, from keys and shapes alone.
+    """One of `KIND_NAMES`, from keys and shapes alone.
 
     Raises:
         ValueError: a tensor that tells has fewer dimensions than in any file.
@@ -144,12 +142,12 @@ def _length(state_dict: Mapping[str, Any], key: str, axis: int) -> int:
 
 
 def describe(state_dict: Mapping[str, Any], kind: str) -> str:
-    """`KINDS`, and the version where the keys tell it."""
+    """Its `KIND_NAMES` entry, and the version where the keys tell it."""
     if kind not in ("motion", "motion_adapter"):
-        return KINDS[kind]
+        return KIND_NAMES[kind]
     mid, length = motion_facts(state_dict)
     version = "v2" if mid else "v1" if length == 24 else "v3"
-    return f"{KINDS[kind]} ({version}{f', {length} frames' if length else ''})"
+    return f"{KIND_NAMES[kind]} ({version}{f', {length} frames' if length else ''})"
 
 
 def motion_facts(state_dict: Mapping[str, Any]) -> tuple[bool, int | None]:
@@ -164,35 +162,42 @@ def motion_facts(state_dict: Mapping[str, Any]) -> tuple[bool, int | None]:
     return any(key.startswith("mid_block.motion_modules.") for key in state_dict), max(lengths, default=None)
 
 
-def to_ours(state_dict: StateDict, kind: str, part: str, model: ModelConfig) -> tuple[StateDict, dict[str, int]]:
-    """The tensors of one part by our torch keys, and how many keys were left aside, by reason.
+def rename_keys(state_dict: StateDict, kind: str, part: str, model: ModelConfig) -> tuple[StateDict, dict[str, int]]:
+    """The tensors of one part under diffusers' keys (AnimateDiff's for temporal layers), and how many keys were
+    ignored, by reason.
 
     Keys that no rule knows stay as they are, so that filling the model names them.
     """
     rename = _renaming(kind, part, model)
-    theirs, own = dict(_LEFT_ASIDE.get(kind, {})), dict(_ALL)
+    ignored_before, ignored_after = dict(_IGNORED.get(kind, {})), dict(_IGNORED_RENAMED)
     if part == "reference_unet":
-        own["output convolution, which ReferenceNet has not"] = names.HEAD
+        ignored_after["output convolution, which ReferenceNet has not"] = names.HEAD
     if kind == "sd1_file":
-        theirs["other parts of the file"] = r"^first_stage_model\." if part in UNETS else r"^model\.diffusion_model\."
-    ours: StateDict = {}
-    aside: dict[str, int] = {}
+        other = r"^first_stage_model\." if part in UNETS else r"^model\.diffusion_model\."
+        ignored_before["other parts of the file"] = other
+    result: StateDict = {}
+    ignored: dict[str, int] = {}
     for key, tensor in state_dict.items():
         renamed = rename(key)
-        reasons = [why for why, pattern in theirs.items() if re.search(pattern, key)]
-        reasons += [why for why, pattern in own.items() if re.search(pattern, renamed)]
+        reasons = [reason for reason, pattern in ignored_before.items() if re.search(pattern, key)]
+        reasons += [reason for reason, pattern in ignored_after.items() if re.search(pattern, renamed)]
         if reasons:
-            aside[reasons[0]] = aside.get(reasons[0], 0) + 1
+            ignored[reasons[0]] = ignored.get(reasons[0], 0) + 1
             continue
         if part == "vae" and "attentions.0.to_" in renamed and renamed.endswith("weight") and len(tensor.shape) > 2:
-            tensor = tensor.squeezed(2) if isinstance(tensor, Tensor) else tensor[(..., *[0] * (tensor.ndim - 2))]
+            tensor = _as_linear(tensor)
         # Two names of one weight: kept apart, so that filling the model finds one too many.
-        ours[key if renamed in ours else renamed] = tensor
+        result[key if renamed in result else renamed] = tensor
     if kind.startswith("controlnet"):
         guider = model.pose_guider
         shape = (guider.conditioning_channels, guider.block_out_channels[-1], 3, 3)
-        ours |= {"conv_out.weight": np.zeros(shape, np.float32), "conv_out.bias": np.zeros(shape[:1], np.float32)}
-    return ours, aside
+        result |= {"conv_out.weight": np.zeros(shape, np.float32), "conv_out.bias": np.zeros(shape[:1], np.float32)}
+    return result, ignored
+
+
+def _as_linear(weight: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """A 1x1 convolution's weight [out, in, 1, 1] as [out, in]."""
+    return weight.squeeze(2) if isinstance(weight, Tensor) else weight[(..., *[0] * (weight.ndim - 2))]
 
 
 def _renaming(kind: str, part: str, model: ModelConfig) -> Callable[[str], str]:
@@ -212,11 +217,20 @@ def _renaming(kind: str, part: str, model: ModelConfig) -> Callable[[str], str]:
 
 
 _RESNET = {
-    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
-    "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
-}  # fmt: skip
-_OUTER = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
-          "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"}  # fmt: skip
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_TOP_LEVEL = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
 
 
 def _ldm_unet(key: str, per_level: int) -> str:
@@ -225,15 +239,15 @@ def _ldm_unet(key: str, per_level: int) -> str:
         return key
     name = key.removeprefix("model.diffusion_model.")
     module, _, leaf = name.rpartition(".")
-    if module in _OUTER:
-        return f"{_OUTER[module]}.{leaf}"
+    if module in _TOP_LEVEL:
+        return f"{_TOP_LEVEL[module]}.{leaf}"
     if not (match := re.fullmatch(r"(input|output|middle)_blocks?\.(\d+)\.(.+)", name)):
         return key
     side, index, rest = match[1], int(match[2]), match[3]
     if side == "middle":
         if index == 1:
             return f"mid_block.attentions.0.{rest}"
-        return f"mid_block.resnets.{index // 2}.{_replaced(rest, _RESNET)}"
+        return f"mid_block.resnets.{index // 2}.{_rename_module(rest, _RESNET)}"
     entry, _, rest = rest.partition(".")
     level, layer = divmod(index - (side == "input"), per_level)
     block = f"{'down' if side == 'input' else 'up'}_blocks.{level}"
@@ -242,11 +256,11 @@ def _ldm_unet(key: str, per_level: int) -> str:
     if rest.startswith("conv."):
         return f"{block}.upsamplers.0.{rest}"
     if entry == "0":
-        return f"{block}.resnets.{layer}.{_replaced(rest, _RESNET)}"
+        return f"{block}.resnets.{layer}.{_rename_module(rest, _RESNET)}"
     return f"{block}.attentions.{layer}.{rest}"
 
 
-def _replaced(rest: str, table: dict[str, str]) -> str:
+def _rename_module(rest: str, table: dict[str, str]) -> str:
     module, _, leaf = rest.rpartition(".")
     return f"{table.get(module, module)}.{leaf}"
 
@@ -259,12 +273,13 @@ def _ldm_vae(key: str, levels: int) -> str:
     name = re.sub(r"\bnorm_out\.", "conv_norm_out.", name) if re.match(r"(en|de)coder\.norm_out\.", name) else name
     name = name.replace(".nin_shortcut.", ".conv_shortcut.")
     name = re.sub(r"\.mid\.block_(\d)\.", lambda match: f".mid_block.resnets.{int(match[1]) - 1}.", name)
-    name = re.sub(r"\.mid\.attn_1\.(\w+)\.",
-                  lambda match: f".mid_block.attentions.0.{_VAE_ATTENTION.get(match[1], match[1])}.", name)  # fmt: skip
+    attention = re.search(r"\.mid\.attn_1\.(\w+)\.", name)
+    if attention:
+        layer = _VAE_ATTENTION.get(attention[1], attention[1])
+        name = name.replace(attention[0], f".mid_block.attentions.0.{layer}.")
     name = re.sub(r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets.", name)
     name = re.sub(r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0.", name)
-    up = lambda match: f"decoder.up_blocks.{levels - 1 - int(match[1])}."  # noqa: E731
-    name = re.sub(r"^decoder\.up\.(\d+)\.", up, name)
+    name = re.sub(r"^decoder\.up\.(\d+)\.", lambda match: f"decoder.up_blocks.{levels - 1 - int(match[1])}.", name)
     return re.sub(r"^(decoder\.up_blocks\.\d+)\.block\.", r"\1.resnets.", name).replace(".upsample.", ".upsamplers.0.")
 
 
@@ -277,8 +292,14 @@ def _ldm_hint(key: str) -> str:
     return f"conv_in.{match[2]}" if index == 0 else f"blocks.{index - 1}.{match[2]}"
 
 
-_ADAPTER = {"attn1": "attention_blocks.0", "attn2": "attention_blocks.1", "norm1": "norms.0", "norm2": "norms.1",
-            "norm3": "ff_norm", "pos_embed": "pos_encoder"}  # fmt: skip
+_ADAPTER = {
+    "attn1": "attention_blocks.0",
+    "attn2": "attention_blocks.1",
+    "norm1": "norms.0",
+    "norm2": "norms.1",
+    "norm3": "ff_norm",
+    "pos_embed": "pos_encoder",
+}
 
 
 def adapter_to_animatediff(key: str) -> str:
@@ -291,6 +312,6 @@ def adapter_to_animatediff(key: str) -> str:
 
 def animatediff_to_adapter(key: str) -> str:
     """The inverse of `adapter_to_animatediff`."""
-    for theirs, ours in _ADAPTER.items():
-        key = key.replace(f"transformer_blocks.0.{ours}.", f"transformer_blocks.0.{theirs}.")
+    for adapter, animatediff in _ADAPTER.items():
+        key = key.replace(f"transformer_blocks.0.{animatediff}.", f"transformer_blocks.0.{adapter}.")
     return key.replace(".temporal_transformer.", ".")

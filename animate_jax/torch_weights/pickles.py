@@ -20,17 +20,25 @@ import ml_dtypes
 import numpy as np
 
 from animate_jax import limits, unpickle
-from animate_jax.torch_weights.tensor import Tensor, placed
+from animate_jax.torch_weights.tensor import Tensor, checked_tensor
 from animate_jax.unpickle import Call
 
 _STORAGES = {
     f"torch.{name}Storage": np.dtype(dtype)
     for name, dtype in {
-        "Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat16": ml_dtypes.bfloat16,
-        "Long": np.int64, "Int": np.int32, "Short": np.int16, "Char": np.int8, "Byte": np.uint8, "Bool": np.bool_,
+        "Double": np.float64,
+        "Float": np.float32,
+        "Half": np.float16,
+        "BFloat16": ml_dtypes.bfloat16,
+        "Long": np.int64,
+        "Int": np.int32,
+        "Short": np.int16,
+        "Char": np.int8,
+        "Byte": np.uint8,
+        "Bool": np.bool_,
     }.items()
-}  # fmt: skip
-_INERT = (
+}
+_IGNORED_NAMES = (
     # The original Stable Diffusion files hold a Lightning callback with numpy scalars.
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "numpy.core.multiarray.scalar",
@@ -63,13 +71,13 @@ Span = tuple[int, int]  # first byte, number of bytes
 
 
 def _makers(path: pathlib.Path, span: Callable[[str], Span]) -> unpickle.Makers:
-    """Names that a torch file may hold, and what becomes of them; `span` tells where a storage lies in the file."""
+    """Names that a torch file may hold, and what they become; `span` says where a storage lies in the file."""
 
     def tensor(call: Call) -> Tensor:
         storage, first, shape, strides = call.args[:4]
         if type(storage) is not _Storage:
             raise ValueError("it holds a tensor without a storage")
-        return placed(path, storage.dtype, *span(storage.key), shape, strides, (first, storage.first))
+        return checked_tensor(path, storage.dtype, *span(storage.key), shape, strides, (first, storage.first))
 
     def ordered(call: Call) -> dict:
         """OrderedDict(), filled later, or of a list of pairs."""
@@ -84,7 +92,7 @@ def _makers(path: pathlib.Path, span: Callable[[str], Span]) -> unpickle.Makers:
         "torch.Size": lambda call: tuple(call.args[0]),
         "collections.OrderedDict": ordered,
         **dict.fromkeys(_STORAGES, unpickle.never),
-        **dict.fromkeys(_INERT, lambda call: None),
+        **dict.fromkeys(_IGNORED_NAMES, lambda call: None),
     }
 
 
@@ -95,10 +103,10 @@ def read_torch(path: pathlib.Path) -> Any:
         Exception: damaged, or not a file of plain tensors.
     """
     with path.open("rb") as file:
-        return _zipped(path, file) if zipfile.is_zipfile(file) else _old(path, file)
+        return _read_zip(path, file) if zipfile.is_zipfile(file) else _read_legacy(path, file)
 
 
-class _Directory(io.FileIO):
+class _BoundedDirectory(io.FileIO):
     """A zip file whose directory does not fill the memory: zipfile reads it at once, as large as it says it is."""
 
     def read(self, size: int = -1) -> bytes:
@@ -107,8 +115,8 @@ class _Directory(io.FileIO):
         return super().read(size if size >= 0 else limits.DIRECTORY_BYTES)
 
 
-def _zipped(path: pathlib.Path, file: IO[bytes]) -> Any:
-    with _Directory(path) as directory, zipfile.ZipFile(directory) as archive:
+def _read_zip(path: pathlib.Path, file: IO[bytes]) -> Any:
+    with _BoundedDirectory(path) as directory, zipfile.ZipFile(directory) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
 
     def span(name: str) -> Span:
@@ -132,7 +140,7 @@ def _zipped(path: pathlib.Path, file: IO[bytes]) -> Any:
     return unpickle.read(pickled, _makers(path, lambda key: span(f"data/{key}")))
 
 
-def _old(path: pathlib.Path, file: IO[bytes]) -> Any:
+def _read_legacy(path: pathlib.Path, file: IO[bytes]) -> Any:
     file.seek(0)
     content = file.read(limits.PICKLE_BYTES)
     if content[:2] == b"PK":
@@ -143,10 +151,10 @@ def _old(path: pathlib.Path, file: IO[bytes]) -> Any:
     version = unpickle.load(content, (), magic.end)
     if (magic.value, version.value) != (_MAGIC, _VERSION):
         raise ValueError("its magic number is wrong")
-    facts = unpickle.load(content, (), version.end)
-    if facts.value["little_endian"] is not True:
+    machine = unpickle.load(content, (), version.end)
+    if machine.value["little_endian"] is not True:
         raise ValueError("it was written by a machine with another order of bytes")
-    saved = unpickle.load(content, makers, facts.end)
+    saved = unpickle.load(content, makers, machine.end)
     keys = unpickle.load(content, (), saved.end)
     dtypes = {storage.key: storage.dtype for storage in map(_Storage.of, saved.persistent)}
     at, size = keys.end, path.stat().st_size

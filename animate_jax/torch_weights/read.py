@@ -14,25 +14,38 @@ import numpy as np
 from animate_jax import limits
 from animate_jax.errors import UserError, reading
 from animate_jax.torch_weights.pickles import read_torch
-from animate_jax.torch_weights.tensor import Tensor, placed
+from animate_jax.torch_weights.tensor import Tensor, checked_tensor
 
 StateDict = dict[str, Tensor | np.ndarray]
 
 _SAFETENSORS_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
-    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 INDEX = ".safetensors.index.json"
 # What a folder's weights may be called, best first; diffusers' and transformers' names.
-_IN_FOLDER = (
-    "diffusion_pytorch_model.safetensors", "model.safetensors", f"diffusion_pytorch_model{INDEX}", f"model{INDEX}",
-    "diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors", "diffusion_pytorch_model.bin",
+_FOLDER_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    f"diffusion_pytorch_model{INDEX}",
+    f"model{INDEX}",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
     "pytorch_model.bin",
-)  # fmt: skip
+)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
-def read(path: str | pathlib.Path) -> StateDict:
+def read_state_dict(path: str | pathlib.Path) -> StateDict:
     """The state dict in a file, a diffusers folder or on the hub: tensors by torch key, without a
     {"state_dict": ...} around them, without the prefix "module." of distributed training, and without entries that
     are not tensors.
@@ -44,7 +57,7 @@ def read(path: str | pathlib.Path) -> StateDict:
     Raises:
         UserError: no such file, not a weight file, or damaged.
     """
-    path = find(path)
+    path = find_file(path)
     if path.name.endswith(INDEX):
         state_dict = _read_shards(path)
     else:
@@ -61,8 +74,8 @@ def read(path: str | pathlib.Path) -> StateDict:
     return state_dict
 
 
-def find(path: str | pathlib.Path) -> pathlib.Path:
-    """The weight file that `path` means; see `read`.
+def find_file(path: str | pathlib.Path) -> pathlib.Path:
+    """The weight file that `path` means; see `read_state_dict`.
 
     Raises:
         UserError: there is none.
@@ -72,10 +85,10 @@ def find(path: str | pathlib.Path) -> pathlib.Path:
         if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)*", name) and path.suffix not in SUFFIXES:
             path = _download(name)
         if path.is_dir():
-            for name in _IN_FOLDER:
+            for name in _FOLDER_FILES:
                 if (path / name).is_file():
                     return path / name
-            raise UserError(f"{path}: a folder without weights: expected one of {', '.join(_IN_FOLDER[:3])}, ...")
+            raise UserError(f"{path}: a folder without weights: expected one of {', '.join(_FOLDER_FILES[:3])}, ...")
         if not path.is_file():
             raise UserError(f"{path}: no such file")
     return path
@@ -91,9 +104,9 @@ def _download(name: str) -> pathlib.Path:
     prefix = "".join(f"{part}/" for part in folder)
     try:
         files = huggingface_hub.list_repo_files(f"{owner}/{repository}")
-        chosen = next((prefix + file for file in _IN_FOLDER if prefix + file in files), None)
-        wanted = [chosen] if chosen else [file for file in files if file.startswith(prefix) and
-                                          file.endswith(SUFFIXES)]  # fmt: skip
+        chosen = next((prefix + file for file in _FOLDER_FILES if prefix + file in files), None)
+        others = [file for file in files if file.startswith(prefix) and file.endswith(SUFFIXES)]
+        wanted = [chosen] if chosen else others
         if chosen and chosen.endswith(INDEX):
             wanted = [f"{chosen.removesuffix(INDEX)}*"]
         root = huggingface_hub.snapshot_download(f"{owner}/{repository}", allow_patterns=[*wanted, "*.json"])
@@ -143,7 +156,7 @@ def _tensor(path: pathlib.Path, start: int, size: int, dtype: str, shape: list[i
         raise ValueError("a tensor in an impossible place")
     if start + end > size:
         raise ValueError("it is truncated")
-    return placed(path, np.dtype(_SAFETENSORS_DTYPES[dtype]), start + begin, end - begin, shape)
+    return checked_tensor(path, np.dtype(_SAFETENSORS_DTYPES[dtype]), start + begin, end - begin, shape)
 
 
 def _read_torch(path: pathlib.Path) -> StateDict:

@@ -23,7 +23,7 @@ class Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None  # elements; None is C-contiguous
 
-    def squeezed(self, rank: int) -> Tensor:
+    def squeeze(self, rank: int) -> Tensor:
         """Without its last axes, all of length 1: a 1x1 convolution as a linear layer."""
         return dataclasses.replace(
             self, shape=self.shape[:rank], strides=None if self.strides is None else self.strides[:rank]
@@ -46,7 +46,7 @@ class Tensor:
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
-def placed(
+def checked_tensor(
     path: pathlib.Path, dtype: np.dtype, begin: int, size: int, shape: Any, strides: Any = None, first: Any = (0,)
 ) -> Tensor:
     """A tensor as a file describes it, of which nothing is believed.

@@ -129,7 +129,7 @@ class Encoder:
         if min(width, height) < scale or width % scale or height % scale:
             raise UserError(f"--size {width} {height}: width and height must be multiples of {scale}")
         if lacking := [part for part in PARTS if part in checkpoint.lacking(path, preset)]:
-            raise UserError(f"{path}: lacks {', '.join(lacking)}: {checkpoint.completing(path, preset, lacking)}")
+            raise UserError(f"{path}: lacks {', '.join(lacking)}: {checkpoint.import_advice(path, lacking)}")
         self._clip_side, devices = model.image_encoder.image_size, jax.local_devices()
         mesh = make_mesh(devices=devices)
         self._batch, self._rows = -(-options.batch // len(devices)) * len(devices), batch_sharding(mesh)

@@ -276,17 +276,15 @@ def test_descriptions_that_are_no_documents(copy, content):
     assert "its preset cannot be read" in refused(copy)
 
 
-@pytest.mark.parametrize(
-    "name, family", [("moore-fixed", "moore"), ("musepose", "musepose"), ("novita", "novita"), ("paper", "sd15")]
-)
-def test_what_lacks_is_added_as_its_preset_says(name, family):
-    advice = checkpoint.completing(pathlib.Path("ckpt"), presets()[name], ["vae", "motion_module"])
-    assert advice == f"add it with animate-jax weights import {family} --vae FILE --motion FILE --output ckpt"
+def test_what_is_missing_is_added_by_a_command():
+    advice = checkpoint.import_advice(pathlib.Path("ckpt"), ["vae", "motion_module", "appearance"])
+    assert advice == "add it with animate-jax weights import --vae FILE --motion-module FILE --output ckpt"
+    assert checkpoint.import_advice(pathlib.Path("ckpt"), ["appearance"]) == "take a whole copy"
 
 
 def test_doctor_is_red_where_parts_are_missing(micro, micro_params, tmp_path):
     checkpoint.save(tmp_path / "part", {k: v for k, v in micro_params.items() if k.startswith("vae.")}, micro)
     finding = doctor.weights(str(tmp_path / "part"))
     assert finding.state == "bad" and "lacks denoising_unet, motion_module" in finding.text
-    assert "weights import sd15 --denoising-unet FILE --motion FILE" in finding.text
+    assert "weights import --denoising-unet FILE --motion-module FILE" in finding.text
     assert doctor.weights("tiny").state == "ok"

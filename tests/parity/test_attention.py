@@ -10,7 +10,7 @@ from flax import nnx
 
 from animate_jax.models.attention import Attention, FeedForward, attend, attend_with_reference
 from animate_jax.models.params import merge_model, split_model
-from animate_jax.torch_weights.assemble import to_torch
+from animate_jax.torch_weights.convert import to_torch
 
 HEADS, WIDTH = 4, 40
 B, FRAMES, TOKENS, REFERENCE = 3, 2, 35, 24

@@ -37,7 +37,8 @@ from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from animate_jax.models.spatial import Transformer2DModel
 from animate_jax.models.temporal import MotionModule
-from animate_jax.torch_weights.assemble import assemble
+from animate_jax.torch_weights.convert import from_torch
+from animate_jax.torch_weights.importing import match_part
 from animate_jax.video.clip_image import clip_pixels
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -118,7 +119,10 @@ def model(version: str) -> AnimateAnyone:
     files |= {name: name for name in ("reference_unet", "pose_guider", "image_encoder", "vae")}
     parts = {part: weights["state_dict"](name, specs) for part, name in files.items()}
     graphdef, abstract = abstract_model(model_config(CONFIG["inference"][version]))
-    return merge_model(graphdef, jax.tree.map(jnp.asarray, assemble(parts, abstract)))
+    params = {}
+    for part, state_dict in parts.items():
+        params |= from_torch(match_part(state_dict, part, abstract, with_motion=part == "denoising_unet"))
+    return merge_model(graphdef, jax.tree.map(jnp.asarray, params))
 
 
 @contextlib.contextmanager

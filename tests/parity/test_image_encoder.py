@@ -12,7 +12,7 @@ from flax import nnx
 from animate_jax.config import ImageEncoderConfig, ModelConfig
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
 from animate_jax.models.params import merge_model, split_model
-from animate_jax.torch_weights.assemble import from_torch
+from animate_jax.torch_weights.convert import from_torch, match_keys
 from animate_jax.video.clip_image import clip_pixels
 
 
@@ -38,7 +38,7 @@ def compare(config: ImageEncoderConfig) -> None:
                 weight.add_(0.3 * torch.randn_like(weight))
     graphdef, abstract = split_model(nnx.eval_shape(lambda: CLIPVisionModelWithProjection(config, rngs=nnx.Rngs(0))))
     state_dict = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
-    params = jax.tree.map(jnp.asarray, from_torch(state_dict, abstract))
+    params = jax.tree.map(jnp.asarray, from_torch(match_keys(state_dict, abstract)))
 
     size = config.image_size
     pictures = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)

@@ -11,7 +11,7 @@ from flax import nnx
 from animate_jax.config import PoseGuiderConfig
 from animate_jax.models.params import merge_model, split_model
 from animate_jax.models.pose_guider import PoseGuider
-from animate_jax.torch_weights.assemble import to_torch
+from animate_jax.torch_weights.convert import to_torch
 
 # The peers' widths, and the small model's form.
 CONFIGS = [PoseGuiderConfig(), PoseGuiderConfig(block_out_channels=(4, 8, 12), conditioning_channels=20)]

@@ -11,7 +11,7 @@ from flax import nnx
 from animate_jax.models.params import merge_model, split_model
 from animate_jax.models.resnet import ResnetBlock2D
 from animate_jax.models.temporal import MotionModule
-from animate_jax.torch_weights.assemble import to_torch
+from animate_jax.torch_weights.convert import to_torch
 
 CHANNELS, HEADS, GROUPS = 64, 8, 32
 

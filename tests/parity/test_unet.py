@@ -16,7 +16,7 @@ from animate_jax.models.params import PresplitRngs, merge_model, split_model
 from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.unet import UNet
 from animate_jax.torch_weights import names
-from animate_jax.torch_weights.assemble import from_torch
+from animate_jax.torch_weights.convert import from_torch, match_keys
 
 # Stable Diffusion's shape (three levels with attention, one without), and the shipped small model's.
 FOUR_LEVELS = UNetConfig(block_out_channels=(16, 32, 32, 48), layers_per_block=1, num_attention_heads=4,
@@ -53,7 +53,7 @@ def load(module: nnx.Module, theirs: diffusers.UNet2DConditionModel, ignore: str
     """Our module (as nnx.eval_shape gives it) with diffusers' weights."""
     graphdef, abstract = split_model(module)
     state_dict = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
-    return merge_model(graphdef, jax.tree.map(jnp.asarray, from_torch(state_dict, abstract, ignore)))
+    return merge_model(graphdef, jax.tree.map(jnp.asarray, from_torch(match_keys(state_dict, abstract, ignore))))
 
 
 def jax_unet(config: UNetConfig, theirs: diffusers.UNet2DConditionModel) -> UNet:

@@ -13,7 +13,7 @@ from flax import nnx
 from animate_jax.config import ModelConfig, VAEConfig
 from animate_jax.models.params import merge_model, split_model
 from animate_jax.models.vae import AutoencoderKL
-from animate_jax.torch_weights.assemble import from_torch
+from animate_jax.torch_weights.convert import from_torch, match_keys
 
 
 def torch_vae(config: VAEConfig) -> diffusers.AutoencoderKL:
@@ -49,7 +49,7 @@ def compare(config: VAEConfig, height: int, width: int, tolerance: float) -> Non
     theirs = torch_vae(config)
     graphdef, abstract = split_model(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
     state_dict = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
-    params = jax.tree.map(jnp.asarray, from_torch(state_dict, abstract))
+    params = jax.tree.map(jnp.asarray, from_torch(match_keys(state_dict, abstract)))
     images = np.random.default_rng(0).uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
     with torch.no_grad():
         posterior = theirs.encode(torch.from_numpy(images.transpose(0, 3, 1, 2))).latent_dist

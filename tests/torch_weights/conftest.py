@@ -23,23 +23,37 @@ from animate_jax.config import (
     VAEConfig,
 )
 from animate_jax.models.params import abstract_model
-from animate_jax.torch_weights.assemble import to_torch
-from animate_jax.torch_weights.exporting import folder_config, positions, unet_config
+from animate_jax.torch_weights.convert import to_torch
+from animate_jax.torch_weights.exporting import folder_config, position_tables, unet_config
 
 SMALL = Preset(
     "small",
     ModelConfig(
-        unet=UNetConfig(block_out_channels=(8, 16), attention_levels=(True, False), num_attention_heads=2,
-                        cross_attention_dim=12, norm_num_groups=4, motion_max_length=32, motion_num_attention_heads=2,
-                        motion_norm_num_groups=4),
+        unet=UNetConfig(
+            block_out_channels=(8, 16),
+            attention_levels=(True, False),
+            num_attention_heads=2,
+            cross_attention_dim=12,
+            norm_num_groups=4,
+            motion_max_length=32,
+            motion_num_attention_heads=2,
+            motion_norm_num_groups=4,
+        ),
         vae=VAEConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4),
-        image_encoder=ImageEncoderConfig(image_size=16, patch_size=8, hidden_size=16, intermediate_size=32,
-                                         num_hidden_layers=1, num_attention_heads=2, projection_dim=12),
+        image_encoder=ImageEncoderConfig(
+            image_size=16,
+            patch_size=8,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            projection_dim=12,
+        ),
         pose_guider=PoseGuiderConfig(block_out_channels=(4, 8), conditioning_channels=8),
     ),
     ScheduleConfig(),
     SamplingConfig(64, 64, steps=2, window=24),
-)  # fmt: skip
+)
 
 
 def random_state(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -62,7 +76,7 @@ def _motion_state(preset: Preset, seed: int = 7, dtype=torch.float32) -> dict[st
         path.removeprefix("denoising_unet."): random.normal(size=leaf.shape).astype(np.float32)
         for path, leaf in leaves.items()
     }
-    tables = positions(leaves, preset.model.unet.motion_max_length)
+    tables = position_tables(leaves, preset.model.unet.motion_max_length)
     return {key: torch.from_numpy(array).to(dtype) for key, array in (to_torch(params) | tables).items()}
 
 
@@ -73,16 +87,21 @@ def small() -> Preset:
 
 @pytest.fixture(scope="session")
 def torch_parts() -> dict[str, dict[str, torch.Tensor]]:
-    """Part -> state dict, as in the peers' files."""
+    """Part -> state dict, as in PyTorch files."""
     model = SMALL.model
     unet = UNet2DConditionModel.from_config(unet_config(model))
     reference = {
         key: value for key, value in random_state(unet, 1).items() if not key.startswith(("conv_norm_out", "conv_out"))
     }
     encoder = CLIPVisionConfig(hidden_act="quick_gelu", **dataclasses.asdict(model.image_encoder))
-    cond = ControlNetModel(block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=2, cross_attention_dim=12,
-                           down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                           conditioning_embedding_out_channels=(4, 8)).controlnet_cond_embedding  # fmt: skip
+    cond = ControlNetModel(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=12,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        conditioning_embedding_out_channels=(4, 8),
+    ).controlnet_cond_embedding
     return {
         "denoising_unet": random_state(unet, 0),
         "reference_unet": reference,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from animate_jax.errors import UserError
-from animate_jax.torch_weights.read import read
+from animate_jax.torch_weights.read import read_state_dict
 
 
 class Runs:
@@ -44,7 +44,7 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, number, zipped
     torch.save({"state_dict": {"weight": torch.zeros(2)}, "callbacks": attack}, path,
                _use_new_zipfile_serialization=zipped)  # fmt: skip
     with pytest.raises(UserError, match="not a readable torch file of plain tensors") as caught:
-        read(path)
+        read_state_dict(path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
@@ -73,7 +73,7 @@ def saved(path, tensors, change):
 def test_a_changed_pickle_is_one_line(tmp_path, change):
     saved(tmp_path / "model.pth", {"weight": torch.arange(3.0)}, change)
     with pytest.raises(UserError) as caught:
-        read(tmp_path / "model.pth")
+        read_state_dict(tmp_path / "model.pth")
     assert str(tmp_path / "model.pth") in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -83,7 +83,7 @@ def test_a_truncated_file_is_one_line(tmp_path, keep):
     torch.save({"weight": torch.arange(900.0)}, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match="not a readable torch file of plain tensors"):
-        read(path)
+        read_state_dict(path)
 
 
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
@@ -93,7 +93,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
             content = old.read(info)
             new.writestr(info.filename, content[:100] if info.filename.endswith("data/0") else content)
     with pytest.raises(UserError, match="reaches beyond its storage"):
-        read(tmp_path / "model.pth")
+        read_state_dict(tmp_path / "model.pth")
 
 
 def test_views_and_transposed_tensors(tmp_path):
@@ -101,7 +101,7 @@ def test_views_and_transposed_tensors(tmp_path):
     tensors = {"t": square.T, "column": square[:, 1], "step": square[::2, 1::2], "empty": square[:0],
                "one": square[1, 1], "expanded": square[:1].expand(5, 4)}  # fmt: skip
     torch.save(tensors, tmp_path / "model.pth")
-    state = read(tmp_path / "model.pth")
+    state = read_state_dict(tmp_path / "model.pth")
     for key, tensor in tensors.items():
         np.testing.assert_array_equal(np.asarray(state[key]), tensor.numpy(), err_msg=key)
 
@@ -119,4 +119,4 @@ def test_what_lightning_leaves_in_the_original_files(tmp_path, monkeypatch):
     torch.save({"callbacks": state, "state_dict": {"weight": torch.arange(3.0)}, "lr": np.float32(1)}, path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
-    np.testing.assert_array_equal(np.asarray(read(path)["weight"]), [0, 1, 2])
+    np.testing.assert_array_equal(np.asarray(read_state_dict(path)["weight"]), [0, 1, 2])

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from animate_jax.errors import UserError
-from animate_jax.torch_weights.read import read
+from animate_jax.torch_weights.read import read_state_dict
 
 TENSORS = {
     "conv.weight": torch.arange(24, dtype=torch.float32).reshape(2, 3, 2, 2),
@@ -27,19 +27,19 @@ def check(state_dict: dict) -> None:
 
 def test_safetensors(tmp_path):
     save_file(TENSORS, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    check(read(tmp_path / "model.safetensors"))
+    check(read_state_dict(tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 def test_torch(tmp_path, zipped):
     torch.save(TENSORS, tmp_path / "model.pth", _use_new_zipfile_serialization=zipped)
-    check(read(tmp_path / "model.pth"))
+    check(read_state_dict(tmp_path / "model.pth"))
 
 
 def test_tensors_that_share_one_storage(tmp_path):
     flat = torch.arange(10.0)
     torch.save({"a": flat[:4].view(2, 2), "b": flat[4:]}, tmp_path / "flat.pth")
-    state_dict = read(tmp_path / "flat.pth")
+    state_dict = read_state_dict(tmp_path / "flat.pth")
     np.testing.assert_array_equal(state_dict["a"], [[0, 1], [2, 3]])
     np.testing.assert_array_equal(state_dict["b"], np.arange(4.0, 10.0))
 
@@ -47,7 +47,7 @@ def test_tensors_that_share_one_storage(tmp_path):
 def test_wrappings_are_removed(tmp_path):
     wrapped = {f"module.{key}": torch.nn.Parameter(tensor, requires_grad=False) for key, tensor in TENSORS.items()}
     torch.save({"epoch": 3, "state_dict": wrapped | {"animatediff_config": "v2"}}, tmp_path / "model.ckpt")
-    check(read(tmp_path / "model.ckpt"))
+    check(read_state_dict(tmp_path / "model.ckpt"))
 
 
 class Anything:
@@ -73,7 +73,7 @@ def test_bad_files_are_one_line(tmp_path, name, content, message):
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(UserError, match=message) as caught:
-        read(path)
+        read_state_dict(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -82,4 +82,4 @@ def test_truncated_safetensors(tmp_path):
     save_file(TENSORS, path)
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match="truncated"):
-        read(path)
+        read_state_dict(path)

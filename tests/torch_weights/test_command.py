@@ -10,7 +10,8 @@ from animate_jax.commands import train
 from animate_jax.commands.weights import main
 from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
 from animate_jax.torch_weights import importing
-from animate_jax.torch_weights.importing import import_, locate
+from animate_jax.torch_weights.families import find_files
+from animate_jax.torch_weights.importing import import_checkpoint
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_import_export_inspect(moore_directory, small_presets, tmp_path, capsys)
     assert f"{ckpt}: preset small; still missing: vae (--vae)" in capsys.readouterr().out
     assert main(["inspect", ckpt]) == 0
     assert "missing: vae" in capsys.readouterr().out
-    assert main(["import", "sd15", "--vae", str(tmp_path / "somewhere else"), "--output", ckpt]) == 0
+    assert main(["import", "--vae", str(tmp_path / "somewhere else"), "--output", ckpt]) == 0  # of the same family
     assert "missing" not in capsys.readouterr().out
     assert main(["inspect", ckpt]) == 0
     out = capsys.readouterr().out
@@ -67,6 +68,11 @@ def test_the_commands_of_the_training_page(moore_directory, small_presets, tmp_p
     ("arguments", "message"),
     [
         (["import", "moore", "--output", "{}/ckpt"], "nothing to import"),
+        (
+            ["import", "--directory", "{}", "--output", "{}/ckpt"],
+            "which family of files is it? Give one of sd15",
+        ),
+        (["import", "--vae", "{}/vae.pth", "--output", "{}/ckpt"], "which family of files is it? Give one of sd15"),
         (["import", "moore", "--directory", "{}/none", "--output", "{}/ckpt"], "no such directory"),
         (["import", "sd15", "--unet", "{}/lora.safetensors", "--output", "{}/ckpt"], "is a LoRA, but denoising_unet"),
         (["import", "sd15", "--unet", "{}/text.pth", "--output", "{}/ckpt"], "not a readable torch file"),
@@ -106,7 +112,7 @@ def test_a_hub_name(torch_parts, small, tmp_path, monkeypatch):
     files = ["vae/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.safetensors", "unet/model.safetensors"]
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repository: files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    import_({"vae": "owner/name/vae"}, tmp_path / "ckpt", small)
+    import_checkpoint({"vae": "owner/name/vae"}, tmp_path / "ckpt", small)
     assert asked["repository"] == "owner/name"
     assert asked["patterns"] == ["vae/diffusion_pytorch_model.safetensors", "*.json"]
     stored = checkpoint.stored_arrays(tmp_path / "ckpt")
@@ -118,7 +124,7 @@ def test_a_hub_name(torch_parts, small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
     with pytest.raises(importing.UserError, match=r"owner/name: no such file, and the hub .* \(no route\)"):
-        import_({"vae": "owner/name"}, tmp_path / "other", small)
+        import_checkpoint({"vae": "owner/name"}, tmp_path / "other", small)
 
 
 def test_a_directory_of_stable_diffusion(moore_directory, tmp_path):
@@ -126,8 +132,17 @@ def test_a_directory_of_stable_diffusion(moore_directory, tmp_path):
     root.mkdir()
     for name in ("unet", "vae", "image_encoder"):
         (root / name).mkdir()
-    assert locate(root, "sd15") == {"vae": root / "vae", "image_encoder": root / "image_encoder",
-                                    "denoising_unet": root / "unet", "reference_unet": root / "unet"}  # fmt: skip
-    assert locate(moore_directory, "moore").keys() == {
-        "denoising_unet", "reference_unet", "motion_module", "pose_guider", "vae", "image_encoder"
-    }  # fmt: skip
+    assert find_files(root, "sd15") == {
+        "vae": root / "vae",
+        "image_encoder": root / "image_encoder",
+        "denoising_unet": root / "unet",
+        "reference_unet": root / "unet",
+    }
+    assert find_files(moore_directory, "moore").keys() == {
+        "denoising_unet",
+        "reference_unet",
+        "motion_module",
+        "pose_guider",
+        "vae",
+        "image_encoder",
+    }

@@ -1,0 +1,82 @@
+"""The families of PyTorch files: the preset their checkpoints carry, and which files hold their parts.
+
+A new family is a name in `FamilyName` and an entry of `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Literal
+
+from animate_jax.errors import UserError
+from animate_jax.torch_weights.key_layouts import PARTS, UNETS
+from animate_jax.torch_weights.read import SUFFIXES
+
+FamilyName = Literal["sd15", "moore", "musepose", "novita"]
+Files = dict[str, str | pathlib.Path]  # part -> file, folder or hub name
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Files without a suffix lie in a directory side by side; those in a folder are for diffusers or transformers."""
+
+    preset: str  # of a new checkpoint
+    files: Mapping[str, str]  # part -> path in the directory, without its suffix
+    folders: Mapping[str, tuple[str, ...]]  # folder -> the parts that it holds, besides files named like parts
+    single_file: tuple[str, ...] = ()  # parts that one file may hold together
+    examples: str = "denoising_unet.pth, reference_unet.pth, ..."
+
+
+_FOLDERS = {"sd-vae-ft-mse": ("vae",), "vae": ("vae",), "image_encoder": ("image_encoder",)}
+_MOORE_FILES = {
+    "denoising_unet": "denoising_unet",
+    "motion_module": "motion_module",
+    "reference_unet": "reference_unet",
+    "pose_guider": "pose_guider",
+    "vae": "sd-vae-ft-mse/diffusion_pytorch_model",
+    "image_encoder": "image_encoder/model",
+}
+FAMILIES: dict[FamilyName, Family] = {
+    "sd15": Family(
+        preset="paper",
+        files={
+            "denoising_unet": "unet/diffusion_pytorch_model",
+            "vae": "vae/diffusion_pytorch_model",
+            "image_encoder": "image_encoder/model",
+        },
+        folders={**_FOLDERS, "unet": UNETS},
+        single_file=(*UNETS, "vae"),
+        examples="unet/, vae/",
+    ),
+    "moore": Family("moore", _MOORE_FILES, _FOLDERS),
+    "musepose": Family("musepose", _MOORE_FILES, _FOLDERS),
+    "novita": Family("novita", _MOORE_FILES, _FOLDERS),
+}
+
+
+def find_files(directory: str | pathlib.Path, family: FamilyName) -> Files:
+    """The parts in a directory laid out as the family's authors do, or one folder deeper; or in a single file.
+
+    Raises:
+        UserError: no such directory, or nothing of the family in it.
+    """
+    root, layout = pathlib.Path(directory), FAMILIES[family]
+    if layout.single_file and root.is_file():
+        return dict.fromkeys(layout.single_file, root)
+    if not root.is_dir():
+        raise UserError(f"--directory {root}: no such directory")
+    files: Files = {}
+    for folder in (root, *sorted(child for child in root.iterdir() if child.is_dir())):
+        for part in PARTS:
+            for suffix in SUFFIXES:
+                if (folder / f"{part}{suffix}").is_file():
+                    files.setdefault(part, folder / f"{part}{suffix}")
+    for name, parts in layout.folders.items():
+        if (root / name).is_dir():
+            for part in parts:
+                files.setdefault(part, root / name)
+    if not files:
+        raise UserError(f"--directory {root}: nothing of {family} in it: expected {layout.examples}")
+    return files
