@@ -49,5 +49,5 @@ def test_what_cannot_be_verified_is_one_line(moore_directory, small, tmp_path):
         | {f"model.diffusion_model.{n}": torch.ones(1) for n in range(2)},
         tmp_path / "single.ckpt",
     )
-    with pytest.raises(UserError, match="verify reads the diffusers or the peers' layout"):
+    with pytest.raises(UserError, match="verify reads diffusers' or AnimateDiff's layout"):
         verify(tmp_path / "ckpt", {"vae": tmp_path / "single.ckpt"})
