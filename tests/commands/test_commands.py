@@ -6,7 +6,9 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import jax
 import pytest
 
 import animate_jax
@@ -127,12 +129,10 @@ def test_doctor_says_what_to_do(capfd, tmp_path, monkeypatch, no_arithmetic):
     ],
 )
 def test_doctor_tells_of_devices_that_compute_wrongly(capfd, monkeypatch, platform, version, flags, advice):
-    class Device:
-        def __init__(self, number):
-            self.platform, self.number = platform, number
-
-        def __str__(self):
-            return f"{self.platform}:{self.number}"
+    devices = []
+    for number in range(3):
+        devices.append(MagicMock(spec=jax.Device, platform=platform, number=number))
+        devices[-1].__str__.return_value = f"{platform}:{number}"
 
     def wrong_results(device):
         if device.number == 2:
@@ -143,7 +143,7 @@ def test_doctor_tells_of_devices_that_compute_wrongly(capfd, monkeypatch, platfo
     monkeypatch.setattr(
         doctor.importlib.metadata, "version", lambda name: {"jaxlib": version}.get(name, versions(name))
     )
-    monkeypatch.setattr(doctor.jax, "local_devices", lambda: [Device(0), Device(1), Device(2)])
+    monkeypatch.setattr(doctor.jax, "local_devices", lambda: devices)
     monkeypatch.setattr(doctor, "wrong_results", wrong_results)
     monkeypatch.setenv("XLA_FLAGS", flags)
     assert doctor.main([], "animate-jax doctor") == 1
