@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from animate_jax.commands import doctor, goodput, sample, train
-from animate_jax.commands.data import DATASETS, Benchmark, VideoFolder
+from animate_jax.commands.data import DATASETS
 from animate_jax.commands.evaluate import Arguments as Evaluation
 from animate_jax.commands.web import Arguments as Web
 from animate_jax.commands.weights import Command as Weights
@@ -29,7 +29,7 @@ Configurations = tyro.extras.subcommand_type_from_defaults(
     {name: train.configuration(name) for name in train.shipped()}
 )
 DataSets = tyro.extras.subcommand_type_from_defaults(
-    {name: (VideoFolder if name == "video_folder" else Benchmark)(pathlib.Path(), pathlib.Path()) for name in DATASETS}
+    {name: options(pathlib.Path(), pathlib.Path()) for name, options in DATASETS.items()}
 )
 
 

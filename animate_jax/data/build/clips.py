@@ -20,17 +20,17 @@ from animate_jax.pose.draw import draw
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import IMAGE_SUFFIXES, encode_mp4, frame_rate, iter_frames, read_image
 
-LEAST_FRAMES = 25  # a stage 2 window and a reference
-LEAST_RATE = 1.0  # frames/s
-LEAST_POINTS = 8  # body points that must be seen, both shoulders among them
+MIN_FRAMES = 25  # a stage 2 window and a reference
+MIN_RATE = 1.0  # frames/s
+MIN_POINTS = 8  # body points that must be visible, both shoulders among them
 SHOULDERS = [2, 5]
-JUMP = 0.5  # in heights of the person: farther from frame to frame, it is another person
+MAX_JUMP = 0.5  # in heights of the person: farther from frame to frame, it is another person
 PADDING = 0.15  # of the person's height around the points: hair, hands, feet
-KEYFRAMES = 12  # frames from one that can be decoded alone to the next
+KEYFRAME_INTERVAL = 12  # frames from one that can be decoded alone to the next
 
-THUMBNAIL = 240  # pixels, height
-WIDEST = 16 * THUMBNAIL  # a JPEG of four ends at 65500 pixels
-SAMPLES = 4  # pictures of a kept clip in the report
+THUMBNAIL_HEIGHT = 240  # pixels, height
+MAX_THUMBNAIL_WIDTH = 16 * THUMBNAIL_HEIGHT  # a JPEG of four ends at 65500 pixels
+THUMBNAILS_PER_CLIP = 4  # pictures of a kept clip in the report
 
 Frame = UInt8[np.ndarray, "_ _ 3"]
 Detector = Callable[[Iterable[Frame]], Keypoints]
@@ -41,23 +41,23 @@ class ClipOptions:
     detector: Literal["blazepose", "dwpose"] = "blazepose"  # dwpose finds hands and faces as well
     dwpose: str | None = None  # folder of DWPose's two ONNX models, for --detector dwpose
     fps: float | None = None  # frames/s of the clips; default: the video's own
-    max_side: int = 1024  # pixels; larger pictures are scaled down
-    min_person: int = 160  # pixels in the source; a less tall person (of what is seen of it) is dropped
+    max_side: int = 1024  # pixels; larger frames are scaled down
+    min_person: int = 160  # pixels in the source; clips of a person whose visible part is less tall are dropped
     min_motion: float = 0.01  # mean spread of the joints over time in heights of the person; less is dropped
     min_seconds: float = 1.0  # shorter clips are dropped, and any of fewer than 25 frames
     max_seconds: float = 20.0  # longer ones become several
-    whole: bool = False  # take every video as one clip of its whole picture: nothing is cut, cropped or weeded out
+    whole: bool = False  # take every video as one clip of the whole frame: nothing is cut, cropped or weeded out
 
     def __post_init__(self):
-        for name, least in {"fps": LEAST_RATE, "max_side": 32, "min_seconds": 0, "max_seconds": 1}.items():
+        for name, minimum in {"fps": MIN_RATE, "max_side": 32, "min_seconds": 0, "max_seconds": 1}.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+            if value is not None and not value >= minimum:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {minimum}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A file, or a folder of numbered pictures, which has the frame rate `fps`."""
+    """A file, or a folder of numbered images, which has the frame rate `fps`."""
 
     name: str  # unique in the data set
     path: Path
@@ -67,34 +67,34 @@ class Video:
     def frames(self, fps: float | None = None) -> Iterator[Frame]:
         if not self.path.is_dir():
             return iter_frames(self.path, fps=fps)
-        pictures = self.pictures()
-        count = len(pictures) if fps is None else int(len(pictures) * fps / self.fps)
-        return (read_image(pictures[int(i * self.fps / (fps or self.fps))]) for i in range(count))
+        images, own_fps = self.images(), self.rate()
+        count = len(images) if fps is None else int(len(images) * fps / own_fps)
+        return (read_image(images[int(i * own_fps / (fps or own_fps))]) for i in range(count))
 
     def rate(self) -> float:
         return self.fps or frame_rate(self.path)
 
-    def pictures(self) -> list[Path]:
+    def images(self) -> list[Path]:
         return sorted(path for path in self.path.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """Some consecutive frames of a video, kept or dropped."""
+class Segment:
+    """Consecutive frames of a video, kept or dropped."""
 
     start: int  # frame
     frames: int
     reason: str = ""  # for dropping it
     motion: float = 0.0  # mean spread of the joints in heights of the person
     height: float = 0.0  # of the person, pixels in the source
-    keypoints: Keypoints | None = None  # in units of the source picture; of kept pieces
+    keypoints: Keypoints | None = None  # in units of the source frame; of kept segments
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class BuiltClip:
     """What a record holds; keypoints in pixels of the encoded video."""
 
-    piece: Piece
+    segment: Segment
     video: bytes
     keypoints: Keypoints
     width: int
@@ -102,8 +102,8 @@ class Clip:
 
 
 @functools.cache
-def detector(options: ClipOptions) -> Detector:
-    """What finds the poses; loaded once per process.
+def load_detector(options: ClipOptions) -> Detector:
+    """What detects the poses; loaded once per process.
 
     Raises:
         UserError: DWPose's models are missing.
@@ -119,84 +119,91 @@ def detector(options: ClipOptions) -> Detector:
     return detect
 
 
-def extract(
+def extract_clips(
     video: Video, options: ClipOptions, detect: Detector | None = None
-) -> tuple[float, list[Clip | Piece], list[bytes]]:
-    """Reads a video twice, frame by frame: to find the people, and to cut their clips out.
+) -> tuple[float, list[BuiltClip | Segment], list[bytes]]:
+    """Reads a video twice, frame by frame: to find the people, and to encode their clips.
 
     Returns:
-        The frame rate in frames/s; what was kept (clips) and dropped (pieces), in order; a JPEG of each.
+        The frame rate in frames/s; what was kept (clips) and dropped (segments), in order; a JPEG of each.
 
     Raises:
         UserError: the video cannot be read, or shows hardly a frame per second.
     """
     fps = options.fps or video.rate()
-    if fps < LEAST_RATE:
+    if fps < MIN_RATE:
         raise UserError(f"{video.path}: {fps:.3g} frames/s show no motion: leave it out, or give --fps")
-    detect = detect or detector(options)
-    parts, size = _pieces(video, fps, options, detect)
-    results, pictures, position = [], [], 0
+    segments, size = _find_segments(video, fps, options, detect or load_detector(options))
+    results, jpegs, position = [], [], 0
     frames = video.frames(fps)
-    for part in parts:
-        next(itertools.islice(frames, part.start - position, part.start - position), None)
-        position = part.start + part.frames
-        taken, samples = itertools.islice(frames, part.frames), []
-        if part.reason:
-            for index, frame in enumerate(taken):
-                if index == part.frames // 2:
-                    samples.append(_thumbnail(frame))
-            results.append(part)
+    for segment in segments:
+        next(itertools.islice(frames, segment.start - position, segment.start - position), None)
+        position = segment.start + segment.frames
+        taken = itertools.islice(frames, segment.frames)
+        if segment.reason:
+            result = segment
+            thumbnails = [_thumbnail(frame) for index, frame in enumerate(taken) if index == segment.frames // 2]
         else:
-            results.append(_cut_out(part, taken, size, fps, options, samples))
-        pictures.append(_jpeg(np.concatenate(samples, axis=1)))
-    return fps, results, pictures
+            result, thumbnails = _encode_clip(segment, taken, size, fps, options)
+        results.append(result)
+        jpegs.append(_jpeg(np.concatenate(thumbnails, axis=1)))
+    return fps, results, jpegs
 
 
-def _pieces(video: Video, fps: float, options: ClipOptions, detect: Detector) -> tuple[list[Piece], np.ndarray]:
-    """All frames of the video, dealt out to pieces, and the size (width, height) of its pictures."""
-    size = None
-
-    def measured():
-        nonlocal size
-        for frame in video.frames(fps):
-            size = np.float32((frame.shape[1], frame.shape[0]))
-            yield frame
-
-    numbered = ((0, frame) for frame in measured()) if options.whole else shots(measured())
-    pieces, start = [], 0
-    for _, group in itertools.groupby(numbered, key=lambda pair: pair[0]):
-        keypoints = detect(frame for _, frame in group)
+def _find_segments(
+    video: Video, fps: float, options: ClipOptions, detect: Detector
+) -> tuple[list[Segment], Float[np.ndarray, "xy=2"]]:
+    """All frames of the video, divided into segments, and the size (width, height) of its frames."""
+    frames = video.frames(fps)
+    first = next(frames, None)
+    if first is None:
+        return [], np.zeros(2, np.float32)
+    size = np.float32((first.shape[1], first.shape[0]))
+    frames = itertools.chain([first], frames)
+    numbered = ((0, frame) for frame in frames) if options.whole else shots(frames)
+    segments, start = [], 0
+    for _, shot in itertools.groupby(numbered, key=lambda pair: pair[0]):
+        keypoints = detect(frame for _, frame in shot)
         if options.whole:
             reason = "" if keypoints.body_confidence.any() else "no person"
-            pieces.append(Piece(start, len(keypoints), reason, keypoints=keypoints))
+            segments.append(Segment(start, len(keypoints), reason, keypoints=keypoints))
         else:
-            for first, end, found in _tracks(keypoints, size):
-                if not found:
-                    pieces.append(Piece(start + first, end - first, "no person"))
-                    continue
-                count = math.ceil((end - first) / (options.max_seconds * fps))
-                for low, high in itertools.pairwise(np.linspace(first, end, count + 1).astype(int).tolist()):
-                    pieces.append(_judged(start + low, keypoints[low:high], size, fps, options))
+            segments += _segments_of_shot(start, keypoints, size, fps, options)
         start += len(keypoints)
-    return pieces, size
+    return segments, size
+
+
+def _segments_of_shot(
+    start: int, keypoints: Keypoints, size: Float[np.ndarray, "xy=2"], fps: float, options: ClipOptions
+) -> Iterator[Segment]:
+    """Tracks of one person, the long ones divided into equal lengths, and what lies between them."""
+    for first, end, found in _tracks(keypoints, size):
+        if not found:
+            yield Segment(start + first, end - first, "no person")
+            continue
+        count = math.ceil((end - first) / (options.max_seconds * fps))
+        for low, high in itertools.pairwise(np.linspace(first, end, count + 1).astype(int).tolist()):
+            yield _filter(start + low, keypoints[low:high], size, fps, options)
 
 
 def _tracks(keypoints: Keypoints, size: Float[np.ndarray, "xy=2"]) -> Iterator[tuple[int, int, bool]]:
     """Splits a shot where the person is lost, found, or suddenly elsewhere: first frame, end, is anybody there."""
-    seen = keypoints.body_confidence > 0
-    found = (seen.sum(-1) >= LEAST_POINTS) & seen[:, SHOULDERS].all(-1)
+    visible = keypoints.body_confidence > 0
+    found = (visible.sum(-1) >= MIN_POINTS) & visible[:, SHOULDERS].all(-1)
     place = keypoints.body[:, SHOULDERS].mean(1) * size
     height = _height(keypoints[found], size) if found.any() else 0.0
-    moved = np.linalg.norm(np.diff(place, axis=0), axis=-1) > JUMP * height
-    breaks = (found[1:] != found[:-1]) | (found[1:] & found[:-1] & moved)
+    jumped = np.linalg.norm(np.diff(place, axis=0), axis=-1) > MAX_JUMP * height
+    breaks = (found[1:] != found[:-1]) | (found[1:] & found[:-1] & jumped)
     ends = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(keypoints)]
     return ((first, end, bool(found[first])) for first, end in itertools.pairwise(ends))
 
 
-def _judged(start: int, keypoints: Keypoints, size, fps: float, options: ClipOptions) -> Piece:
-    """A piece with one person in every frame, and the reason to drop it, if there is one."""
+def _filter(
+    start: int, keypoints: Keypoints, size: Float[np.ndarray, "xy=2"], fps: float, options: ClipOptions
+) -> Segment:
+    """A segment with one person in every frame, and the reason to drop it, if there is one."""
     frames, height, motion = len(keypoints), _height(keypoints, size), _motion(keypoints, size)
-    if frames < max(LEAST_FRAMES, options.min_seconds * fps):
+    if frames < max(MIN_FRAMES, options.min_seconds * fps):
         reason = "too short"
     elif height < options.min_person:
         reason = "too small a person"
@@ -204,18 +211,18 @@ def _judged(start: int, keypoints: Keypoints, size, fps: float, options: ClipOpt
         reason = "too little motion"
     else:
         reason = ""
-    return Piece(start, frames, reason, motion, height, keypoints)
+    return Segment(start, frames, reason, motion, height, keypoints)
 
 
 def _boxes(keypoints: Keypoints, size: Float[np.ndarray, "xy=2"]) -> Float[np.ndarray, "frames 2 2"]:
-    """The least and the greatest x, y of the points seen in each frame, pixels; nan where none is."""
+    """The least and the greatest x, y of the visible points in each frame, pixels; nan where none is."""
     points = np.concatenate([keypoints.body, keypoints.hands.reshape(len(keypoints), -1, 2), keypoints.face], 1)
     confidence = [keypoints.body_confidence, keypoints.hands_confidence, keypoints.face_confidence]
-    seen = np.concatenate([c.reshape(len(keypoints), -1) for c in confidence], 1) > 0
-    low = np.where(seen[..., None], points, np.inf).min(1)
-    high = np.where(seen[..., None], points, -np.inf).max(1)
+    visible = np.concatenate([c.reshape(len(keypoints), -1) for c in confidence], 1) > 0
+    low = np.where(visible[..., None], points, np.inf).min(1)
+    high = np.where(visible[..., None], points, -np.inf).max(1)
     boxes = np.stack([low, high], 1) * size
-    boxes[~seen.any(1)] = np.nan
+    boxes[~visible.any(1)] = np.nan
     return boxes
 
 
@@ -234,12 +241,12 @@ def _motion(keypoints: Keypoints, size: Float[np.ndarray, "xy=2"]) -> float:
     return float(spread.mean() / _height(keypoints, size)) if often.any() else 0.0
 
 
-def _region(piece: Piece, size: Float[np.ndarray, "xy=2"], whole: bool) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what to cut out of the picture: even sides."""
+def _crop_box(segment: Segment, size: Float[np.ndarray, "xy=2"], whole: bool) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the person in all frames, with even sides."""
     low, high = np.zeros(2), size
-    if not whole:
-        boxes = _boxes(piece.keypoints, size)
-        margin = PADDING * piece.height
+    if not whole and segment.keypoints is not None:
+        boxes = _boxes(segment.keypoints, size)
+        margin = PADDING * segment.height
         low = np.floor(boxes[:, 0].min(0) - margin).clip(0, size - 2)
         high = np.ceil(boxes[:, 1].max(0) + margin).clip(low + 2, size)
     sides = (high - low).astype(int) // 2 * 2
@@ -247,39 +254,44 @@ def _region(piece: Piece, size: Float[np.ndarray, "xy=2"], whole: bool) -> tuple
     return left, top, left + int(sides[0]), top + int(sides[1])
 
 
-def _cut_out(part: Piece, frames: Iterator[Frame], size, fps: float, options: ClipOptions, samples: list) -> Clip:
-    left, top, right, bottom = _region(part, size, options.whole)
+def _encode_clip(
+    segment: Segment, frames: Iterator[Frame], size: Float[np.ndarray, "xy=2"], fps: float, options: ClipOptions
+) -> tuple[BuiltClip, list[Frame]]:
+    """The clip of a kept segment, and some thumbnails of it."""
+    if segment.keypoints is None:
+        raise ValueError("a segment without keypoints is no clip")
+    left, top, right, bottom = _crop_box(segment, size, options.whole)
     sides = np.array([right - left, bottom - top])
     shrink = min(1.0, options.max_side / sides.max())
     width, height = (np.round(sides * shrink / 2) * 2).clip(2).astype(int).tolist()
     scale = np.array((width, height)) / sides
     offset = -np.array((left, top)) * scale
-    keypoints = part.keypoints.moved(tuple((size * scale).tolist()), tuple(offset.tolist()))
-    pick = {round((i + 0.5) * part.frames / SAMPLES) for i in range(SAMPLES)}
+    keypoints = segment.keypoints.moved(tuple((size * scale).tolist()), tuple(offset.tolist()))
+    shown = {round((i + 0.5) * segment.frames / THUMBNAILS_PER_CLIP) for i in range(THUMBNAILS_PER_CLIP)}
+    thumbnails = []
 
-    def cut():
+    def crops() -> Iterator[Frame]:
         for index, frame in enumerate(frames):
-            picture = frame[top:bottom, left:right]
+            crop = frame[top:bottom, left:right]
             if shrink < 1:
-                picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-            if index in pick:
-                units = keypoints[index].moved((1 / width, 1 / height), (0, 0))
-                samples.append(_thumbnail(picture, units))
-            yield picture
+                crop = cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA)
+            if index in shown:
+                thumbnails.append(_thumbnail(crop, keypoints[index].moved((1 / width, 1 / height), (0, 0))))
+            yield crop
 
-    return Clip(part, encode_mp4(cut(), fps, KEYFRAMES), keypoints, width, height)
+    return BuiltClip(segment, encode_mp4(crops(), fps, KEYFRAME_INTERVAL), keypoints, width, height), thumbnails
 
 
-def _thumbnail(picture: Frame, pose: Keypoints | None = None) -> Frame:
+def _thumbnail(frame: Frame, pose: Keypoints | None = None) -> Frame:
     """A small copy, with the pose drawn over it."""
-    height, width, _ = picture.shape
-    size = min(max(1, round(width * THUMBNAIL / height)), WIDEST), THUMBNAIL
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    height, width, _ = frame.shape
+    size = min(max(1, round(width * THUMBNAIL_HEIGHT / height)), MAX_THUMBNAIL_WIDTH), THUMBNAIL_HEIGHT
+    small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
     if pose is None:
         return small
     drawn = draw(pose, *small.shape[:2], "tiny")
     return np.where(drawn.any(-1, keepdims=True), drawn, small)
 
 
-def _jpeg(picture: Frame) -> bytes:
-    return cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+def _jpeg(image: Frame) -> bytes:
+    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()

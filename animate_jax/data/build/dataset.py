@@ -26,26 +26,26 @@ import numpy as np
 from tqdm import tqdm
 
 from animate_jax.atomic import FULL, atomic_file, atomic_folder, check_folder
-from animate_jax.data.build.clips import ClipOptions, Piece, Video, detector, extract
+from animate_jax.data.build.clips import ClipOptions, Segment, Video, extract_clips, load_detector
 from animate_jax.data.build.report import write_report
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import Keypoints
 
-SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif")
 RUNNERS = {"direct": "DirectRunner", "dataflow": "DataflowRunner", "flink": "FlinkRunner", "spark": "SparkRunner"}
-FORMAT = 1  # of a video's file; another number makes old files useless
+CACHE_VERSION = 1  # of a video's file; another number makes old files useless
 
 Runner = Literal["direct", "dataflow", "flink", "spark"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Engine:
+class BeamOptions:
     workers: int = 1  # processes of the direct runner; other runners take their number from --beam-options
     runner: Runner = "direct"  # Beam's; all but "direct" need folders that every worker sees
     beam_options: str = ""  # handed to Beam, such as "--project=p --region=r --temp_location=gs://b/tmp"
 
 
-def videos_in(folder: Path) -> list[Video]:
+def find_videos(folder: Path) -> list[Video]:
     """Every file below `folder` that is named like a video, by its path from there.
 
     Raises:
@@ -53,22 +53,24 @@ def videos_in(folder: Path) -> list[Video]:
     """
     if not folder.is_dir():
         raise UserError(f"--videos {folder}: no such folder: check the path")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     if not paths:
-        raise UserError(f"--videos {folder}: no videos in it: give a folder of {', '.join(SUFFIXES)} files")
-    return [Video(name_of(path, folder), path) for path in paths]
+        raise UserError(f"--videos {folder}: no videos in it: give a folder of {', '.join(VIDEO_SUFFIXES)} files")
+    return [Video(relative_name(path, folder), path) for path in paths]
 
 
-def name_of(path: Path, folder: Path) -> str:
+def relative_name(path: Path, folder: Path) -> str:
     """A file's path below `folder`, as text that can be written anywhere: a file's name may be any bytes."""
-    return _text(path.relative_to(folder).as_posix())
+    return _printable(path.relative_to(folder).as_posix())
 
 
-def _text(name: str) -> str:
+def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def build(name: str, videos: list[Video], output: Path, options: ClipOptions, engine: Engine) -> dict[str, Any]:
+def build_dataset(
+    name: str, videos: list[Video], output: Path, options: ClipOptions, beam: BeamOptions
+) -> dict[str, Any]:
     """Builds the data set `name`, version 1.0.0, in the new folder `output`, with report.html and build.json.
 
     Args:
@@ -80,9 +82,9 @@ def build(name: str, videos: list[Video], output: Path, options: ClipOptions, en
     Raises:
         UserError: the output exists or cannot be written, Beam is missing, or nothing was worth keeping.
     """
-    if engine.workers < 1:
-        raise UserError(f"--workers {engine.workers}: must be at least 1")
-    detector(options)  # a mistake in its options is no damage of a video
+    if beam.workers < 1:
+        raise UserError(f"--workers {beam.workers}: must be at least 1")
+    load_detector(options)  # a mistake in its options is no damage of a video
     check_folder(output, "data set", replace=False)
     for package in ("apache_beam", "array_record", "tensorflow_datasets"):
         if importlib.util.find_spec(package) is None:
@@ -92,7 +94,7 @@ def build(name: str, videos: list[Video], output: Path, options: ClipOptions, en
         results = work / _signature(options)
         results.mkdir(exist_ok=True)
         with _one_line_errors(output), _quiet() as terminal, _progress(results, len(videos), terminal):
-            empty = _run_beam(name, videos, results, data, options, engine)
+            empty = _run_beam(name, videos, results, data, options, beam)
         read = [video for video in videos if _result_path(results, video).exists()]  # all, unless a split is empty
         summaries = [json.loads(str(_load(results, video)["summary"])) for video in read]
         place = work if empty else data
@@ -102,7 +104,9 @@ def build(name: str, videos: list[Video], output: Path, options: ClipOptions, en
     return report
 
 
-def _run_beam(name: str, videos: list[Video], results: Path, data: Path, options: ClipOptions, engine: Engine) -> bool:
+def _run_beam(
+    name: str, videos: list[Video], results: Path, data: Path, options: ClipOptions, beam_options: BeamOptions
+) -> bool:
     """Builds the data set in `data`; says whether a split got no clip, which TFDS does not write."""
     import apache_beam as beam
     import tensorflow_datasets as tfds
@@ -116,7 +120,7 @@ def _run_beam(name: str, videos: list[Video], results: Path, data: Path, options
             return tfds.core.DatasetInfo(builder=self, features=_features(), description=f"Clips of people: {name}.")
 
         def _example_writer(self):
-            return _InOrder()
+            return _DeterministicWriter()
 
         def _split_generators(self, dl_manager):
             return {split: self._generate_examples(split) for split in sorted({video.split for video in videos})}
@@ -127,10 +131,10 @@ def _run_beam(name: str, videos: list[Video], results: Path, data: Path, options
             return beam.Create(chosen) | beam.Reshuffle() | beam.FlatMap(examples)
 
     Builder.name = name
-    flags = [f"--runner={RUNNERS[engine.runner]}", *engine.beam_options.split()]
-    if engine.runner == "direct":
-        flags += [f"--direct_num_workers={engine.workers}"]
-        flags += ["--direct_running_mode=" + ("multi_processing" if engine.workers > 1 else "in_memory")]
+    flags = [f"--runner={RUNNERS[beam_options.runner]}", *beam_options.beam_options.split()]
+    if beam_options.runner == "direct":
+        mode = "multi_processing" if beam_options.workers > 1 else "in_memory"
+        flags += [f"--direct_num_workers={beam_options.workers}", f"--direct_running_mode={mode}"]
     config = tfds.download.DownloadConfig(beam_options=PipelineOptions(flags))
     builder = Builder(data_dir=data, file_format="array_record")
     try:
@@ -142,8 +146,8 @@ def _run_beam(name: str, videos: list[Video], results: Path, data: Path, options
     return False
 
 
-class _InOrder:
-    """TFDS' writer of a shard. Protocol Buffers put the parts of a record in any order; here, in one."""
+class _DeterministicWriter:
+    """TFDS' writer of a shard, with the parts of a record in one order; Protocol Buffers leave it open."""
 
     def write(self, path, examples):
         from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
@@ -172,14 +176,14 @@ def _features():
 def _examples(video: Video, results: Path, options: ClipOptions) -> Iterator[tuple[str, dict[str, Any]]]:
     """Key and record of every clip of a video, which is read now unless it was before."""
     path = _result_path(results, video)
-    if not _whole(path):
-        _save(path, _process(video, options))
+    if not _is_intact(path):
+        _save(path, _read_video(video, options))
     with np.load(path) as arrays:
         summary = json.loads(str(arrays["summary"]))
-        for index, piece in enumerate(summary["pieces"]):
-            if piece["reason"]:
+        for index, segment in enumerate(summary["pieces"]):
+            if segment["reason"]:
                 continue
-            key = f"{video.name}:{piece['start']:06d}"
+            key = f"{video.name}:{segment['start']:06d}"
             record = {part: arrays[f"{index}/{part}"] for part in Keypoints.names()}
             record |= {
                 "video": arrays[f"{index}/video"].tobytes(),
@@ -187,45 +191,45 @@ def _examples(video: Video, results: Path, options: ClipOptions) -> Iterator[tup
                 "source": video.name,
                 "id": key,
             }
-            record |= {part: piece[part] for part in ("width", "height", "frames")}
-            yield key, record | {"start": piece["start"] / summary["fps"]}
+            record |= {part: segment[part] for part in ("width", "height", "frames")}
+            yield key, record | {"start": segment["start"] / summary["fps"]}
 
 
-def _process(video: Video, options: ClipOptions) -> dict[str, np.ndarray]:
+def _read_video(video: Video, options: ClipOptions) -> dict[str, np.ndarray]:
     """What is kept of a video between its reading and the writing of shards."""
     arrays: dict[str, Any] = {}
     summary: dict[str, Any] = {"fps": 0.0, "damage": "", "pieces": []}
     try:
-        summary["fps"], results, pictures = extract(video, options)
+        summary["fps"], results, jpegs = extract_clips(video, options)
     except Exception as error:  # whatever it is, the other videos are worth having
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        summary["damage"] = _text(reason.removeprefix(f"{video.path}: ").partition("\n")[0])
-        results, pictures = [], []
-    for index, (result, picture) in enumerate(zip(results, pictures, strict=True)):
-        piece = result if isinstance(result, Piece) else result.piece
-        row = {key: getattr(piece, key) for key in ("start", "frames", "reason", "motion", "height")}
+        summary["damage"] = _printable(reason.removeprefix(f"{video.path}: ").partition("\n")[0])
+        results, jpegs = [], []
+    for index, (result, jpeg) in enumerate(zip(results, jpegs, strict=True)):
+        segment = result if isinstance(result, Segment) else result.segment
+        row = {key: getattr(segment, key) for key in ("start", "frames", "reason", "motion", "height")}
         row["person"] = row.pop("height")
-        if not isinstance(result, Piece):
+        if not isinstance(result, Segment):
             arrays[f"{index}/video"] = np.frombuffer(result.video, np.uint8)
             arrays |= {f"{index}/{part}": getattr(result.keypoints, part) for part in Keypoints.names()}
             row |= {"width": result.width, "height": result.height}
-        arrays[f"{index}/picture"] = np.frombuffer(picture, np.uint8)
+        arrays[f"{index}/picture"] = np.frombuffer(jpeg, np.uint8)
         summary["pieces"].append(row)
     return arrays | {"summary": np.array(json.dumps(summary))}
 
 
 def _signature(options: ClipOptions) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, dataclasses.asdict(options)]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([CACHE_VERSION, dataclasses.asdict(options)]).encode()).hexdigest()[:16]
 
 
 def _result_path(results: Path, video: Video) -> Path:
     """Another name as soon as the video is another: its name, its time or its size."""
-    paths = video.pictures() if video.path.is_dir() else [video.path]
+    paths = video.images() if video.path.is_dir() else [video.path]
     state = [video.name, video.fps, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]]
     return results / f"{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]}.npz"
 
 
-def _whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     """Whether a video's file is there and undamaged; after a power loss it may be empty."""
     try:
         with zipfile.ZipFile(path) as file:
@@ -280,7 +284,11 @@ def _quiet() -> Iterator[TextIO]:
 @contextlib.contextmanager
 def _progress(results: Path, total: int, terminal: TextIO) -> Iterator[None]:
     """A bar over finished videos, wherever they are worked on."""
-    finished, done = (lambda: sum(1 for _ in results.glob("[!.]*.npz"))), threading.Event()
+    done = threading.Event()
+
+    def finished() -> int:
+        return sum(1 for _ in results.glob("[!.]*.npz"))
+
     options = {"desc": "videos", "unit": "video", "dynamic_ncols": True, "file": terminal}
     with tqdm(total=total, initial=min(finished(), total), **options) as bar:
 

@@ -10,22 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from animate_jax.data.build.clips import Video
-from animate_jax.data.build.dataset import SUFFIXES, name_of
+from animate_jax.data.build.dataset import VIDEO_SUFFIXES, relative_name
 from animate_jax.errors import UserError
 
-TIKTOK_RATE = 30.0  # frames/s of its pictures
+TIKTOK_RATE = 30.0  # frames/s of its images
 TIKTOK_TEST = range(335, 341)  # DisCo's split of the public sequences; the paper follows it
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class PublicDataset:
     counts: dict[str, int]  # split -> number of videos
     layout: str
     source: str  # where to get the files
     find: Callable[[Path], list[Video]]
 
-    def videos(self, folder: Path, incomplete: bool = False) -> list[Video]:
-        """All videos of the benchmark.
+    def find_videos(self, folder: Path, incomplete: bool = False) -> list[Video]:
+        """All videos of the data set.
 
         Args:
             incomplete: accept that videos are missing; each split must still have one.
@@ -51,10 +51,10 @@ class Benchmark:
 def _split_folders(folder: Path) -> list[Video]:
     """train/*.mp4 and test/*.mp4."""
     return [
-        Video(name_of(path, folder), path, split)
+        Video(relative_name(path, folder), path, split)
         for split in ("train", "test")
         for path in sorted((folder / split).glob("*"))
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in VIDEO_SUFFIXES
     ]
 
 
@@ -66,7 +66,7 @@ def _ubc_fashion(folder: Path) -> list[Video]:
     paths = {path.name: path for path in sorted(folder.rglob("*.mp4"))}
     names = {split: [line.strip().rpartition("/")[2] for line in open(path)] for split, path in lists.items()}
     return [
-        Video(name_of(paths[name], folder), paths[name], split)
+        Video(relative_name(paths[name], folder), paths[name], split)
         for split in names
         for name in dict.fromkeys(names[split])
         if name in paths
@@ -84,23 +84,23 @@ def _tiktok(folder: Path) -> list[Video]:
     ]
 
 
-BENCHMARKS = {
+PUBLIC_DATASETS = {
     # Zablotskaia et al., "DwNet", 2019.
-    "ubc_fashion": Benchmark(
+    "ubc_fashion": PublicDataset(
         {"train": 500, "test": 100},
         "train/*.mp4 and test/*.mp4, or fashion_train.txt, fashion_test.txt and the videos they name",
         "https://vision.cs.ubc.ca/datasets/fashion",
         _ubc_fashion,
     ),
     # Jafarian and Park, "Learning High Fidelity Depths of Dressed Humans by Watching Social Media Dance Videos", 2021.
-    "tiktok": Benchmark(
+    "tiktok": PublicDataset(
         {"train": 334, "test": 6},
         "the folders 00001 to 00340, each with images/*.png",
         "https://www.yasamin.page/hdnet_tiktok",
         _tiktok,
     ),
     # Siarohin et al., "Motion Representations for Articulated Animation", 2021.
-    "ted_talk": Benchmark(
+    "ted_talk": PublicDataset(
         {"train": 1132, "test": 131},
         "train/*.mp4 and test/*.mp4",
         "https://github.com/snap-research/articulated-animation (TED dataset)",

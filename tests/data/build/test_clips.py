@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from animate_jax.data.build.clips import KEYFRAMES, Clip, ClipOptions, Piece, Video, extract
+from animate_jax.data.build.clips import KEYFRAME_INTERVAL, BuiltClip, ClipOptions, Segment, Video, extract_clips
 from animate_jax.data.build.shots import shots
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import write_image, write_video
@@ -56,13 +56,13 @@ def read(tmp_path):
 
     def run(frames, options=OPTIONS, fps=25):
         write_video(tmp_path / "video.mp4", frames, fps)
-        rate, results, pictures = extract(Video("video.mp4", tmp_path / "video.mp4"), options, find_boxes)
+        rate, results, pictures = extract_clips(Video("video.mp4", tmp_path / "video.mp4"), options, find_boxes)
         assert rate == (options.fps or fps)
-        pieces = [result if isinstance(result, Piece) else result.piece for result in results]
-        starts = np.cumsum([0] + [piece.frames for piece in pieces])
-        assert [piece.start for piece in pieces] == starts[:-1].tolist()
+        segments = [result if isinstance(result, Segment) else result.segment for result in results]
+        starts = np.cumsum([0] + [segment.frames for segment in segments])
+        assert [segment.start for segment in segments] == starts[:-1].tolist()
         assert starts[-1] == round(len(frames) * rate / fps)
-        assert len(pictures) == len(pieces) and all(picture[:2] == b"\xff\xd8" for picture in pictures)
+        assert len(pictures) == len(segments) and all(picture[:2] == b"\xff\xd8" for picture in pictures)
         return results
 
     return run
@@ -70,7 +70,7 @@ def read(tmp_path):
 
 def kinds(results):
     return [
-        ("kept", result.piece.frames) if isinstance(result, Clip) else (result.reason, result.frames)
+        ("kept", result.segment.frames) if isinstance(result, BuiltClip) else (result.reason, result.frames)
         for result in results
     ]
 
@@ -101,14 +101,28 @@ def test_reasons(read):
     nobody = [frame(None)] * 6
     results = read(
         [
-            *moving(30), *nobody, *moving(10), *nobody, *moving(30, step=0), *nobody,
-            *moving(30, height=24), *nobody, *moving(25, step=2),
+            *moving(30),
+            *nobody,
+            *moving(10),
+            *nobody,
+            *moving(30, step=0),
+            *nobody,
+            *moving(30, height=24),
+            *nobody,
+            *moving(25, step=2),
         ]
-    )  # fmt: skip
+    )
     assert kinds(results) == [
-        ("kept", 30), ("no person", 6), ("too short", 10), ("no person", 6), ("too little motion", 30),
-        ("no person", 6), ("too small a person", 30), ("no person", 6), ("kept", 25),
-    ]  # fmt: skip
+        ("kept", 30),
+        ("no person", 6),
+        ("too short", 10),
+        ("no person", 6),
+        ("too little motion", 30),
+        ("no person", 6),
+        ("too small a person", 30),
+        ("no person", 6),
+        ("kept", 25),
+    ]
 
 
 def test_a_cut_and_a_person_elsewhere_end_a_clip(read):
@@ -133,7 +147,7 @@ def test_stored_video_and_points_belong_together(read, max_side):
     found = find_boxes(pictures)
     distance = np.abs(found.body * (clip.width, clip.height) - clip.keypoints.body)
     assert distance.max() < 1.5 and clip.keypoints.body.max() > 20
-    assert clip.piece.motion > 0.05 and clip.piece.height == pytest.approx(0.9 * 48, abs=2)
+    assert clip.segment.motion > 0.05 and clip.segment.height == pytest.approx(0.9 * 48, abs=2)
 
 
 def test_padding_keeps_the_person_off_the_border_but_in_the_picture(read):
@@ -147,7 +161,7 @@ def test_stored_video_can_be_entered_every_few_frames(read):
     (clip,) = read(moving(60, step=0.5))
     pictures = [picture for _, picture in decode(clip)]
     keys = [index for index, picture in enumerate(pictures) if picture.key_frame]
-    assert keys[0] == 0 and np.diff(keys).max() <= KEYFRAMES
+    assert keys[0] == 0 and np.diff(keys).max() <= KEYFRAME_INTERVAL
     assert {picture.pict_type for picture in pictures} <= {av.video.frame.PictureType.I, av.video.frame.PictureType.P}
     assert [round(picture.time * 25) for picture in pictures] == list(range(60))
 
@@ -172,9 +186,9 @@ def test_a_folder_of_pictures(tmp_path):
     for index, picture in enumerate(moving(30)):
         write_image(tmp_path / "images" / f"{index:04d}.png", picture)
     video = Video("images", tmp_path / "images", fps=30.0)
-    fps, (clip,), _ = extract(video, OPTIONS, find_boxes)
+    fps, (clip,), _ = extract_clips(video, OPTIONS, find_boxes)
     assert fps == 30 and len(clip.keypoints) == 30
-    fps, (clip,), _ = extract(video, dataclasses.replace(OPTIONS, fps=15.0, whole=True), find_boxes)
+    fps, (clip,), _ = extract_clips(video, dataclasses.replace(OPTIONS, fps=15.0, whole=True), find_boxes)
     assert fps == 15 and len(clip.keypoints) == 15
     np.testing.assert_allclose(np.diff(clip.keypoints.body[:, 0, 0]), 2, atol=0.01)
 

@@ -20,7 +20,7 @@ from animate_jax.atomic import MARKER
 from animate_jax.commands.data import main
 from animate_jax.data.build import dataset
 from animate_jax.data.build.clips import ClipOptions
-from animate_jax.data.build.dataset import Engine, build, videos_in
+from animate_jax.data.build.dataset import BeamOptions, build_dataset, find_videos
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import read_video, write_video
@@ -48,7 +48,7 @@ def find_dots(frames) -> Keypoints:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Two good videos, one that stands still, two damaged ones and a note, with a made-up detector."""
-    monkeypatch.setattr("animate_jax.data.build.clips.detector", lambda options: find_dots)
+    monkeypatch.setattr("animate_jax.data.build.clips.load_detector", lambda options: find_dots)
     videos = tmp_path / "videos"
     for name, step in {"a.mp4": 1, "deeper/b.mp4": 0.5, "still.mp4": 0}.items():
         frames = np.full((FRAMES, 48, 64, 3), 60, np.uint8)
@@ -68,7 +68,7 @@ def shards(output):
 
 
 def build_here(folder, output):
-    return build("video_folder", videos_in(folder), output, OPTIONS, Engine())
+    return build_dataset("video_folder", find_videos(folder), output, OPTIONS, BeamOptions())
 
 
 def test_what_is_written(folder, tmp_path):
@@ -100,7 +100,7 @@ def test_what_is_written(folder, tmp_path):
 
 def test_a_build_that_failed_goes_on_and_gives_the_same_shards(folder, tmp_path, monkeypatch):
     build_here(folder, tmp_path / "at_once")
-    done, process = [], dataset._process
+    done, process = [], dataset._read_video
 
     def out_of_memory(video, options):
         if len(done) == 2:
@@ -108,7 +108,7 @@ def test_a_build_that_failed_goes_on_and_gives_the_same_shards(folder, tmp_path,
         done.append(video.name)
         return process(video, options)
 
-    monkeypatch.setattr(dataset, "_process", out_of_memory)
+    monkeypatch.setattr(dataset, "_read_video", out_of_memory)
     with pytest.raises(
         UserError, match=r"^[^\n]*the build failed .[^\n]*no more[^\n]*: give the same command again to go on$"
     ):
@@ -116,9 +116,11 @@ def test_a_build_that_failed_goes_on_and_gives_the_same_shards(folder, tmp_path,
     assert not (tmp_path / "mine").exists() and len(done) == 2
 
     later = []
-    monkeypatch.setattr(dataset, "_process", lambda video, options: later.append(video.name) or process(video, options))
+    monkeypatch.setattr(
+        dataset, "_read_video", lambda video, options: later.append(video.name) or process(video, options)
+    )
     build_here(folder, tmp_path / "mine")
-    assert sorted(done + later) == sorted(video.name for video in videos_in(folder))
+    assert sorted(done + later) == sorted(video.name for video in find_videos(folder))
     assert shards(tmp_path / "mine") == shards(tmp_path / "at_once")
 
 
@@ -158,14 +160,14 @@ def test_an_error_of_any_kind_is_one_video_s(folder, tmp_path, monkeypatch):
         return find
 
     write_video(folder / "black.mp4", np.zeros((4, 48, 64, 3), np.uint8), 25)
-    monkeypatch.setattr("animate_jax.data.build.clips.detector", detector)
+    monkeypatch.setattr("animate_jax.data.build.clips.load_detector", detector)
     report = build_here(folder, tmp_path / "mine")
     assert report["kept"]["clips"] == 2 and report["damaged"]["black.mp4"] == "error: a library's own"
 
 
 @pytest.mark.parametrize("left", [b"", b"PK\3\4 half", bytes(5000), "flipped"])
 def test_results_that_a_power_loss_left_damaged_are_made_anew(folder, tmp_path, monkeypatch, left):
-    video = videos_in(folder)[0]
+    video = find_videos(folder)[0]
     path = dataset._result_path(tmp_path, video)
     whole = list(dataset._examples(video, tmp_path, OPTIONS))
     content = bytearray(path.read_bytes())
@@ -173,12 +175,12 @@ def test_results_that_a_power_loss_left_damaged_are_made_anew(folder, tmp_path, 
     path.write_bytes(content if left == "flipped" else left)
     again = list(dataset._examples(video, tmp_path, OPTIONS))
     assert again[0][0] == whole[0][0] and again[0][1]["video"] == whole[0][1]["video"]
-    monkeypatch.setattr(dataset, "_process", None)
+    monkeypatch.setattr(dataset, "_read_video", None)
     assert len(list(dataset._examples(video, tmp_path, OPTIONS))) == 1  # this time it was kept
 
 
 def test_other_options_and_exchanged_videos_are_read_anew(folder, tmp_path):
-    video = videos_in(folder)[0]
+    video = find_videos(folder)[0]
     path = dataset._result_path(tmp_path, video)
     assert dataset._result_path(tmp_path, video) == path
     os.utime(video.path, ns=(0, 0))
@@ -202,7 +204,7 @@ def test_a_full_disk(folder, tmp_path, monkeypatch):
 def test_nothing_worth_keeping(folder, tmp_path):
     options = dataclasses.replace(OPTIONS, min_person=100)
     with pytest.raises(UserError, match=r"nothing of a split was worth keeping: see why in .*report.html") as error:
-        build("video_folder", videos_in(folder), tmp_path / "mine", options, Engine())
+        build_dataset("video_folder", find_videos(folder), tmp_path / "mine", options, BeamOptions())
     assert "too small a person" in Path(str(error.value).rpartition(" in ")[2]).read_text()
     assert not (tmp_path / "mine").exists()
 

@@ -1,11 +1,11 @@
-"""Benchmarks in made-up folders of their official layouts."""
+"""Public data sets in made-up folders of their official layouts."""
 
 import collections
 
 import pytest
 
 from animate_jax.commands.data import main
-from animate_jax.data.build.public_datasets import BENCHMARKS
+from animate_jax.data.build.public_datasets import PUBLIC_DATASETS
 from animate_jax.errors import UserError
 
 
@@ -28,7 +28,7 @@ def counts(videos):
 def test_split_folders(tmp_path, name, train, test):
     split_folders(tmp_path, train, test)
     touch(tmp_path / "train" / "notes.txt")
-    videos = BENCHMARKS[name].videos(tmp_path)
+    videos = PUBLIC_DATASETS[name].find_videos(tmp_path)
     assert counts(videos) == {"train": train, "test": test}
     assert len({video.name for video in videos}) == train + test  # the two splits share file names
     assert all(video.path.parent.name == video.split and video.fps is None for video in videos)
@@ -39,7 +39,7 @@ def test_ubc_fashion_from_its_lists(tmp_path):
         names = [f"{split}+{i}S.mp4" for i in range(count)]
         touch(*(tmp_path / "videos" / name for name in names))
         (tmp_path / f"fashion_{split}.txt").write_text("".join(f"https://example.org/vse/{name}\n" for name in names))
-    videos = BENCHMARKS["ubc_fashion"].videos(tmp_path)
+    videos = PUBLIC_DATASETS["ubc_fashion"].find_videos(tmp_path)
     assert counts(videos) == {"train": 500, "test": 100}
     assert all(video.path.name.startswith(video.split) and video.path.is_file() for video in videos)
 
@@ -49,10 +49,10 @@ def test_tiktok(tmp_path, inner):
     for number in range(1, 341):
         folder = tmp_path / inner / f"{number:05d}"
         touch(folder / "images" / "0001.png", folder / "images" / "0002.png", folder / "masks" / "0001.png")
-    videos = BENCHMARKS["tiktok"].videos(tmp_path)
+    videos = PUBLIC_DATASETS["tiktok"].find_videos(tmp_path)
     assert counts(videos) == {"train": 334, "test": 6}
     assert [video.name for video in videos if video.split == "test"] == [f"00{number}" for number in range(335, 341)]
-    assert videos[0].rate() == 30 and [path.name for path in videos[0].pictures()] == ["0001.png", "0002.png"]
+    assert videos[0].rate() == 30 and [path.name for path in videos[0].images()] == ["0001.png", "0002.png"]
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_tiktok(tmp_path, inner):
 def test_wrong_counts(tmp_path, train, test, incomplete, message):
     split_folders(tmp_path, train, test)
     with pytest.raises(UserError, match=message):
-        BENCHMARKS["ubc_fashion"].videos(tmp_path, incomplete)
+        PUBLIC_DATASETS["ubc_fashion"].find_videos(tmp_path, incomplete)
 
 
 def test_missing_videos_may_be_accepted(tmp_path):
     split_folders(tmp_path, 3, 1)
-    assert counts(BENCHMARKS["ted_talk"].videos(tmp_path, incomplete=True)) == {"train": 3, "test": 1}
+    assert counts(PUBLIC_DATASETS["ted_talk"].find_videos(tmp_path, incomplete=True)) == {"train": 3, "test": 1}
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", PUBLIC_DATASETS)
 def test_no_folder_says_where_to_get_it(tmp_path, capsys, name):
     arguments = ["--videos", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]
     assert main(["build", name, *arguments]) == 2
     printed = capsys.readouterr().err
-    assert printed.count("\n") == 1 and "no such folder" in printed and BENCHMARKS[name].source in printed
+    assert printed.count("\n") == 1 and "no such folder" in printed and PUBLIC_DATASETS[name].source in printed
