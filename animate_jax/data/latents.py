@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from animate_jax.config import DataConfig, Preset
 from animate_jax.data.loader import Box, choose_frames, cover, in_box, mirror
-from animate_jax.data.records import TEMPLATE, Clip, example_message, find_data_set, open_split
+from animate_jax.data.records import TEMPLATE, RecordedClip, example_message, find_data_set, open_split
 from animate_jax.errors import UserError, reading
 from animate_jax.pose.draw import draw
 from animate_jax.storage import is_remote
@@ -116,7 +116,7 @@ class EncodedSamples:
             self._first[shard.replace(frames_split(encoding.split), encoding.split)] = count
             count += length
 
-    def __call__(self, position: int, clip: Clip) -> dict[str, np.ndarray]:
+    def __call__(self, position: int, clip: RecordedClip) -> dict[str, np.ndarray]:
         """
         Raises:
             UserError: the clip is too short, or its frames are damaged.
@@ -141,7 +141,7 @@ class EncodedSamples:
         }
 
     def read(
-        self, clip: Clip, numbers: Sequence[int], mirrored: bool = False
+        self, clip: RecordedClip, numbers: Sequence[int], mirrored: bool = False
     ) -> tuple[Moments, Float[np.ndarray, "frames d"]]:
         """Moments and CLIP embeddings of the frames with the given numbers.
 

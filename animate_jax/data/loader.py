@@ -26,7 +26,7 @@ from animate_jax.pose.warp import PARTS, Warped, capsules, without_person
 from animate_jax.video.clip_image import clip_pixels
 
 if TYPE_CHECKING:
-    from animate_jax.data.records import Clip, RecordedClips
+    from animate_jax.data.records import RecordedClip, RecordedClips
 
 ENDLESS = 1 << 40
 USUAL_FPS = 30.0  # of videos: what clips are trained at where nothing names a rate
@@ -90,7 +90,7 @@ class RecordedSamples:
     data: DataConfig
     preset: Preset
 
-    def __call__(self, position: int, clip: Clip) -> dict[str, np.ndarray]:
+    def __call__(self, position: int, clip: RecordedClip) -> dict[str, np.ndarray]:
         """
         Raises:
             UserError: the clip is too short or damaged.
@@ -112,7 +112,7 @@ class RecordedSamples:
 
 
 def cut(
-    clip: Clip, numbers: Sequence[int], box: Box, width: int, height: int
+    clip: RecordedClip, numbers: Sequence[int], box: Box, width: int, height: int
 ) -> UInt8[np.ndarray, "_ {height} {width} 3"]:
     """A box of a recorded clip's frames with the given numbers, in another size.
 
@@ -130,7 +130,7 @@ def cut(
     return frames
 
 
-def in_box(clip: Clip, keypoints: Keypoints, box: Box) -> Keypoints:
+def in_box(clip: RecordedClip, keypoints: Keypoints, box: Box) -> Keypoints:
     """A clip's keypoints in units of the box."""
     left, top, width, height = box
     return keypoints.moved((clip.width / width, clip.height / height), (-left / width, -top / height))
@@ -187,7 +187,7 @@ def warp_of(picture: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"],
     return {"background": background, "warp": warp, "warp_masks": masks}
 
 
-def choose_frames(clip: Clip, data: DataConfig, fps: float | None, rng: np.random.Generator) -> list[int]:
+def choose_frames(clip: RecordedClip, data: DataConfig, fps: float | None, rng: np.random.Generator) -> list[int]:
     """Numbers of the reference frame and, behind it, of the target frames.
 
     The peers' rules: targets are far from the reference in stage 1, evenly spaced in stage 2, where a clip of twice the
@@ -279,7 +279,7 @@ class WholeSamples:
     where it is damaged, which `damaged` tells: its number and what is wrong with it, or nothing."""
 
     clips: RecordedClips
-    samples: Callable[[int, Clip], dict[str, np.ndarray]]
+    samples: Callable[[int, RecordedClip], dict[str, np.ndarray]]
     most: int  # damaged clips
 
     def __call__(self, position: int, index: int) -> dict[str, np.ndarray]:

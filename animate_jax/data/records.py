@@ -35,7 +35,7 @@ POINTS = {"body": (18, 2), "hands": (2, 21, 2), "face": (68, 2)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class RecordedClip:
     """One record: a short video of one person and the pose in every frame."""
 
     id: str
@@ -60,7 +60,7 @@ class Clip:
 
 
 class RecordedClips:
-    """A split of a data set as a sequence of `Clip`. It may be pickled; every process opens the shards for itself.
+    """The clips of a split of a data set, as a sequence. It may be pickled; every process opens the shards for itself.
 
     Args:
         root: the data set's folder, or one above it that holds no other data set (of several versions the newest
@@ -86,7 +86,7 @@ class RecordedClips:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Clip:
+    def __getitem__(self, index: int) -> RecordedClip:
         """
         Raises:
             UserError: the record cannot be read, or is none of a video with keypoints.
@@ -168,7 +168,7 @@ def find_data_set(root: str) -> epath.Path:
     return max(folders, key=lambda folder: [int(part) for part in re.findall(r"\d+", folder.name)])
 
 
-def to_clip(fields: dict[str, Any]) -> Clip:
+def to_clip(fields: dict[str, Any]) -> RecordedClip:
     """
     Raises:
         LookupError, ValueError, AttributeError: a field is missing, of another kind or of another length.
@@ -186,8 +186,8 @@ def to_clip(fields: dict[str, Any]) -> Clip:
         (left, top, wide, tall), first = box, (first_frame,) = fields["box"], fields["first_frame"]
         if min(left, top, wide - 1, tall - 1, first_frame) < 0 or left + wide > width or top + tall > height:
             raise ValueError(f"box {box}, first frame {first}")
-        return Clip(identity, b"", fps, width, height, keypoints, box=tuple(box), first_frame=first_frame)
-    return Clip(identity, fields["video"][0], fps, width, height, keypoints)
+        return RecordedClip(identity, b"", fps, width, height, keypoints, box=tuple(box), first_frame=first_frame)
+    return RecordedClip(identity, fields["video"][0], fps, width, height, keypoints)
 
 
 def parse(record: bytes) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def example_message() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("animate_jax.Example"))
 
 
-def pictures(clip: Clip, numbers: Sequence[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
+def pictures(clip: RecordedClip, numbers: Sequence[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
     """Decodes the frames with the given numbers, in rising order, each once, as (number, RGB picture).
 
     Raises:
@@ -257,7 +257,7 @@ def pictures(clip: Clip, numbers: Sequence[int]) -> Iterator[tuple[int, UInt8[np
         raise UserError(f"{clip.place}: its video has no frame {min(missing)}: {ADVICE}")
 
 
-def decoded(clip: Clip, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def decoded(clip: RecordedClip, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """All frames that must be decoded to see those wanted (rising numbers): after a jump to the keyframe before a
     wanted frame, the ones up to it.
 

@@ -94,7 +94,7 @@ def test_recorded_clips_keep_their_joints(monkeypatch):
     keypoints = Keypoints.missing(12)
     keypoints.body[:, 0, 0], keypoints.body[:, 0, 1] = 0.75, np.arange(12) / 12
     keypoints.body_confidence[:, 0] = 1
-    clip = records.Clip("show/one", encode_mp4(frames, 20, 4), 20.0, 96, 64, keypoints)
+    clip = records.RecordedClip("show/one", encode_mp4(frames, 20, 4), 20.0, 96, 64, keypoints)
     monkeypatch.setattr(records, "RecordedClips", lambda root, split: [clip, clip, clip])
     read = from_records("data", "test", 2, 3, 2, (64, 64), 10.0)
     first, _ = read

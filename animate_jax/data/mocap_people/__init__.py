@@ -3,6 +3,6 @@
 Needs numba (`pip install animate_jax[data]`).
 """
 
-from animate_jax.data.mocap_people.scene import Clip, MocapPeople
+from animate_jax.data.mocap_people.scene import MocapPeople, RenderedClip
 
-__all__ = ["Clip", "MocapPeople"]
+__all__ = ["MocapPeople", "RenderedClip"]

@@ -33,7 +33,7 @@ FACE_POINTS = (0, 14, 15, 16, 17)
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class RenderedClip:
     frames: UInt8[np.ndarray, "frames height width 3"]
     keypoints: Keypoints  # body and hands; the 68 face points are missing
     mask: UInt8[np.ndarray, "frames height width"]  # the person's share of each pixel
@@ -83,7 +83,7 @@ class MocapPeople:
         self._entropy = (seed, list(SPLITS).index(split))
         self.height, self.width, self.fps, self.orbits = height, width, fps, orbits
 
-    def clip(self, index: int, frames: int = 24, pick: list[int] | None = None) -> Clip:
+    def clip(self, index: int, frames: int = 24, pick: list[int] | None = None) -> RenderedClip:
         """A clip of that many frames, or those of its frames that `pick` lists (only they are rendered)."""
         rng = np.random.Generator(np.random.PCG64([*self._entropy, index]))
         identity, figure, look = self._identity(int(rng.integers(LOOKS[self._people])))
@@ -114,7 +114,7 @@ class MocapPeople:
         shown = list(chosen)
         camera = dataclasses.replace(camera, views=camera.views[shown], eyes=camera.eyes[shown])
         keypoints = self._keypoints(coco[shown], hands[shown], camera, nears)
-        return Clip(pictures, keypoints, masks, depth, identity, segment.name)
+        return RenderedClip(pictures, keypoints, masks, depth, identity, segment.name)
 
     def _identity(self, number: int) -> tuple[str, Figure, Look]:
         """Body and look of an identity; they depend on nothing but its side of the split and its number."""
