@@ -1,4 +1,4 @@
-"""Every choice the program knows, as frozen dataclasses, and the presets of the checkpoint families.
+"""Every choice the program knows, as frozen dataclasses.
 
 Imports nothing of ours. A checkpoint carries its `Preset`, so choosing a checkpoint chooses its numerics.
 """
@@ -17,6 +17,10 @@ PoseStyle = Literal["none", "paper", "moore", "musepose", "tiny"]  # none draws 
 ReferenceUse = Literal["attention", "addition", "none"]
 Appearance = Literal["none", "warp"]
 DType = Literal["float32", "bfloat16"]
+ClipResize = Literal["squash", "center_crop", "pad"]  # of the reference to CLIP's square
+SamplerName = Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"]
+Weighting = Literal["none", "min_snr", "x0"]  # of the loss, see `diffusion.losses.loss_weight`
+Speed = Literal["exact", "fast", "fastest"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,7 @@ class ImageEncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PoseGuiderConfig:
-    """The peers' ControlNet-style stack: 3x3 convolutions, every second one halving the picture."""
+    """ControlNet's stack, as in the PyTorch implementations: 3x3 convolutions, every second one halves the picture."""
 
     block_out_channels: tuple[int, ...] = (16, 32, 96, 256)
     conditioning_channels: int = 320  # = the UNet's first level
@@ -134,23 +138,29 @@ class ScheduleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """Defaults of a checkpoint family for making videos; every field can be overridden per call."""
+class FrameConfig:
+    """What the weights of a checkpoint family are for."""
 
     width: int = 512
     height: int = 768
+    fps: float | None = None  # frames per second they were trained for; None keeps the driving video's
+    pose_style: PoseStyle = "paper"
+    clip_resize: ClipResize = "squash"
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Defaults of a checkpoint family for denoising."""
+
     steps: int = 20
     guidance: float = 3.5  # classifier-free guidance scale; 1 or less switches it off
     window: int = 24  # frames denoised together
-    overlap: int = 4  # frames shared by neighbouring windows
-    closed_loop: bool = False  # the peers' wrap-around of the last window to the first frames
+    overlap: int = 4  # frames shared by neighboring windows
+    closed_loop: bool = False  # the last window wraps around to the first frames, as in the PyTorch implementations
     shared_noise: bool = False  # the same initial noise for every frame
-    pose_style: PoseStyle = "paper"
-    clip_resize: Literal["squash", "center_crop", "pad"] = "squash"
-    fps: float | None = None  # frames per second the weights were trained for; None keeps the driving video's
     guidance_rescale: float = 0.0  # share of the contrast that guidance adds to be taken back (Lin et al. 2023)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # guide only at these timesteps, as shares of the schedule
-    sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] = "ddim"
+    sampler: SamplerName = "ddim"
     blend: Literal["centre", "flat"] = "centre"  # overlapping windows: a frame counts most mid-window, or equally
     shift_windows: bool = False  # other window positions in every step, so that no seam stays put
     reuse: int = 1  # deep features are computed in every so-many-th step only (DeepCache); 1: in all
@@ -158,16 +168,9 @@ class SamplingConfig:
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
 
 
-Speed = Literal["exact", "fast", "fastest"]
-
-
-def speeds(sampling: SamplingConfig) -> dict[Speed, dict[str, Any]]:
-    """What `--speed` makes of a family's fields. docs/speed.md has the price of each."""
-    return {
-        "exact": {},
-        "fast": {"reuse": 2},
-        "fastest": {"reuse": 2, "sampler": "unipc", "steps": max(sampling.steps // 2, 1)},
-    }
+@dataclasses.dataclass(frozen=True)
+class AnimationConfig(SamplingConfig, FrameConfig):
+    """How one animation is made: a family's frames and sampling, of which every field can be replaced per call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,48 +180,13 @@ class Preset:
     name: str
     model: ModelConfig
     schedule: ScheduleConfig
+    frames: FrameConfig
     sampling: SamplingConfig
 
-
-def presets() -> dict[str, Preset]:
-    """The named families. `paper` follows Hu et al. 2023 where the text is explicit, but with ControlNet's Pose Guider:
-    the text's four convolutions of stride 2 make half the latent's size (docs/training.md); `moore` the PyTorch peer
-    Moore-AnimateAnyone bit for bit (its sampling betas differ from its training's), `moore-fixed` mends that and its
-    closed loop, `musepose` and `novita` are MusePose (every second frame of a 30 fps video, windows of 48) and
-    novitalabs/AnimateAnyone (Moore's numerics, a smaller Pose Guider, no face), `tiny` is the model trained on
-    rendered people that ships with the package, and `tiny-clip-only`, `tiny-controlnet`, `tiny-no-pose` the paper's
-    ablations of it. `tiny-warp` also sees the reference warped into every pose."""
-    sd15 = ModelConfig.sd15()
-    linear = ScheduleConfig(beta_schedule="linear")
-    moore = SamplingConfig(512, 784, steps=30, closed_loop=True, blend="flat", pose_style="moore")
-    musepose = SamplingConfig(768, 768, steps=20, window=48, overlap=4, blend="flat", pose_style="musepose", fps=15.0)
-    long = dataclasses.replace(sd15, unet=UNetConfig(motion_max_length=128))
-    small_guider = dataclasses.replace(sd15, pose_guider=PoseGuiderConfig(block_out_channels=(16, 32, 64, 128)))
-    novita = dataclasses.replace(moore, pose_style="paper", clip_resize="pad")
-    tiny = Preset("tiny", ModelConfig.tiny(), ScheduleConfig(prediction="x0"),
-                  SamplingConfig(96, 128, steps=2, guidance=1.0, window=16, overlap=4, shared_noise=True,
-                                 pose_style="tiny", fps=10.0))  # fmt: skip
-
-    def varied(name: str, reference: ReferenceUse = "attention", pose_style: PoseStyle = "tiny",
-               appearance: Appearance = "none") -> Preset:  # fmt: skip
-        unet = dataclasses.replace(tiny.model.unet, reference=reference, appearance=appearance)
-        return Preset(name, dataclasses.replace(tiny.model, unet=unet), tiny.schedule,
-                      dataclasses.replace(tiny.sampling, pose_style=pose_style))  # fmt: skip
-
-    families = [
-        Preset("paper", sd15, ScheduleConfig(zero_terminal_snr=False, prediction="epsilon",
-                                             timestep_spacing="leading"), SamplingConfig()),
-        Preset("moore", sd15, linear, moore),
-        Preset("moore-fixed", sd15, ScheduleConfig(), dataclasses.replace(moore, closed_loop=False)),
-        Preset("musepose", long, ScheduleConfig(), musepose),
-        Preset("novita", small_guider, linear, novita),
-        tiny,
-        varied("tiny-clip-only", reference="none"),
-        varied("tiny-controlnet", reference="addition"),
-        varied("tiny-no-pose", pose_style="none"),
-        varied("tiny-warp", appearance="warp"),
-    ]  # fmt: skip
-    return {family.name: family for family in families}
+    @property
+    def animation(self) -> AnimationConfig:
+        """The defaults of an animation."""
+        return AnimationConfig(**vars(self.frames), **vars(self.sampling))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,10 +243,10 @@ class MeshConfig:
 class DiffusionLossConfig:
     """Stages 1 and 2."""
 
-    weighting: Literal["none", "min_snr", "x0"] = "none"
+    weighting: Weighting = "none"
     gamma: float = 5.0  # bound of the weightings
     person: float = 0.0  # extra weight of the person's pixels, on top of 1
-    noise_offset: float = 0.0  # the peers use 0.05
+    noise_offset: float = 0.0  # the PyTorch implementations use 0.05
     condition_dropout: float = 0.1  # share of clips that see neither reference nor CLIP token
     shared_noise: bool = False  # stage 2: one noise for all frames of a clip
     timestep_shift: float = 1.0  # above 1, noisy timesteps are drawn more often (Esser et al. 2024, equation 23)
@@ -354,56 +322,9 @@ class TrainConfig:
     wandb: bool = False  # log to Weights & Biases, too
 
 
-def preset_of(config: TrainConfig, carried: Preset | None = None) -> Preset:
-    """The preset that a checkpoint carries, or the run's by its name, with what the run replaces. Raises KeyError if
-    the name is unknown."""
-    preset = carried or presets()[config.preset]
-    width, height = config.size or (preset.sampling.width, preset.sampling.height)
-    schedule = {"prediction": config.prediction, "zero_terminal_snr": config.zero_terminal_snr}
-    schedule = {name: value for name, value in schedule.items() if value is not None}
-    return dataclasses.replace(
-        preset,
-        sampling=dataclasses.replace(preset.sampling, width=width, height=height),
-        schedule=dataclasses.replace(preset.schedule, **schedule),
-    )
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain JSON-able values."""
     return dataclasses.asdict(config)
-
-
-def preset_from_dict(values: Any) -> Preset:
-    """The inverse of `to_dict` for a `Preset`; fields that an older version did not know take their defaults.
-
-    Raises:
-        ValueError: a field that is unknown, missing, of another type or out of its range: the message names it.
-    """
-
-    def build(cls: type, fields: Any, path: str) -> Any:
-        if not isinstance(fields, dict):
-            raise ValueError(f"{path or 'preset'} is no group of fields")
-        hints = typing.get_type_hints(cls)
-        if unknown := [name for name in fields if name not in hints]:
-            raise ValueError(f"{path}{unknown[0]!r:.80} is unknown")
-        built = {}
-        for name, value in fields.items():
-            if dataclasses.is_dataclass(hints[name]):
-                built[name] = build(hints[name], value, f"{path}{name}.")
-                continue
-            built[name] = tuple(value) if isinstance(value, list) else value
-            if rule := _broken(name, built[name], hints[name]):
-                raise ValueError(f"{path}{name} is {value!r:.80} and must be {rule}")
-        try:
-            return cls(**built)
-        except TypeError:
-            raise ValueError(f"{path or 'preset'} is incomplete") from None
-
-    preset = build(Preset, values, "")
-    if found := problem(preset):
-        path, value, rule = found
-        raise ValueError(f"{path} is {value!r:.80} and must be {rule}")
-    return preset
 
 
 # Field -> least and largest value, by the fields' names; other whole numbers are 1 to 65536.
@@ -425,23 +346,23 @@ def problem(config: Any) -> tuple[str, Any, str] | None:
         if dataclasses.is_dataclass(hint):
             if found := problem(value):
                 return f"{field.name}.{found[0]}", *found[1:]
-        elif rule := _broken(field.name, value, hint):
+        elif rule := field_problem(field.name, value, hint):
             return field.name, value, rule
     return next(((name, getattr(config, name), rule) for name, rule in _at_odds(config)), None)
 
 
-def _broken(name: str, value: Any, hint: Any) -> str | None:
+def field_problem(name: str, value: Any, hint: Any) -> str | None:
     """The rule that a field's value breaks."""
     origin, words = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return None if value in words and isinstance(value, str) else f"one of {', '.join(words)}"
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _broken(name, value, words[0])
+        return None if value is None else field_problem(name, value, words[0])
     if origin is tuple:
         many = words[-1] is Ellipsis
         if not isinstance(value, tuple) or not (1 <= len(value) <= 64 if many else len(value) == len(words)):
             return f"a list of {'1 to 64' if many else len(words)}"
-        return next(filter(None, (_broken(name, each, words[0]) for each in value)), None)
+        return next(filter(None, (field_problem(name, each, words[0]) for each in value)), None)
     if hint in (bool, str):
         whole = isinstance(value, hint) and (hint is bool or 0 < len(value) < 256)
         return None if whole else {bool: "true or false", str: "a name"}[hint]

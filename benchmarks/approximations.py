@@ -5,7 +5,7 @@
 
 Rendered people of `test_both`; "exact" is the checkpoint's sampler with the paper's 20 steps, guided. FVD is to the
 true videos, which takes two videos of nine frames or more. Time is CPU time of denoising, compiled before. Prints a
-Markdown table; `animate_jax.config.speeds` is chosen from it. "8-bit products" needs the extra `int8`.
+Markdown table; `animate_jax.presets.speeds` is chosen from it. "8-bit products" needs the extra `int8`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import numpy as np
 import tyro
 from held_out import held_out
 
-from animate_jax.config import SamplingConfig, speeds
+from animate_jax.config import SamplingConfig
 from animate_jax.evaluation.features import load_video_network
 from animate_jax.evaluation.frechet import frechet_distance_of_clips
 from animate_jax.evaluation.pose_accuracy import pck
 from animate_jax.perceptual import lpips
 from animate_jax.pose.detect import detect
+from animate_jax.presets import speeds
 from animate_jax.sampling.pipeline import Pipeline, signed
 
 

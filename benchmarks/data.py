@@ -22,9 +22,10 @@ import numpy as np
 import tyro
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from animate_jax.config import DataConfig, presets
+from animate_jax.config import DataConfig
 from animate_jax.data import records
 from animate_jax.data.loader import batches, recorded
+from animate_jax.presets import presets
 from animate_jax.video.files import encode_mp4
 
 CLIPS, FRAMES, FPS, KEYFRAMES = 4, 60, 30.0, 12

@@ -25,10 +25,10 @@ from animate_jax.config import (
     TrainConfig,
     UNetConfig,
     VAEConfig,
-    presets,
-)  # fmt: skip
+)
 from animate_jax.models.params import init_params
 from animate_jax.parallel.mesh import make_mesh
+from animate_jax.presets import presets  # fmt: skip
 from animate_jax.training.forecast import abstract_batch
 from animate_jax.training.program import make_program
 from animate_jax.training.step import diffusion_loss
@@ -69,8 +69,8 @@ def main() -> None:
 
     def programs(config: TrainConfig, model: ModelConfig, side: int):
         """(program, batches of pixels and of encoded frames)"""
-        sampling = dataclasses.replace(paper.sampling, width=side, height=side)
-        preset = dataclasses.replace(paper, model=model, sampling=sampling)
+        frames = dataclasses.replace(paper.frames, width=side, height=side)
+        preset = dataclasses.replace(paper, model=model, frames=frames)
         program = make_program(config, preset, diffusion_loss(config, preset), mesh)
         pixels = abstract_batch(config, preset, everywhere)
         return program, (pixels, encoded(pixels, preset))

@@ -12,6 +12,7 @@ import pytest
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.config import (
+    FrameConfig,
     ImageEncoderConfig,
     ModelConfig,
     PoseGuiderConfig,
@@ -39,7 +40,8 @@ MICRO = Preset(
         reference_pose_guider=True,
     ),
     ScheduleConfig(prediction="x0"),
-    SamplingConfig(48, 64, steps=2, guidance=2.0, window=4, overlap=1, shared_noise=True, pose_style="tiny", fps=10.0),
+    FrameConfig(48, 64, fps=10.0, pose_style="tiny"),
+    SamplingConfig(steps=2, guidance=2.0, window=4, overlap=1, shared_noise=True),
 )  # fmt: skip
 
 

@@ -5,7 +5,12 @@ import json
 
 import pytest
 
-from animate_jax.config import ModelConfig, preset_from_dict, presets, problem, to_dict
+from animate_jax.checkpoints import checkpoint
+from animate_jax.config import ModelConfig, problem, to_dict
+from animate_jax.errors import UserError
+from animate_jax.presets import find_preset, preset_from_dict, presets
+from animate_jax.sampling.pipeline import BUNDLED
+from animate_jax.training.options import differences
 
 PRESETS = list(presets().values())
 each_preset = pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
@@ -22,7 +27,7 @@ def test_round_trip_through_json(preset):
     assert hash(again) == hash(preset)  # lists have become tuples again
 
 
-@pytest.mark.parametrize("place", ["model", "model.unet", "model.vae", "schedule", "sampling"])
+@pytest.mark.parametrize("place", ["model", "model.unet", "model.vae", "schedule", "frames", "sampling"])
 def test_unknown_fields_are_refused(place):
     values = part = through_json(presets()["tiny"])
     for name in place.split("."):
@@ -59,13 +64,13 @@ def replaced(preset, path, value):
         ("model.reference_pose_guider", "yes"), ("schedule.prediction", "noise"), ("schedule.timestep_spacing", "odd"),
         ("schedule.beta_end", 2), ("schedule.beta_end", 1e-5), ("schedule.beta_start", float("inf")),
         ("schedule.beta_schedule", "cosine"), ("schedule.zero_terminal_snr", 1), ("schedule.train_steps", 0),
-        ("schedule.steps_offset", -1), ("sampling.sampler", "magic"), ("sampling.pose_style", "stick"),
-        ("sampling.blend", "none"), ("sampling.clip_resize", "zoom"), ("sampling.dtype", "float8"),
-        ("sampling.fps", 0), ("sampling.fps", "10"), ("sampling.fps", float("inf")), ("sampling.width", 0),
-        ("sampling.width", "96"), ("sampling.steps", 0), ("sampling.steps", 1001), ("sampling.guidance", float("nan")),
+        ("schedule.steps_offset", -1), ("sampling.sampler", "magic"), ("frames.pose_style", "stick"),
+        ("sampling.blend", "none"), ("frames.clip_resize", "zoom"), ("sampling.dtype", "float8"),
+        ("frames.fps", 0), ("frames.fps", "10"), ("frames.fps", float("inf")), ("frames.width", 0),
+        ("frames.width", "96"), ("sampling.steps", 0), ("sampling.steps", 1001), ("sampling.guidance", float("nan")),
         ("sampling.guidance", 1e30), ("sampling.guidance_interval", [0.0]), ("sampling.guidance_interval", [0.9, 0.1]),
         ("sampling.guidance_interval", [0, 2]), ("sampling.window", 64), ("sampling.overlap", 16),
-        ("sampling.reuse", 0), ("sampling.shared_noise", "false"), ("sampling", 5),
+        ("sampling.reuse", 0), ("sampling.shared_noise", "false"), ("sampling", 5), ("frames", 5),
     ],
     ids=str,
 )  # fmt: skip
@@ -91,6 +96,46 @@ def test_fields_of_later_versions_take_their_defaults():
     values = through_json(presets()["tiny"])
     del values["sampling"]["reuse"], values["model"]["unet"]["reference"]
     assert preset_from_dict(values) == presets()["tiny"]
+
+
+def before_frames(preset):
+    """A preset as checkpoints stored it when the fields of `frames` were among those of `sampling`."""
+    values = through_json(preset)
+    values["sampling"] |= values.pop("frames")
+    return values
+
+
+@each_preset
+def test_the_older_layout_is_the_same_preset(preset):
+    old = before_frames(preset)
+    assert preset_from_dict(old) == preset and old["sampling"]["width"] == preset.frames.width
+    old["sampling"]["width"] = 0
+    with pytest.raises(ValueError, match=r"frames\.width is 0 and must be"):
+        preset_from_dict(old)
+
+
+def test_the_bundled_checkpoint_carries_its_preset():
+    assert checkpoint.read_preset(BUNDLED) == presets()["tiny"]
+
+
+def test_runs_of_the_older_layout_go_on():
+    """Only what differs is told, by the flag that replaces it."""
+    tiny = presets()["tiny"]
+    now = {"config": {}, "preset": through_json(tiny)}
+    assert differences({"config": {}, "preset": before_frames(tiny)}, now) == []
+    larger = dataclasses.replace(tiny, frames=dataclasses.replace(tiny.frames, width=64))
+    assert differences({"config": {}, "preset": before_frames(larger)}, now) == ["--size 64 -> 96"]
+
+
+def test_an_unknown_name_is_refused_with_those_there_are():
+    assert find_preset("moore") is presets()["moore"]
+    with pytest.raises(UserError, match="--preset 'more': choose one of paper, moore"):
+        find_preset("more")
+
+
+def test_an_animation_has_the_fields_of_both():
+    tiny = presets()["tiny"]
+    assert tiny.animation.width == tiny.frames.width and tiny.animation.steps == tiny.sampling.steps
 
 
 def test_presets_know_their_names():
@@ -123,8 +168,8 @@ def test_channels_divide_into_heads_and_groups(preset):
 
 @each_preset
 def test_sampling_defaults_fit_the_model(preset):
-    sampling, downscale = preset.sampling, preset.model.vae.downscale
-    assert sampling.width % downscale == sampling.height % downscale == 0
+    sampling, frames, downscale = preset.sampling, preset.frames, preset.model.vae.downscale
+    assert frames.width % downscale == frames.height % downscale == 0
     assert 0 <= sampling.overlap < sampling.window <= preset.model.unet.motion_max_length
     assert 0 < sampling.steps <= preset.schedule.train_steps
     assert sampling.guidance >= 1

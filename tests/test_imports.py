@@ -11,12 +11,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "animate_jax"
 
 # Room -> the rooms it may import besides itself and, as all may, those of BASICS.
-BASICS = {"atomic", "config", "errors", "limits", "storage", "unpickle", "xla_flags"}
+BASICS = {"atomic", "config", "errors", "limits", "presets", "storage", "unpickle", "xla_flags"}
 ALLOWED = {
     "atomic": {"errors"},
     "config": set(),
     "errors": set(),
     "limits": set(),
+    "presets": {"config", "errors"},
     "unpickle": {"limits"},
     "storage": {"errors"},
     "xla_flags": set(),

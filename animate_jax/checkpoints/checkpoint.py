@@ -21,10 +21,11 @@ from orbax.checkpoint import v1 as ocp
 
 from animate_jax.atomic import atomic_folder, check_folder, entries
 from animate_jax.checkpoints.batches import group_by_bytes, nbytes
-from animate_jax.config import Preset, preset_from_dict, to_dict
+from animate_jax.config import Preset, to_dict
 from animate_jax.errors import UserError, reading
 from animate_jax.limits import JSON_BYTES
 from animate_jax.models.params import Params, abstract_model
+from animate_jax.presets import preset_from_dict
 from animate_jax.storage import Address, Folder, check_writable, is_remote, talking_to, to_path, uploaded_folder
 
 APPEARANCE = "appearance"  # the part that is only trained here; PyTorch files hold the others

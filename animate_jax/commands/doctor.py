@@ -178,7 +178,7 @@ def weights(path: str) -> Finding:
             raise UserError(f"{found}: lacks {', '.join(lacking)}: {checkpoint.import_advice(found, lacking)}")
     except UserError as error:
         return Finding("bad", "weights", str(error))
-    size = f"{preset.sampling.width} pixels wide, {preset.sampling.height} high"
+    size = f"{preset.frames.width} pixels wide, {preset.frames.height} high"
     return Finding("ok", "weights", f"{path}: preset {preset.name}, {size}; others: animate-jax weights import --help")
 
 

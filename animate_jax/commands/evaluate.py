@@ -17,7 +17,7 @@ import sys
 
 import tyro
 
-from animate_jax.config import SamplingConfig
+from animate_jax.config import AnimationConfig
 from animate_jax.errors import UserError, exit_status
 from animate_jax.evaluation.clips import open_clips
 from animate_jax.evaluation.evaluate import evaluate
@@ -96,7 +96,7 @@ def _check(args: Arguments) -> Protocol | None:
     return PROTOCOLS[args.protocol]
 
 
-def _settings(args: Arguments, config: SamplingConfig | None) -> dict[str, object]:
+def _settings(args: Arguments, config: AnimationConfig | None) -> dict[str, object]:
     """What the report says about how it was made."""
     if config is None:
         return {"results": args.results}

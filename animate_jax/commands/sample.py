@@ -16,18 +16,19 @@ import os
 import pathlib
 import sys
 import time
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tyro
 
 from animate_jax.checkpoints import checkpoint
-from animate_jax.config import DType, MeshConfig, Speed, presets
+from animate_jax.config import DType, MeshConfig, Speed
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pose.dwpose import DWPose
 from animate_jax.pose.retarget import Alignment
+from animate_jax.presets import find_preset
 from animate_jax.sampling.pipeline import BUNDLED, EXAMPLE, DrivingKind, Pipeline, check_request
 from animate_jax.sampling.results import check_poses_folder
 from animate_jax.storage import keep_compiled_programs
@@ -52,7 +53,7 @@ class Arguments:
     plan: str | None = None  # compiles a step for that TPU, as "v5e:1x1", and prints what it takes; nothing is made
     speed: Speed = "exact"  # fast and fastest cost some quality, see docs/speed.md
     steps: int | None = None  # denoising steps
-    sampler: Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"] | None = None
+    sampler: SamplerName | None = None
     guidance: float | None = None  # classifier-free guidance; 1 or less switches it off
     seed: int = 0  # 0 to 4294967295
     frames: int | None = None  # make at most so many frames
@@ -78,15 +79,14 @@ def animate(args: Arguments) -> None:
         if value is not None and not value > 0:
             raise UserError(f"--{name} {value}: must be greater than 0")
     check_request(args.fps, args.seed, args.person)
-    if args.preset is not None and args.preset not in presets():
-        raise UserError(f"--preset {args.preset!r}: choose one of {', '.join(presets())}")
+    preset = find_preset(args.preset) if args.preset else None
     if args.plan:
         tell_plan(args)
     outputs = names(args)
     keep_compiled_programs()
     mesh = make_mesh(args.mesh)  # refuses what one device cannot do, too
     mesh = mesh if mesh.size > 1 else None
-    pipeline = Pipeline.load(args.checkpoint, presets()[args.preset] if args.preset else None, mesh, args.dtype)
+    pipeline = Pipeline.load(args.checkpoint, preset, mesh, args.dtype)
     streams = pipeline.stream(
         args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
         progress=sys.stderr.isatty(), speed=args.speed, steps=args.steps, sampler=args.sampler, guidance=args.guidance,
@@ -105,7 +105,7 @@ def tell_plan(args: Arguments) -> NoReturn:
     from animate_jax.sampling.forecast import plan
 
     path = checkpoint.find(BUNDLED if args.checkpoint == "tiny" else args.checkpoint)
-    preset = presets()[args.preset] if args.preset else checkpoint.read_preset(path)
+    preset = find_preset(args.preset) if args.preset else checkpoint.read_preset(path)
     options = {name: getattr(args, name) for name in ("speed", "guidance", "width", "height")}
     print(plan(preset, args.plan, args.dtype, args.mesh, **options), flush=True)
     os._exit(0)  # the compiler is still busy in a thread

@@ -15,9 +15,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tyro
 
-from animate_jax.config import Preset, TrainConfig, preset_of, presets
+from animate_jax.config import Preset, TrainConfig
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel import processes
+from animate_jax.presets import find_preset, preset_of
 from animate_jax.storage import keep_compiled_programs
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -59,8 +60,7 @@ def configuration(name: str) -> TrainConfig:
 
 def plan_or_train(program: str, name: str, *options: str) -> int:
     config = tyro.cli(TrainConfig, default=configuration(name), args=options, prog=f"{program} {name}")
-    if config.preset not in presets():
-        raise UserError(f"--preset {config.preset!r}: choose one of {', '.join(presets())}")
+    find_preset(config.preset)
     named = any(option.partition("=")[0] == "--preset" for option in options)
     if config.plan is None:
         with processes.joined():
@@ -85,7 +85,7 @@ def chosen_preset(config: TrainConfig, named: bool) -> Preset:
         except UserError:
             continue  # a new run, or a missing checkpoint, which loading will report
         carried = checkpoint.read_preset(found)
-        usual = presets()[config.preset]
+        usual = find_preset(config.preset)
         if path == config.init and (carried.model, carried.schedule) != (usual.model, usual.schedule):
             say(f"preset {carried.name} of {path} (predicts {carried.schedule.prediction}), "
                 f"not the configuration's {usual.name}: --preset {usual.name} would take that")  # fmt: skip

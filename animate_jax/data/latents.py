@@ -92,17 +92,17 @@ class EncodedSamples:
 
     def __post_init__(self):
         data, preset, encoding = self.data, self.preset, self.encoding
-        sampling, model, where = preset.sampling, preset.model, f"{data.root} was encoded"
+        frames, model, where = preset.frames, preset.model, f"{data.root} was encoded"
         scale = model.vae.downscale
         moments = (encoding.height // scale, encoding.width // scale, 2 * model.vae.latent_channels)
-        if (sampling.width, sampling.height) != (encoding.width, encoding.height):
+        if (frames.width, frames.height) != (encoding.width, encoding.height):
             size = f"{encoding.width} {encoding.height}"
-            raise UserError(f"--size {sampling.width} {sampling.height}: {where} at {size}: give --size {size}")
+            raise UserError(f"--size {frames.width} {frames.height}: {where} at {size}: give --size {size}")
         if data.framing != "frame":
             raise UserError(f"--data.framing {data.framing}: {where} as whole frames: give --data.framing frame")
         if data.flip and not encoding.mirrored:
             raise UserError(f"--data.flip {data.flip}: {where} without mirrored frames: give --data.flip 0")
-        if (moments, model.image_encoder.projection_dim, sampling.clip_resize) != (
+        if (moments, model.image_encoder.projection_dim, frames.clip_resize) != (
             encoding.moments, encoding.embedding, encoding.clip_resize
         ):  # fmt: skip
             raise UserError(f"--preset {preset.name}: {where} for another model: {AGAIN}")
@@ -121,16 +121,16 @@ class EncodedSamples:
         Raises:
             UserError: the clip is too short, or its frames are damaged.
         """
-        data, sampling = self.data, self.preset.sampling
+        data, frames = self.data, self.preset.frames
         rng = np.random.Generator(np.random.PCG64([data.seed, 2, int(position)]))
-        numbers = choose_frames(clip, data, sampling.fps, rng)
+        numbers = choose_frames(clip, data, frames.fps, rng)
         mirrored = rng.random() < data.flip
         moments, embeddings = self.read(clip, numbers, mirrored)
         keypoints = in_box(clip, clip.keypoints[numbers], clip.box)
-        masks = cover(keypoints, sampling.height, sampling.width)
+        masks = cover(keypoints, frames.height, frames.width)
         if mirrored:
             masks, keypoints = mirror(masks), keypoints.mirrored()
-        poses = draw(keypoints, sampling.height, sampling.width, sampling.pose_style)
+        poses = draw(keypoints, frames.height, frames.width, frames.pose_style)
         return {
             "reference_moments": moments[0],
             "reference_pose": poses[0],

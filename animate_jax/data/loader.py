@@ -95,17 +95,17 @@ class RecordedSamples:
         Raises:
             UserError: the clip is too short or damaged.
         """
-        data, sampling = self.data, self.preset.sampling
+        data, target = self.data, self.preset.frames
         rng = np.random.Generator(np.random.PCG64([data.seed, 2, int(position)]))
-        numbers = choose_frames(clip, data, sampling.fps, rng)
+        numbers = choose_frames(clip, data, target.fps, rng)
         keypoints = clip.keypoints[numbers]
-        size, aspect = (clip.width, clip.height), sampling.width / sampling.height
+        size, aspect = (clip.width, clip.height), target.width / target.height
         whole = data.framing == "frame"
         box = largest_crop(*size, aspect) if whole else choose_crop(keypoints, *size, aspect, rng)
         mirrored = rng.random() < data.flip
-        frames = cut(clip, numbers, box, sampling.width, sampling.height)
+        frames = cut(clip, numbers, box, target.width, target.height)
         keypoints = in_box(clip, keypoints, box)
-        masks = cover(keypoints, sampling.height, sampling.width)
+        masks = cover(keypoints, target.height, target.width)
         if mirrored:
             frames, masks, keypoints = mirror(frames), mirror(masks), keypoints.mirrored()
         return to_sample(frames, keypoints, masks, self.preset, errors(data, position))
@@ -149,13 +149,13 @@ def to_sample(
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """The training sample of a reference frame and the target frames behind it."""
-    model, sampling = preset.model, preset.sampling
-    poses = draw(keypoints, *frames.shape[1:3], sampling.pose_style)
+    model, target = preset.model, preset.frames
+    poses = draw(keypoints, *frames.shape[1:3], target.pose_style)
     warped = {} if model.unet.appearance == "none" else warp_of(frames[0], mask[0], keypoints, rng)
     return warped | {
         "reference": frames[0],
         "reference_pose": poses[0],
-        "clip_pixels": clip_pixels(frames[0], model.image_encoder.image_size, sampling.clip_resize),
+        "clip_pixels": clip_pixels(frames[0], model.image_encoder.image_size, target.clip_resize),
         "frames": frames[1:],
         "poses": poses[1:],
         "masks": mask[1:],
@@ -269,8 +269,8 @@ def open_source(data: DataConfig, preset: Preset) -> ClipSource:
     """
     from animate_jax.data.mocap_people import MocapPeople  # numba; only programs that render need it
 
-    sampling = preset.sampling
-    return MocapPeople(data.split, data.seed, sampling.height, sampling.width, sampling.fps or 10.0)
+    target = preset.frames
+    return MocapPeople(data.split, data.seed, target.height, target.width, target.fps or 10.0)
 
 
 @dataclasses.dataclass

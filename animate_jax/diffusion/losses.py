@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from animate_jax.config import Weighting
 from animate_jax.diffusion.schedule import Schedule
-
-Weighting = Literal["none", "min_snr", "x0"]
 
 
 def draw_noise(

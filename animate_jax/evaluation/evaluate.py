@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from animate_jax.config import SamplingConfig
+from animate_jax.config import AnimationConfig
 from animate_jax.evaluation.clips import EvalClip
 from animate_jax.evaluation.features import person_features
 from animate_jax.evaluation.image_quality import person_box
@@ -57,7 +57,7 @@ def evaluate(
     clips: Iterable[EvalClip],
     output: str | os.PathLike,
     pipeline: Pipeline | None = None,
-    config: SamplingConfig | None = None,
+    config: AnimationConfig | None = None,
     *,
     networks: Networks | None = None,
     protocol: Protocol | None = None,
@@ -112,7 +112,7 @@ def videos_of(
     clip: EvalClip,
     poses: UInt8[np.ndarray, "_ height width 3"],
     pipeline: Pipeline | None,
-    config: SamplingConfig | None,
+    config: AnimationConfig | None,
     seed: int,
 ) -> dict[str, Frames]:
     """Method -> its video of the clip. `poses` are the drawn skeletons, the reference's first."""

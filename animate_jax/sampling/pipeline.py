@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from animate_jax.checkpoints import checkpoint, hub
-from animate_jax.config import DType, Preset, SamplingConfig, Speed, problem, speeds
+from animate_jax.config import AnimationConfig, DType, Preset, Speed, problem
 from animate_jax.diffusion.noise import initial_noise
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.diffusion.windowed import Latents, evaluations, sample
@@ -46,6 +46,7 @@ from animate_jax.pose.retarget import Alignment, bring
 from animate_jax.pose.smooth import smooth
 from animate_jax.pose.track import check_person
 from animate_jax.pose.warp import Warped, warp
+from animate_jax.presets import speeds
 from animate_jax.sampling.results import Animation, Motion, Picture, Pictures, Stream
 from animate_jax.video.clip_image import clip_pixels
 from animate_jax.video.files import check_rate, frame_count, frame_rate, iter_frames, read_image
@@ -74,7 +75,7 @@ class Pipeline:
     """A loaded model.
 
     Attributes:
-        preset: every numerical choice; `preset.sampling` holds the defaults of `__call__`.
+        preset: every numerical choice; `preset.animation` holds the defaults of `__call__`.
         params: the model's parameters, see `animate_jax.models.params`; in bfloat16 everything is computed in it.
         mesh: devices that share the work (`parallel.mesh`): windows over `data` and `fsdp`, the frames of each over
             `frames`, weights over `fsdp`.
@@ -182,7 +183,7 @@ class Pipeline:
             canvas: height, width of the pictures behind a keypoints file that does not tell them.
             driving_kind: what videos show: a person ("video") or drawn poses; None looks.
             watch: sees the denoising, see `Watch`.
-            overrides: `speed` ("exact", "fast", "fastest"), and fields of `SamplingConfig`: width, height, steps,
+            overrides: `speed` ("exact", "fast", "fastest"), and fields of `AnimationConfig`: width, height, steps,
                 guidance, window, overlap, ...
 
         Raises:
@@ -214,14 +215,14 @@ class Pipeline:
         ]
         return streams if isinstance(reference, Many) or isinstance(driving, Many) else streams[0]
 
-    def options(self, speed: Speed = "exact", **overrides: Any) -> SamplingConfig:
-        """The preset's sampling defaults with some replaced (None keeps a default), after those that `speed` replaces.
+    def options(self, speed: Speed = "exact", **overrides: Any) -> AnimationConfig:
+        """The preset's defaults with some replaced (None keeps a default), after those that `speed` replaces.
 
         Raises:
             UserError: an impossible size, window, guidance or number of steps.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
-        options = dataclasses.replace(self.preset.sampling, **speeds(self.preset.sampling)[speed] | given)
+        options = dataclasses.replace(self.preset.animation, **speeds(self.preset.sampling)[speed] | given)
         model, multiple = self.preset.model, self.preset.model.vae.downscale
         for name, size in (("width", options.width), ("height", options.height)):
             if size % multiple or not 32 <= size <= 4096:
@@ -248,7 +249,7 @@ class Pipeline:
         """
         check_request(fps, 0, person)
         path = pathlib.Path(path)
-        fps = fps or self.preset.sampling.fps
+        fps = fps or self.preset.frames.fps
         if path.is_dir() or path.suffix.lower() in KEYPOINT_FILES:
             keypoints, canvas = read_poses(path, canvas)
             keypoints = keypoints[:frames]
@@ -276,7 +277,7 @@ class Pipeline:
         log.info("%s: %s", path, "drawn poses" if driving_kind == "poses" else "a video of a person")
         return motion
 
-    def frame_reference(self, reference: str | pathlib.Path | Picture, options: SamplingConfig,
+    def frame_reference(self, reference: str | pathlib.Path | Picture, options: AnimationConfig,
                         detector: Detector | None = None) -> tuple[Picture, Keypoints]:  # fmt: skip
         """Cuts the reference around its person to the result's size; returns the cut and the person's keypoints.
 
@@ -299,7 +300,7 @@ class Pipeline:
         keypoints = found[0].moved(scale, (-left / (right - left), -top / (bottom - top)))
         return np.asarray(cut), keypoints
 
-    def draw_motion(self, motion: Motion, reference: Keypoints, options: SamplingConfig, align: Alignment = "bones"
+    def draw_motion(self, motion: Motion, reference: Keypoints, options: AnimationConfig, align: Alignment = "bones"
                     ) -> Pictures | Drawn:  # fmt: skip
         """The pose pictures that drive the result: keypoints are fitted to the reference's body, and drawn when they
         are needed."""
@@ -323,7 +324,7 @@ class Pipeline:
         driven = poses.keypoints if isinstance(poses, Drawn) else Keypoints.missing(len(poses))
         return warp(picture, segment(picture, own), own, driven)
 
-    def condition(self, picture: Picture, own_pose: Picture, options: SamplingConfig) -> Conditioning:
+    def condition(self, picture: Picture, own_pose: Picture, options: AnimationConfig) -> Conditioning:
         """What the model keeps of the character, once per video: keys, values and CLIP's share per block.
 
         Args:
@@ -335,7 +336,7 @@ class Pipeline:
         inputs = self.encode(picture[None])[:, 0], jnp.asarray(clip)[None], unit(own_pose[None])
         return self._condition(self.params, *narrowed(inputs, self.dtype))
 
-    def sample(self, conditioning: Conditioning, poses: Poses | list[Poses], options: SamplingConfig, seed: int = 0,
+    def sample(self, conditioning: Conditioning, poses: Poses | list[Poses], options: AnimationConfig, seed: int = 0,
                progress: bool = True, watch: Watch | None = None, warped: Warped | list[Warped | None] | None = None
                ) -> Latents:  # fmt: skip
         """Denoises the latents of whole videos, window by window; they lie in host memory.
@@ -402,7 +403,7 @@ class Pipeline:
             added = jax.vmap(jax.random.fold_in, (0, None))(keys, ADDED)
             return sample(denoise, noise, self.schedule, options, bar.update, added, together)
 
-    def evaluator(self, conditioning: Conditioning, options: SamplingConfig) -> Callable[..., Array]:
+    def evaluator(self, conditioning: Conditioning, options: AnimationConfig) -> Callable[..., Array]:
         """The denoising UNet as `evaluate(x, t, window, pose)`, with the approximations that `options` asks for."""
         params = self.params
         int8 = {"int8": True} if options.dtype == "int8" else {}

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.checkpoints.batches import group_by_bytes, nbytes
-from animate_jax.config import Preset, presets
+from animate_jax.config import Preset
 from animate_jax.errors import UserError, reading
 from animate_jax.models.params import Params, abstract_model
+from animate_jax.presets import find_preset
 from animate_jax.torch_weights import key_layouts
 from animate_jax.torch_weights.convert import StateDict, from_torch, match_keys
 from animate_jax.torch_weights.families import FAMILIES, FamilyName, Files
@@ -127,13 +128,11 @@ def choose_preset(output: pathlib.Path, family: FamilyName | None, name: str | N
     Raises:
         UserError: no preset has this name, or nothing says which one it is.
     """
-    if name is not None and name not in presets():
-        raise UserError(f"--preset {name!r}: choose one of {', '.join(presets())}")
     if name is None and (output / "params").is_dir():
         return checkpoint.read_preset(output)
     if name is None and family is None:
         raise UserError(f"{output}: which family of files is it? Give one of {', '.join(FAMILIES)}")
-    return presets()[name or FAMILIES[family].preset]
+    return find_preset(name or FAMILIES[family].preset)
 
 
 def _open(part: str, path: str | pathlib.Path) -> _Source:

@@ -121,8 +121,8 @@ class Encoder:
 
     def __init__(self, path: Folder, options: EncodeOptions):
         preset, stored = checkpoint.read_preset(path), checkpoint.stored_arrays(path)
-        model, sampling = preset.model, preset.sampling
-        width, height = options.size or (sampling.width, sampling.height)
+        model, frames = preset.model, preset.frames
+        width, height = options.size or (frames.width, frames.height)
         scale = model.vae.downscale
         if options.batch < 1:
             raise UserError(f"--batch {options.batch}: must be at least 1")
@@ -150,7 +150,7 @@ class Encoder:
 
         self._run = jax.jit(run)
         self.encoding = Encoding(
-            options.split, width, height, sampling.clip_resize, options.mirrored, options.dtype,
+            options.split, width, height, frames.clip_resize, options.mirrored, options.dtype,
             moments=(height // scale, width // scale, 2 * model.vae.latent_channels),
             embedding=model.image_encoder.projection_dim, encoders=encoders_of(path, stored),
         )  # fmt: skip

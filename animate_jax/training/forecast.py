@@ -48,7 +48,7 @@ def plan(config: TrainConfig, preset: Preset, topology: str) -> Plan:
 def abstract_batch(config: TrainConfig, preset: Preset, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what the loader yields (see `diffusion_loss`), over all processes."""
     clips, frames, side = config.data.batch, config.data.frames, preset.model.image_encoder.image_size
-    picture = (preset.sampling.height, preset.sampling.width)
+    picture = (preset.frames.height, preset.frames.width)
     sides = {
         "reference": (*picture, 3),
         "reference_pose": (*picture, 3),

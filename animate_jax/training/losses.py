@@ -82,7 +82,7 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
         raise UserError(f"--loss.scheduled-sampling {options.scheduled_sampling}: must be a share, 0 to 1")
     if options.perceptual_frames < 1:
         raise UserError(f"--loss.perceptual-frames {options.perceptual_frames}: must be at least 1")
-    width, height, size = preset.sampling.width, preset.sampling.height, preset.model.vae.downscale
+    width, height, size = preset.frames.width, preset.frames.height, preset.model.vae.downscale
     last = preset.schedule.train_steps - 1
     if width % size or height % size:
         raise UserError(f"--size {width} {height}: width and height must be multiples of {size}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from animate_jax.presets import with_frames
+
 # These decide neither the data's order nor what a step computes. Whatever is not listed is compared.
 FREE = (
     "output", "init", "steps", "accumulate", "remat", "lpips_weights", "log_every", "save_every", "save_minutes",
@@ -13,13 +15,12 @@ FREE = (
 FREE_GROUPS = ("mesh.", "preview.")
 # Compared as the preset that they lead to.
 IN_PRESET = ("preset", "size", "prediction", "zero_terminal_snr")
-# What training takes from a preset, and the flag that replaces it; the rest of `sampling` is for making videos.
+# What training takes from a preset, and the flag that replaces it.
 PRESET_FLAGS = {
     "schedule.prediction": "--prediction", "schedule.zero_terminal_snr": "--zero-terminal-snr",
-    "sampling.width": "--size", "sampling.height": "--size",
+    "frames.width": "--size", "frames.height": "--size",
 }  # fmt: skip
-PRESET_PARTS = ("model.", "schedule.", "sampling.width", "sampling.height", "sampling.pose_style",
-                "sampling.clip_resize", "sampling.fps")  # fmt: skip
+PRESET_PARTS = ("model.", "schedule.", "frames.")
 
 
 def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -27,6 +28,7 @@ def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     Options that one of them does not know, of an older or newer version of the program, are left out.
     """
+    stored = {**stored, "preset": with_frames(stored["preset"])}
     stored, now = ({part: _flat(values[part]) for part in ("config", "preset")} for values in (stored, now))
     found = []
     names = stored["preset"].get("name"), now["preset"]["name"]

@@ -54,13 +54,13 @@ class HeldOut(NamedTuple):
 
 
 def rendered_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
-    options, sampling = config.preview, preset.sampling
+    options, frames = config.preview, preset.frames
     source = open_source(dataclasses.replace(config.data, split=options.split), preset)
     picked = [0, *range(GAP, GAP + options.frames)]
     clips = [source.clip(index, GAP + options.frames, picked) for index in range(options.clips)]
-    size = sampling.height, sampling.width
+    size = frames.height, frames.width
     return [
-        HeldOut(clip.frames, draw(clip.keypoints, *size, sampling.pose_style), clip.mask[1:],
+        HeldOut(clip.frames, draw(clip.keypoints, *size, frames.pose_style), clip.mask[1:],
                 warp(clip.frames[0], clip.mask[0], clip.keypoints[0], clip.keypoints[1:]))
         for clip in clips
     ]  # fmt: skip
@@ -150,9 +150,7 @@ class Preview:
         for clip, result in zip(self._clips, results, strict=True):
             still = np.broadcast_to(clip.frames[0], result.shape)
             rows.append(np.concatenate([still, clip.poses[1:], result, clip.frames[1:]], axis=2))
-        write_video(
-            self._directory / f"{step:07d}.mp4", np.concatenate(rows, axis=1), self._preset.sampling.fps or 10.0
-        )
+        write_video(self._directory / f"{step:07d}.mp4", np.concatenate(rows, axis=1), self._preset.frames.fps or 10.0)
         shown = (0, results.shape[1] - 1)
         sheet = [
             [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import PIL.Image
 from jaxtyping import Float, UInt8
+
+from animate_jax.config import ClipResize
 
 # CLIP's statistics of RGB values in [0, 1] (Radford et al. 2021)
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -16,7 +16,7 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 def clip_pixels(
     image: UInt8[np.ndarray, "height width 3"],
     image_size: int,
-    resize: Literal["squash", "center_crop", "pad"] = "squash",
+    resize: ClipResize = "squash",
 ) -> Float[np.ndarray, "image_size image_size 3"]:
     """An RGB picture as CLIP wants it: square, PIL's bicubic, normalised by CLIP's mean and deviation.
 

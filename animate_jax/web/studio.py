@@ -25,7 +25,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from animate_jax import limits
-from animate_jax.config import Preset, SamplingConfig, Speed
+from animate_jax.config import AnimationConfig, Preset, Speed
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import Drawn, draw
 from animate_jax.sampling.pipeline import Pipeline
@@ -172,7 +172,7 @@ class Studio:
         self,
         request: Request,
         files: tuple[pathlib.Path, pathlib.Path],
-        config: SamplingConfig,
+        config: AnimationConfig,
         session: str,
         progress: Progress,
     ) -> None:
@@ -274,7 +274,7 @@ class Studio:
         if seconds * rate * width * height > limits.PAGE_VIDEO_DECODED:
             raise UserError(f"{file.name}: too many pixels at {rate:.0f} frames/s: scale it down.")
 
-    def sampling_config(self, request: Request) -> SamplingConfig:
+    def sampling_config(self, request: Request) -> AnimationConfig:
         """How the pipeline will sample.
 
         Raises:
@@ -286,7 +286,7 @@ class Studio:
         config = self.pipeline.options(
             request.speed, width=width, height=height, steps=request.steps, guidance=request.guidance
         )
-        default = self.pipeline.preset.sampling
+        default = self.pipeline.preset.frames
         area = width * height / (default.width * default.height)
         work = self.clamp_frames(request) * config.steps * area * (2 if config.guidance > 1 else 1)
         if work > limits.PAGE_WORK:
@@ -336,7 +336,7 @@ class Studio:
 def size_choices(preset: Preset) -> dict[str, tuple[int, int]]:
     """Width and height in pixels of the results on offer, the preset's first: portrait, square and landscape, of a few
     areas. A list, so that visitors cannot have any number of sizes compiled."""
-    width, height = preset.sampling.width, preset.sampling.height
+    width, height = preset.frames.width, preset.frames.height
     multiple, sizes = 2 * preset.model.vae.downscale, [(width, height)]
     for area in limits.PAGE_AREAS:
         side, stretch = math.sqrt(area * width * height), math.sqrt(height / width)

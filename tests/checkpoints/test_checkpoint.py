@@ -14,8 +14,9 @@ import pytest
 from animate_jax.atomic import MARKER
 from animate_jax.checkpoints import checkpoint
 from animate_jax.commands import doctor
-from animate_jax.config import presets, to_dict
+from animate_jax.config import to_dict
 from animate_jax.errors import UserError
+from animate_jax.presets import presets
 from animate_jax.sampling.pipeline import BUNDLED
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.commands.train import chosen_preset
-from animate_jax.config import TrainConfig, presets
+from animate_jax.config import TrainConfig
 from animate_jax.models.params import abstract_model
+from animate_jax.presets import presets
 
 
 @pytest.fixture(scope="module")
@@ -58,4 +59,4 @@ def test_a_run_goes_on_with_its_own_preset(carrying, tmp_path, micro, micro_para
 
 def test_without_any_checkpoint_it_is_the_configurations(tmp_path):
     chosen = chosen_preset(config(tmp_path / "run", tmp_path / "missing", preset="moore"), named=False)
-    assert chosen.name == "moore" and chosen.sampling.width == 48
+    assert chosen.name == "moore" and chosen.frames.width == 48

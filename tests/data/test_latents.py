@@ -78,7 +78,7 @@ def test_another_size_in_half_precision_beside_splits_of_videos(videos, tmp_path
     encoding = encoding_of(str(tmp_path), "train")
     assert encoding.bytes == 2 * (8 * 6 * 8 + 8) and encoding_of(str(tmp_path), "test") is None
     assert (tmp_path / "set" / "clips-test.array_record-00000-of-00002").exists()
-    small = dataclasses.replace(micro, sampling=dataclasses.replace(micro.sampling, width=24, height=32))
+    small = dataclasses.replace(micro, frames=dataclasses.replace(micro.frames, width=24, height=32))
     batch = first_batch(str(tmp_path), small, flip=0.0)
     assert batch["moments"].shape == (4, 2, 8, 6, 8) and batch["moments"].dtype == np.float16
     assert np.isfinite(batch["moments"]).all() and batch["moments"].std() > 0.01
@@ -119,9 +119,9 @@ def test_an_interrupted_encoding_goes_on_and_leaves_out_what_is_damaged(
 def test_other_pixels_than_were_encoded_are_refused(options, words, encoded, micro):
     size = options.pop("size", (48, 64))
     resize = options.pop("clip_resize", "squash")
-    sampling = dataclasses.replace(micro.sampling, width=size[0], height=size[1], clip_resize=resize)
+    frames = dataclasses.replace(micro.frames, width=size[0], height=size[1], clip_resize=resize)
     with pytest.raises(UserError, match=words):
-        first_batch(encoded, dataclasses.replace(micro, sampling=sampling), **options)
+        first_batch(encoded, dataclasses.replace(micro, frames=frames), **options)
 
 
 def test_mirrored_frames_that_there_are_not_are_refused(encoded, tmp_path, micro):

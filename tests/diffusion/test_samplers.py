@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from animate_jax.config import ScheduleConfig, presets
+from animate_jax.config import ScheduleConfig
 from animate_jax.diffusion.noise import normal
 from animate_jax.diffusion.samplers import SAMPLERS, ddim_step, timesteps
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
+from animate_jax.presets import presets
 
 KEYS = jax.random.key(3)[None]
 CASES = [

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from animate_jax.config import presets
 from animate_jax.models.appearance import AppearanceBlend, AppearanceGuider
 from animate_jax.models.params import PresplitRngs, abstract_model
 from animate_jax.models.unet import UNet
+from animate_jax.presets import presets
 from tests.conftest import MICRO
 
 PLAIN = dataclasses.replace(MICRO.model.unet, attention_levels=(True,))

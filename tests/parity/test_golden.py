@@ -183,8 +183,8 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     meta = json.loads(str(golden["meta_json"]))
     version = CONFIG["inference"][meta["version"]]
     whole = model(meta["version"])
-    options = SamplingConfig(meta["width"], meta["height"], meta["steps"], meta["guidance"],
-                             meta["context_frames"], meta["context_overlap"], True, blend="flat")  # fmt: skip
+    options = SamplingConfig(meta["steps"], meta["guidance"], meta["context_frames"], meta["context_overlap"], True,
+                             blend="flat")  # fmt: skip
     ours = {}
 
     # Once per video

@@ -20,6 +20,7 @@ import transformers
 
 from animate_jax.config import (
     DiffusionLossConfig,
+    FrameConfig,
     ImageEncoderConfig,
     ModelConfig,
     OptimConfig,
@@ -282,7 +283,7 @@ def batch() -> dict[str, jax.Array]:
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES])
 def test_loss_and_gradients(case, params, batch):
     stage, schedule, options = CASES[case]
-    preset = Preset("test", MODEL, schedule, SamplingConfig())
+    preset = Preset("test", MODEL, schedule, FrameConfig(), SamplingConfig())
     loss = losses.diffusion_loss(TrainConfig(stage=stage, output="runs/test", loss=options), preset)
     drawn = loss.draw(batch, jax.random.key(3))
     if options.condition_dropout:

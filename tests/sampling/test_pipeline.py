@@ -320,8 +320,8 @@ def test_encoding_is_the_autoencoders(pipeline, picture):
 
 
 def test_options_replace_the_presets_defaults(pipeline, micro):
-    assert pipeline.options() == micro.sampling
-    assert pipeline.options(steps=None, window=8) == dataclasses.replace(micro.sampling, window=8)
+    assert pipeline.options() == micro.animation
+    assert pipeline.options(steps=None, window=8) == dataclasses.replace(micro.animation, window=8)
     with pytest.raises(TypeError, match="speed"):
         pipeline.options(speed=2)
 

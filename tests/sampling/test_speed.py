@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from animate_jax.config import presets, speeds
 from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model, merge_model
+from animate_jax.presets import presets, speeds
 from animate_jax.sampling import pipeline as pipeline_module
 from animate_jax.sampling.pipeline import Pipeline
 
@@ -143,7 +143,7 @@ def test_8_bit_products_of_the_bundled_model_can_be_traced():
 
 
 def test_speeds(pipeline, micro):
-    assert pipeline.options() == pipeline.options(speed="exact") == micro.sampling
+    assert pipeline.options() == pipeline.options(speed="exact") == micro.animation
     for name, fields in speeds(micro.sampling).items():
         assert dataclasses.asdict(pipeline.options(speed=name)).items() >= fields.items()
     assert pipeline.options(speed="fastest", reuse=7).reuse == 7

@@ -13,6 +13,7 @@ from transformers import CLIPVisionModelWithProjection as CLIP
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.config import (
+    FrameConfig,
     ImageEncoderConfig,
     ModelConfig,
     PoseGuiderConfig,
@@ -52,7 +53,8 @@ SMALL = Preset(
         pose_guider=PoseGuiderConfig(block_out_channels=(4, 8), conditioning_channels=8),
     ),
     ScheduleConfig(),
-    SamplingConfig(64, 64, steps=2, window=24),
+    FrameConfig(64, 64),
+    SamplingConfig(steps=2, window=24),
 )
 
 

@@ -333,7 +333,7 @@ def test_what_decides_the_result_cannot_change_unnoticed(config, micro):
     for part in ("--prediction x0 -> v; ", "--data.seed 0 -> 7", r"vae\.quant_conv\.bias -> vae\.quant_conv;"):
         assert part in message
     assert "--allow-changes" in message
-    wider = dataclasses.replace(micro, sampling=dataclasses.replace(micro.sampling, width=64))
+    wider = dataclasses.replace(micro, frames=dataclasses.replace(micro.frames, width=64))
     assert "other options: --size 48 -> 64: give" in refusal(config, wider, pull, Numbers())
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from animate_jax import limits
-from animate_jax.config import presets
 from animate_jax.errors import UserError
+from animate_jax.presets import presets
 from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
 from animate_jax.video.files import frame_count, read_video, write_video
 from animate_jax.web.studio import Request, Studio, VisitorLimits, shrink, size_choices
@@ -112,7 +112,7 @@ def test_sizes_on_offer(micro):
     """Few, so that few are compiled; none with much more than four times the preset's pixels."""
     for preset in (micro, *presets().values()):
         found, multiple = size_choices(preset), preset.model.vae.downscale
-        width, height = preset.sampling.width, preset.sampling.height
+        width, height = preset.frames.width, preset.frames.height
         assert len(found) <= 10 and next(iter(found.values())) == (width, height)
         assert all(side % multiple == 0 for size in found.values() for side in size)
         assert all(0.8 < w * h / (width * height) < 4.3 for w, h in found.values())

@@ -1,0 +1,161 @@
+"""The checkpoint families by name, and the preset that a training run or a checkpoint's file means."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from typing import Any
+
+from animate_jax.config import (
+    Appearance,
+    FrameConfig,
+    ModelConfig,
+    PoseGuiderConfig,
+    PoseStyle,
+    Preset,
+    ReferenceUse,
+    SamplingConfig,
+    ScheduleConfig,
+    Speed,
+    TrainConfig,
+    UNetConfig,
+    field_problem,
+    problem,
+)
+from animate_jax.errors import UserError
+
+
+@functools.cache
+def presets() -> dict[str, Preset]:
+    """The named families.
+
+    `paper` follows Hu et al. 2023 where the text is explicit, but with ControlNet's Pose Guider: the text's four
+    convolutions of stride 2 make half the latent's size (docs/training.md). `moore` is the PyTorch implementation
+    Moore-AnimateAnyone bit for bit (its sampling betas differ from its training's), `moore-fixed` mends that and its
+    closed loop, `musepose` and `novita` are MusePose (every second frame of a 30 fps video, windows of 48) and
+    novitalabs/AnimateAnyone (Moore's numerics, a smaller Pose Guider, no face). `tiny` is the model trained on rendered
+    people that ships with the package, and `tiny-clip-only`, `tiny-controlnet`, `tiny-no-pose` the paper's ablations of
+    it. `tiny-warp` also sees the reference warped into every pose.
+    """
+    sd15 = ModelConfig.sd15()
+    epsilon = ScheduleConfig(zero_terminal_snr=False, prediction="epsilon", timestep_spacing="leading")
+    linear = ScheduleConfig(beta_schedule="linear")
+    moore_frames = FrameConfig(512, 784, pose_style="moore")
+    moore = SamplingConfig(steps=30, closed_loop=True, blend="flat")
+    musepose_frames = FrameConfig(768, 768, fps=15.0, pose_style="musepose")
+    musepose = SamplingConfig(steps=20, window=48, overlap=4, blend="flat")
+    long = dataclasses.replace(sd15, unet=UNetConfig(motion_max_length=128))
+    small_guider = dataclasses.replace(sd15, pose_guider=PoseGuiderConfig(block_out_channels=(16, 32, 64, 128)))
+    novita_frames = FrameConfig(512, 784, clip_resize="pad")
+    families = [
+        Preset("paper", sd15, epsilon, FrameConfig(), SamplingConfig()),
+        Preset("moore", sd15, linear, moore_frames, moore),
+        Preset("moore-fixed", sd15, ScheduleConfig(), moore_frames, dataclasses.replace(moore, closed_loop=False)),
+        Preset("musepose", long, ScheduleConfig(), musepose_frames, musepose),
+        Preset("novita", small_guider, linear, novita_frames, moore),
+        _tiny("tiny"),
+        _tiny("tiny-clip-only", reference="none"),
+        _tiny("tiny-controlnet", reference="addition"),
+        _tiny("tiny-no-pose", pose_style="none"),
+        _tiny("tiny-warp", appearance="warp"),
+    ]
+    return {family.name: family for family in families}
+
+
+def _tiny(
+    name: str,
+    reference: ReferenceUse = "attention",
+    pose_style: PoseStyle = "tiny",
+    appearance: Appearance = "none",
+) -> Preset:
+    model = ModelConfig.tiny()
+    unet = dataclasses.replace(model.unet, reference=reference, appearance=appearance)
+    return Preset(
+        name,
+        dataclasses.replace(model, unet=unet),
+        ScheduleConfig(prediction="x0"),
+        FrameConfig(96, 128, fps=10.0, pose_style=pose_style),
+        SamplingConfig(steps=2, guidance=1.0, window=16, overlap=4, shared_noise=True),
+    )
+
+
+def find_preset(name: str) -> Preset:
+    """
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in presets():
+        raise UserError(f"--preset {name!r}: choose one of {', '.join(presets())}")
+    return presets()[name]
+
+
+def speeds(sampling: SamplingConfig) -> dict[Speed, dict[str, Any]]:
+    """What `--speed` makes of a family's fields. docs/speed.md has the price of each."""
+    return {
+        "exact": {},
+        "fast": {"reuse": 2},
+        "fastest": {"reuse": 2, "sampler": "unipc", "steps": max(sampling.steps // 2, 1)},
+    }
+
+
+def preset_of(config: TrainConfig, carried: Preset | None = None) -> Preset:
+    """The preset that a checkpoint carries, or the run's by its name, with what the run replaces.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    preset = carried or find_preset(config.preset)
+    width, height = config.size or (preset.frames.width, preset.frames.height)
+    schedule = {"prediction": config.prediction, "zero_terminal_snr": config.zero_terminal_snr}
+    schedule = {name: value for name, value in schedule.items() if value is not None}
+    return dataclasses.replace(
+        preset,
+        frames=dataclasses.replace(preset.frames, width=width, height=height),
+        schedule=dataclasses.replace(preset.schedule, **schedule),
+    )
+
+
+def preset_from_dict(values: Any) -> Preset:
+    """The inverse of `config.to_dict` for a `Preset`, also of older layouts; fields that an older version did not know
+    take their defaults.
+
+    Raises:
+        ValueError: a field that is unknown, missing, of another type or out of its range: the message names it.
+    """
+    preset = _build(Preset, with_frames(values), "")
+    if found := problem(preset):
+        path, value, rule = found
+        raise ValueError(f"{path} is {value!r:.80} and must be {rule}")
+    return preset
+
+
+def with_frames(values: Any) -> Any:
+    """A preset's values in today's layout: the fields of `frames` were among those of `sampling` once."""
+    if not isinstance(values, dict) or "frames" in values or not isinstance(values.get("sampling"), dict):
+        return values
+    names = {field.name for field in dataclasses.fields(FrameConfig)}
+    frames = {name: value for name, value in values["sampling"].items() if name in names}
+    sampling = {name: value for name, value in values["sampling"].items() if name not in names}
+    return {**values, "frames": frames, "sampling": sampling}
+
+
+def _build(cls: type, fields: Any, path: str) -> Any:
+    """A dataclass from a group of fields; `path` is the group's, for messages."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path or 'preset'} is no group of fields")
+    hints = typing.get_type_hints(cls)
+    if unknown := [name for name in fields if name not in hints]:
+        raise ValueError(f"{path}{unknown[0]!r:.80} is unknown")
+    built = {}
+    for name, value in fields.items():
+        if dataclasses.is_dataclass(hints[name]):
+            built[name] = _build(typing.cast(type, hints[name]), value, f"{path}{name}.")
+            continue
+        built[name] = tuple(value) if isinstance(value, list) else value
+        if rule := field_problem(name, built[name], hints[name]):
+            raise ValueError(f"{path}{name} is {value!r:.80} and must be {rule}")
+    try:
+        return cls(**built)
+    except TypeError:
+        raise ValueError(f"{path or 'preset'} is incomplete") from None
