@@ -69,7 +69,7 @@ def check_file(path: str | os.PathLike) -> None:
         if path.exists() and not path.is_file():
             raise UserError(f"{given}: is no ordinary file: give another name")
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = _partial(path, "")
+        probe = _partial(path, Path(given).suffix)  # as long a name as the file will be written under
         probe.touch(exist_ok=False)
         probe.unlink()
 

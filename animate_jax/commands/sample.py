@@ -22,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tyro
 
+from animate_jax.atomic import check_file
 from animate_jax.checkpoints import checkpoint
 from animate_jax.config import DType, MeshConfig, Speed
 from animate_jax.errors import UserError, exit_status
@@ -125,16 +126,17 @@ def names(args: Arguments) -> list[pathlib.Path]:
         raise UserError("--reference or --driving: two files have one name, and so would their videos: rename one")
     inputs = (*args.reference, *args.driving)
     for path in outputs:
-        check_output(path, (".mp4", ".gif"))
-        check_output(sheet(path), (".png",))
-        if any(same_file(new, old) for new in (path, beside(path), sheet(path)) for old in inputs):
+        # What is written beside the video, whose name the user did not choose, replaces only the program's own files.
+        others = {"contact sheet": sheet(path)} | ({"side-by-side video": beside(path)} if args.side_by_side else {})
+        for new in (path, *others.values()):
+            check_file(new)
+        if any(same_file(new, old) for new in (path, *others.values()) for old in inputs):
             raise UserError(f"--output {path}: it or its contact sheet {sheet(path)} would replace an input: rename it")
-        if os.path.lexists(sheet(path)) and not made_here(sheet(path)):
-            raise UserError(
-                f"--output {path}: its contact sheet would replace another picture, {sheet(path)}: rename it"
-            )
+        for what, new in others.items():
+            if os.path.lexists(new) and not made_here(new):
+                raise UserError(f"--output {path}: its {what} would replace a file of yours, {new}: rename it")
         if args.debug_dir:
-            check_poses_folder(kept(args.debug_dir, path, outputs), inputs)
+            check_poses_folder(kept(args.debug_dir, path, outputs), inputs, outputs)
     return outputs
 
 

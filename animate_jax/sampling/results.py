@@ -12,15 +12,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import UInt8
 
+from animate_jax.atomic import atomic_folder, check_folder
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import Drawn
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.files import (
-    check_output,
     encode_mp4,
-    made_here,
     same_file,
     video_writer,
     write_image,
@@ -29,7 +28,7 @@ from animate_jax.video.files import (
 
 Picture = UInt8[np.ndarray, "_ _ 3"]  # a reference and its cut differ in size
 Pictures = UInt8[np.ndarray, "frames height width 3"]
-POSE_FILES = "reference.png", "reference.npz", "driving.npz", "fitted.npz", "poses"  # of `Stream.save_poses`
+POSES_FOLDER = "debug folder"  # what `Stream.save_poses` writes, in messages
 SHEET_HEIGHT = 192  # pixels that small pictures of a contact sheet are enlarged to
 
 
@@ -140,33 +139,30 @@ class Stream:
         Raises:
             UserError: the folder cannot be written, or see `check_poses_folder`.
         """
-        folder, size = pathlib.Path(folder), self.reference.shape[:2]
-        check_poses_folder(folder)
-        write_image(folder / "reference.png", self.reference)
-        write_poses(folder / "reference.npz", Keypoints.stack([self.own_keypoints]), size)
-        if isinstance(self.poses, Drawn):
-            write_poses(folder / "driving.npz", self.motion.keypoints, self.motion.canvas)
-            write_poses(folder / "fitted.npz", self.poses.keypoints, size)
-        for index in range(len(self)):
-            write_image(folder / "poses" / f"{index:05d}.png", self.poses[index])
+        size = self.reference.shape[:2]
+        with atomic_folder(folder, POSES_FOLDER) as fresh:
+            write_image(fresh / "reference.png", self.reference)
+            write_poses(fresh / "reference.npz", Keypoints.stack([self.own_keypoints]), size)
+            if isinstance(self.poses, Drawn):
+                write_poses(fresh / "driving.npz", self.motion.keypoints, self.motion.canvas)
+                write_poses(fresh / "fitted.npz", self.poses.keypoints, size)
+            for index in range(len(self)):
+                write_image(fresh / "poses" / f"{index:05d}.png", self.poses[index])
 
 
-def check_poses_folder(folder: pathlib.Path, inputs: Iterable[pathlib.Path] = ()) -> None:
-    """Makes the folder of `Stream.save_poses` and makes sure that it holds none of the user's files by those names.
-
-    What an earlier call wrote, which its `reference.png` tells, may be replaced, unless it is an input of this one.
+def check_poses_folder(
+    folder: pathlib.Path, inputs: Iterable[pathlib.Path] = (), outputs: Iterable[pathlib.Path] = ()
+) -> None:
+    """Makes sure that the folder of `Stream.save_poses` is new, empty, or whole from an earlier call.
 
     Raises:
-        UserError: it does, or cannot be written.
+        UserError: it is not, cannot be written, or one of this call's inputs and outputs lies in it.
     """
-    check_output(folder / "reference.png", (".png",))
-    there = [name for name in POSE_FILES if os.path.lexists(folder / name)]
-    places = [place for path in inputs for place in (path, os.path.dirname(os.path.realpath(path)))]
-    used = [name for name in there if any(same_file(folder / name, place) for place in places)]
-    if used:
-        raise UserError(f"{folder / used[0]}: is an input and would be replaced: keep poses in another folder")
-    if there and not made_here(folder / "reference.png"):
-        raise UserError(f"{folder / there[0]}: not from an earlier run, and would be replaced: keep poses elsewhere")
+    for kind, paths in (("an input", inputs), ("an output", outputs)):
+        for path in paths:
+            if any(same_file(folder, parent) for parent in pathlib.Path(os.path.realpath(path)).parents):
+                raise UserError(f"{path}: is {kind} inside the {POSES_FOLDER} {folder}: give another folder")
+    check_folder(folder, POSES_FOLDER)
 
 
 def beside(*pictures: Picture) -> Picture:

@@ -29,7 +29,7 @@ from animate_jax.errors import UserError
 from animate_jax.video.open import check_size, open_picture, open_video
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
-MARK = "Software", "animate_jax"  # a line of text in the .png files written here
+PROGRAM = "animate_jax"  # a line of text in the .png, .mp4 and .gif files written here
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PLAUSIBLE_RATE = 120  # frames/s; containers that do not know their rate often state their clock's, 1000
 FALLBACK_RATE = Fraction(25)  # frames/s of a stream with a single frame or without timestamps
@@ -265,6 +265,8 @@ def encode_mp4(frames: Iterable[Frame], fps: Real, keyframes: int) -> bytes:
 def _mp4(file: Path | io.BytesIO, fps: Real, **options: str) -> Iterator[Callable[[Frame], None]]:
     layout = {"movflags": "+faststart"} if isinstance(file, Path) else {}  # FFmpeg reopens the file by its name
     with av.open(file, "w", format="mp4", options=layout) as container:
+        if isinstance(file, Path):
+            container.metadata["comment"] = PROGRAM
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", **options})
         stream.pix_fmt, codec = "yuv420p", stream.codec_context
@@ -300,7 +302,7 @@ def _gif(path: Path, fps: Real) -> Iterator[Callable[[Frame], None]]:
     pictures = [PIL.Image.fromarray(frame) for frame in frames[::step]]
     times = [round(100 * step * index / fps) for index in range(len(pictures) + 1)]
     durations = [10 * (after - before) for before, after in itertools.pairwise(times)]  # milliseconds
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, comment=PROGRAM)
 
 
 def read_image(path: str | os.PathLike) -> Frame:
@@ -326,15 +328,20 @@ def write_image(path: str | os.PathLike, image: Frame) -> None:
         UserError: the place cannot be written or the name's ending is unknown.
     """
     mark = PIL.PngImagePlugin.PngInfo()  # other formats ignore it
-    mark.add_text(*MARK)
+    mark.add_text("Software", PROGRAM)
     with _replacing(path, IMAGE_SUFFIXES) as partial:
         PIL.Image.fromarray(image).save(partial, quality=95, pnginfo=mark)
 
 
 def made_here(path: str | os.PathLike) -> bool:
-    """Whether a file is a .png of `write_image`: what nobody else made may be replaced unasked."""
-    with contextlib.suppress(UserError), open_picture(Path(path)) as image:
-        return image.info.get(MARK[0]) == MARK[1]
+    """Whether a file is a .png, .mp4 or .gif written here: what nobody else made may be replaced unasked."""
+    path = Path(path)
+    with contextlib.suppress(UserError):
+        if path.suffix.lower() == ".mp4":
+            with open_video(path) as (container, _):
+                return container.metadata.get("comment") == PROGRAM
+        with open_picture(path) as image:
+            return PROGRAM in (image.info.get("Software"), image.info.get("comment", b"").decode(errors="replace"))
     return False
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import jax
 import numpy as np
 import PIL.Image
@@ -18,7 +19,7 @@ from animate_jax.commands import sample, train
 from animate_jax.pose.draw import draw
 from animate_jax.pose.files import read_poses, write_poses
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import read_image, read_video, write_image, write_video
+from animate_jax.video.files import made_here, read_image, read_video, write_image, write_video
 
 ROOT = Path(__file__).parents[2]
 ASTRONAUT = ROOT / "tests" / "data" / "astronaut.jpg"
@@ -54,6 +55,9 @@ def files(tmp_path):
     write_image(tmp_path / "own_sheet.png", grey[0])
     PIL.Image.fromarray(grey[0]).save(tmp_path / "other_sheet.png")
     (tmp_path / "link.png").symlink_to("own_sheet.png")
+    (tmp_path / "mine").mkdir()
+    write_image(tmp_path / "mine" / "reference.png", grey[0])
+    (tmp_path / "mine" / "driving.npz").write_bytes(b"precious")
     (tmp_path / "loop.png").symlink_to("loop.png")
     write_poses(tmp_path / "empty.json", Keypoints.missing(3), (320, 240))
     body = np.random.default_rng(0).uniform(0.2, 0.8, (3, 18, 2)).astype(np.float32)
@@ -131,9 +135,12 @@ def one_line(captured, prefix):
         ({"output": "whole.mp4", "driving": "whole.mp4"}, "whole.mp4", "would replace an input: rename it"),
         ({"output": "own.mp4", "reference": "own_sheet.png"}, "own_sheet.png", "would replace an input: rename it"),
         ({"output": "own.mp4", "reference": "link.png"}, "own_sheet.png", "would replace an input: rename it"),
-        ({"output": "other.mp4"}, "other_sheet.png", "would replace another picture, .*: rename it"),
+        ({"output": "other.mp4"}, "other_sheet.png", "would replace a file of yours, .*: rename it"),
         ({"driving": "empty.json"}, "empty.json", "no person found: use one that shows"),
-        ({"debug-dir": "text.png"}, "reference.png", "cannot be written .*: choose another"),
+        ({"debug-dir": "text.png"}, "text.png", "is there already and no debug folder .*: choose another"),
+        ({"debug-dir": "mine"}, "mine", "is there already and no debug folder .*: choose another"),
+        ({"debug-dir": ".", "output": "x/y.mp4"}, "poses.json", "is an input inside the debug folder"),
+        ({"debug-dir": "x", "output": "x/y.mp4"}, "y.mp4", "is an output inside the debug folder"),
     ],
     ids=lambda value: "-".join(f"{k}-{v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
@@ -170,7 +177,7 @@ def test_everything_that_can_be_kept(files, micro_checkpoint, capfd):
     assert sample.main([*arguments(files, micro_checkpoint, output=output), *flags]) == 0
     assert read_video(files / "out_side_by_side.gif")[0].shape == (3, 64, 144, 3)
     assert {path.name for path in kept.iterdir()} == {
-        "driving.npz", "fitted.npz", "reference.npz", "reference.png", "poses",
+        "driving.npz", "fitted.npz", "reference.npz", "reference.png", "poses", "animate_jax.json",
     }  # fmt: skip
     assert len(list((kept / "poses").iterdir())) == 3
 
@@ -197,18 +204,43 @@ def test_names_that_some_file_systems_take_for_one(files, micro_checkpoint, capf
     assert "two files have one name" in one_line(capfd.readouterr(), "sample.py: ")
 
 
-KEPT = "reference.png", "reference.npz", "driving.npz", "fitted.npz", "poses/00000.png"
-
-
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", ["reference.png", "driving.npz", "poses/00000.png", "notes.txt"])
 def test_kept_poses_replace_nothing_of_the_users(name, files, micro_checkpoint, capfd):
-    """A file that happens to have the name, and another of the program's pictures beside it."""
-    folder = files / "mine"
-    (folder / "poses").mkdir(parents=True)
+    """A file that happens to have the name, also beside those of an earlier run."""
+    folder = files / "kept"
+    (folder / name).parent.mkdir(parents=True)
     (folder / name).write_bytes(b"precious")
     assert sample.main([*arguments(files, micro_checkpoint), "--debug-dir", str(folder)]) == 2
-    assert "not from an earlier run, and would be replaced" in one_line(capfd.readouterr(), "sample.py: ")
+    assert "is there already and no debug folder" in one_line(capfd.readouterr(), "sample.py: ")
     assert [path.read_bytes() for path in folder.rglob("*") if path.is_file()] == [b"precious"]
+
+
+def test_a_side_by_side_video_replaces_only_the_programs_own(files, micro_checkpoint, capfd):
+    video = files / "out_side_by_side.mp4"
+    command = [*arguments(files, micro_checkpoint), "--side-by-side"]
+    frames = np.random.default_rng(0).integers(0, 256, (2, 64, 48, 3), np.uint8)
+    for name in ("foreign.mp4", "foreign.gif"):  # as another program writes it
+        with av.open(files / name, "w") as container:
+            stream = container.add_stream(*(("libx264", 10) if name.endswith("mp4") else ("gif", 10)))
+            stream.width, stream.height, stream.pix_fmt = 48, 64, "yuv420p" if name.endswith("mp4") else "rgb8"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+    for precious in ((files / "foreign.mp4").read_bytes(), b"no video"):
+        video.write_bytes(precious)
+        assert sample.main(command) == 2
+        line = one_line(capfd.readouterr(), "sample.py: ")
+        assert "its side-by-side video would replace a file of yours" in line
+        assert video.read_bytes() == precious and not (files / "out.mp4").exists()
+    assert not made_here(files / "foreign.gif")
+    for suffix in ("mp4", "gif"):
+        write_video(files / f"ours.{suffix}", frames, 10)
+        assert made_here(files / f"ours.{suffix}")
+    video.write_bytes((files / "ours.mp4").read_bytes())
+    assert sample.main(command) == 0
+    assert read_video(video)[0].shape == (3, 64, 144, 3)
+    assert sample.main([*arguments(files, micro_checkpoint, output=files / f"{'a' * 222}.mp4"), "--side-by-side"]) == 2
+    assert "_side_by_side.mp4: cannot be written (File name too long)" in capfd.readouterr().err
 
 
 def test_kept_poses_replace_those_of_an_earlier_run_but_no_input(files, micro_checkpoint, capfd):
@@ -226,7 +258,7 @@ def test_kept_poses_replace_those_of_an_earlier_run_but_no_input(files, micro_ch
         capfd.readouterr()
         changed = arguments(files, micro_checkpoint, **{option: value})
         assert sample.main([*changed, "--debug-dir", str(folder)]) == 2
-        assert "is an input and would be replaced" in one_line(capfd.readouterr(), "sample.py: ")
+        assert "is an input inside the debug folder" in one_line(capfd.readouterr(), "sample.py: ")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
