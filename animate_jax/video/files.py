@@ -135,6 +135,7 @@ def _at_constant_rate(path: Path, timed: Iterable[tuple[float, float, Frame]], f
 def _decode(path: Path, container, stream, rate: float) -> Iterator[tuple[float, float, Frame]]:
     """Time since the first frame and duration, in seconds, and picture of every frame."""
     size, origin, time, end = {}, None, -1 / rate, 0.0
+    rotation, matrix = None, None
     try:
         for frame in container.decode(stream):
             before = time
@@ -150,7 +151,11 @@ def _decode(path: Path, container, stream, rate: float) -> Iterator[tuple[float,
                 _check_gap(path, before, time)
             duration = float(frame.duration * frame.time_base) if frame.duration else 1 / rate
             end = time + duration
-            yield time, duration, _upright(_rgb(frame, size), frame.side_data.get("DISPLAYMATRIX"))
+            if frame.rotation != rotation:
+                # PyAV's side data and its frame hold each other: looked at for each, hundreds of frames would wait for
+                # Python's collector of garbage.
+                rotation, matrix = frame.rotation, frame.side_data.get("DISPLAYMATRIX")
+            yield time, duration, _upright(_rgb(frame, size), matrix)
     except UserError:
         raise
     except Exception as error:  # FFmpeg's, or PyAV's about odd sizes and formats
