@@ -51,7 +51,7 @@ Everything = (
 )
 
 
-def main(arguments: list[str], program: str) -> int:
+def main(arguments: list[str], program: str = "animate-jax completion") -> int:
     args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
     tyro.cli(Everything, prog="animate-jax", args=["--tyro-print-completion", args.shell])
     return 0

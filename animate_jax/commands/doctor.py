@@ -59,7 +59,7 @@ class Finding(NamedTuple):
     text: str
 
 
-def main(arguments: list[str], program: str) -> int:
+def main(arguments: list[str], program: str = "animate-jax doctor") -> int:
     args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
     return exit_status(program, lambda: report(args), "")
 

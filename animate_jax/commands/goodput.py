@@ -19,7 +19,7 @@ class Arguments:
     run: tyro.conf.Positional[str]  # a training run's --output
 
 
-def main(arguments: list[str], program: str) -> int:
+def main(arguments: list[str], program: str = "animate-jax goodput") -> int:
     args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
     return exit_status(program, lambda: _print(args.run), "")
 

@@ -24,7 +24,7 @@ import tyro
 
 from animate_jax.atomic import check_file
 from animate_jax.checkpoints import checkpoint
-from animate_jax.config import DType, MeshConfig, Speed
+from animate_jax.config import DType, MeshConfig, SamplerName, Speed
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pose.dwpose import DWPose
@@ -68,7 +68,7 @@ class Arguments:
     canvas: tuple[int, int] | None = None  # width, height of the pictures behind a keypoints file that does not say
 
 
-def main(arguments: list[str], program: str = "sample.py") -> int:
+def main(arguments: list[str], program: str = "animate-jax sample") -> int:
     args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
     return exit_status(program, lambda: animate(args), "no half video is left")
 

@@ -26,7 +26,7 @@ PACKAGE = pathlib.Path(__file__).parents[1]
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
 
 
-def main(arguments: list[str], program: str = "train.py") -> int:
+def main(arguments: list[str], program: str = "animate-jax train") -> int:
     if not arguments or arguments[0].startswith("-"):
         if arguments[:1] in (["--help"], ["-h"]):
             print(__doc__)

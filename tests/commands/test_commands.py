@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import math
 import subprocess
 import sys
@@ -36,10 +37,11 @@ def test_an_unknown_command_shows_those_there_are(arguments, capfd):
     assert captured.err.count("\n") == 1
 
 
-def test_every_command_can_be_called():
-    for name in COMMANDS:
-        module = f"animate_jax.commands.{name}"
-        assert callable(importlib.import_module(module).main)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_called_in_the_same_way(name):
+    main = importlib.import_module(f"animate_jax.commands.{name}").main
+    parameters = inspect.signature(main).parameters
+    assert list(parameters) == ["arguments", "program"] and parameters["program"].default == f"animate-jax {name}"
 
 
 def test_errors_name_the_command(capfd, tmp_path):

@@ -151,7 +151,7 @@ def test_bad_input(changes, culprit, remedy, files, micro_checkpoint, capfd):
     changes = {name: files / value if name in paths else value for name, value in changes.items()}
     before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file() and "home" not in path.parts}
     assert sample.main(arguments(files, micro_checkpoint, **changes)) == 2
-    line = one_line(capfd.readouterr(), "sample.py: ")
+    line = one_line(capfd.readouterr(), "animate-jax sample: ")
     assert culprit in line
     assert re.search(remedy, line), line
     after = {path: path.read_bytes() for path in files.rglob("*") if path.is_file() and "home" not in path.parts}
@@ -186,13 +186,13 @@ def test_everything_that_can_be_kept(files, micro_checkpoint, capfd):
 def test_an_output_without_a_name(output, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     assert sample.main(["--output", output]) == 2
-    assert "let the name end in .mp4 or .gif" in one_line(capfd.readouterr(), "sample.py: ")
+    assert "let the name end in .mp4 or .gif" in one_line(capfd.readouterr(), "animate-jax sample: ")
 
 
 @pytest.mark.parametrize("option", ["reference", "driving"])
 def test_a_pattern_that_matches_nothing(option, files, micro_checkpoint, capfd):
     assert sample.main([*arguments(files, micro_checkpoint), f"--{option}"]) == 2
-    assert f"--{option}: no file is given" in one_line(capfd.readouterr(), "sample.py: ")
+    assert f"--{option}: no file is given" in one_line(capfd.readouterr(), "animate-jax sample: ")
 
 
 def test_names_that_some_file_systems_take_for_one(files, micro_checkpoint, capfd):
@@ -201,7 +201,7 @@ def test_names_that_some_file_systems_take_for_one(files, micro_checkpoint, capf
         write_image(files / name, read_image(ASTRONAUT))
     command = [*arguments(files, micro_checkpoint), "--reference", str(files / "a.png"), str(files / "A/A.png")]
     assert sample.main(command) == 2
-    assert "two files have one name" in one_line(capfd.readouterr(), "sample.py: ")
+    assert "two files have one name" in one_line(capfd.readouterr(), "animate-jax sample: ")
 
 
 @pytest.mark.parametrize("name", ["reference.png", "driving.npz", "poses/00000.png", "notes.txt"])
@@ -211,7 +211,7 @@ def test_kept_poses_replace_nothing_of_the_users(name, files, micro_checkpoint, 
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_bytes(b"precious")
     assert sample.main([*arguments(files, micro_checkpoint), "--debug-dir", str(folder)]) == 2
-    assert "is there already and no debug folder" in one_line(capfd.readouterr(), "sample.py: ")
+    assert "is there already and no debug folder" in one_line(capfd.readouterr(), "animate-jax sample: ")
     assert [path.read_bytes() for path in folder.rglob("*") if path.is_file()] == [b"precious"]
 
 
@@ -229,7 +229,7 @@ def test_a_side_by_side_video_replaces_only_the_programs_own(files, micro_checkp
     for precious in ((files / "foreign.mp4").read_bytes(), b"no video"):
         video.write_bytes(precious)
         assert sample.main(command) == 2
-        line = one_line(capfd.readouterr(), "sample.py: ")
+        line = one_line(capfd.readouterr(), "animate-jax sample: ")
         assert "its side-by-side video would replace a file of yours" in line
         assert video.read_bytes() == precious and not (files / "out.mp4").exists()
     assert not made_here(files / "foreign.gif")
@@ -258,7 +258,7 @@ def test_kept_poses_replace_those_of_an_earlier_run_but_no_input(files, micro_ch
         capfd.readouterr()
         changed = arguments(files, micro_checkpoint, **{option: value})
         assert sample.main([*changed, "--debug-dir", str(folder)]) == 2
-        assert "is an input inside the debug folder" in one_line(capfd.readouterr(), "sample.py: ")
+        assert "is an input inside the debug folder" in one_line(capfd.readouterr(), "animate-jax sample: ")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -267,14 +267,14 @@ def test_what_was_taken_for_what_is_told(files, micro_checkpoint, capfd):
     poses = read_poses(files / "poses.json")[0]
     write_video(files / "poses.mp4", draw(poses, 128, 96, "tiny"), 10)
     assert sample.main(arguments(files, micro_checkpoint, driving=files / "poses.mp4")) == 0
-    assert capfd.readouterr().err == f"sample.py: {files}/poses.mp4: drawn poses\n"
+    assert capfd.readouterr().err == f"animate-jax sample: {files}/poses.mp4: drawn poses\n"
     command = [*arguments(files, micro_checkpoint, driving=files / "poses.mp4"), "--driving-kind", "video"]
     assert sample.main(command) == 2
-    assert "poses.mp4: no person found" in one_line(capfd.readouterr(), "sample.py: ")
+    assert "poses.mp4: no person found" in one_line(capfd.readouterr(), "animate-jax sample: ")
     still = np.stack([read_image(ASTRONAUT)] * 2)
     write_video(files / "astronaut.mp4", still, 10)
     assert sample.main(arguments(files, micro_checkpoint, driving=files / "astronaut.mp4")) == 0
-    assert f"sample.py: {files}/astronaut.mp4: a video of a person\n" in capfd.readouterr().err
+    assert f"animate-jax sample: {files}/astronaut.mp4: a video of a person\n" in capfd.readouterr().err
     assert sample.main([*arguments(files, micro_checkpoint), "--person", "2"]) == 0
     assert "poses.json: keypoints of one person: --person 2 has no effect" in capfd.readouterr().err
 
@@ -285,7 +285,7 @@ def test_several_characters_and_motions(files, micro_checkpoint, capfd):
     motions = ["--driving", str(files / "poses.json"), str(files / "b.json")]
     command = [*arguments(files, micro_checkpoint), *motions, "--reference", str(ASTRONAUT)]
     assert sample.main([*command, str(ASTRONAUT)]) == 2
-    assert "two files have one name" in one_line(capfd.readouterr(), "sample.py: ")
+    assert "two files have one name" in one_line(capfd.readouterr(), "animate-jax sample: ")
     assert sample.main([*command, str(files / "copy.png")]) == 0
     assert capfd.readouterr().out.count("\n") == 4
     for name, frames in (("astronaut_poses", 3), ("astronaut_b", 2), ("copy_poses", 3), ("copy_b", 2)):
@@ -304,7 +304,7 @@ def test_interrupted(files, micro_checkpoint, capfd, monkeypatch):
 
     monkeypatch.setattr(sample.Pipeline, "load", interrupted)
     assert sample.main(arguments(files, micro_checkpoint)) == 130
-    assert "interrupted; no half video is left" in one_line(capfd.readouterr(), "sample.py: ")
+    assert "interrupted; no half video is left" in one_line(capfd.readouterr(), "animate-jax sample: ")
 
 
 @pytest.mark.parametrize("swallowed", [False, True])
@@ -381,18 +381,18 @@ def tiny_config(tmp_path):
 def test_bad_training_options(options, message, tiny_config, capfd):
     pytest.importorskip("numba")
     assert train.main([str(tiny_config), *options]) == 2
-    line = one_line(capfd.readouterr(), "train.py: ")
+    line = one_line(capfd.readouterr(), "animate-jax train: ")
     assert re.search(message, line), line
 
 
 def test_bad_configurations(tmp_path, capfd):
     assert train.main([str(tmp_path / "missing.py")]) == 2
     assert "missing.py: no such configuration: give a .py file, or one of stage1," in one_line(
-        capfd.readouterr(), "train.py: "
+        capfd.readouterr(), "animate-jax train: "
     )
     (tmp_path / "other.py").write_text("x = 1")
     assert train.main([str(tmp_path / "other.py")]) == 2
-    assert "other.py: has no get_config()" in one_line(capfd.readouterr(), "train.py: ")
+    assert "other.py: has no get_config()" in one_line(capfd.readouterr(), "animate-jax train: ")
     for nothing in ([], ["--steps", "3"]):
         assert train.main(nothing) == 2
         one_line(capfd.readouterr(), "usage: train.py CONFIG")
