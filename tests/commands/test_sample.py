@@ -395,7 +395,7 @@ def test_bad_configurations(tmp_path, capfd):
     assert "other.py: has no get_config()" in one_line(capfd.readouterr(), "animate-jax train: ")
     for nothing in ([], ["--steps", "3"]):
         assert train.main(nothing) == 2
-        one_line(capfd.readouterr(), "usage: train.py CONFIG")
+        one_line(capfd.readouterr(), "usage: animate-jax train CONFIG")
 
 
 def test_a_wrong_training_option_shows_its_name(tiny_config, capfd):
