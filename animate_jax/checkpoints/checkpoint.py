@@ -187,12 +187,19 @@ def checksums(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, str]:
     return {key: f"{zlib.crc32(np.asarray(array).reshape(-1).view(np.uint8)):08x}" for key, array in arrays.items()}
 
 
-def damaged_arrays(path: Folder, arrays: Mapping[str, np.ndarray | jax.Array]) -> list[str]:
-    """Those of a checkpoint's arrays, in the dtype in which they are stored, that are not what was once saved; none of
-    older checkpoints and of those that several processes saved, which have no checksums."""
+def stored_checksums(path: Folder) -> dict[str, str]:
+    """What `checksums` gave when a checkpoint was saved; empty for older checkpoints and for those of several
+    processes."""
     known = _metadata(path).get("checksums")
-    if not isinstance(known, dict):
-        return []
+    return known if isinstance(known, dict) else {}
+
+
+def damaged_arrays(known: Mapping[str, str], arrays: Mapping[str, np.ndarray | jax.Array]) -> list[str]:
+    """Those of a checkpoint's arrays, in the dtype in which they are stored, that are not what was once saved.
+
+    Args:
+        known: `stored_checksums`.
+    """
     return [key for key, value in checksums(arrays).items() if known.get(key, value) != value]
 
 
@@ -274,8 +281,14 @@ def import_advice(path: Folder, missing: Iterable[str]) -> str:
     return f"add it with animate-jax weights import {flags} --output {path}" if flags else COPY
 
 
-def read_some(path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
-    """Some arrays of a checkpoint as they are stored; `stored` is part of what `stored_arrays` gives.
+def read_some(
+    path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct], known: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """Some arrays of a checkpoint as they are stored.
+
+    Args:
+        stored: part of what `stored_arrays` gives.
+        known: `stored_checksums`, for callers that read several times; default: read.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -287,7 +300,7 @@ def read_some(path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
             arrays = ocp.load_checkpointables(to_path(path), {"params": target})["params"]
     except Exception as error:
         raise damaged(path, error) from error
-    if wrong := damaged_arrays(path, arrays):
+    if wrong := damaged_arrays(stored_checksums(path) if known is None else known, arrays):
         raise UserError(
             f"{path}: damaged: {len(wrong)} arrays are not what was saved, first {wrong[0]!r}: {_instead(path)}"
         )

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from animate_jax.checkpoints.checkpoint import checksums, damaged_arrays, is_whole
+from animate_jax.checkpoints.checkpoint import checksums, damaged_arrays, is_whole, stored_checksums
 from animate_jax.config import Preset, TrainConfig, to_dict
 from animate_jax.errors import TRACEBACK, UserError
 from animate_jax.storage import to_path
@@ -149,7 +149,7 @@ class Checkpoints:
         try:
             loaded = self._orbax.load_checkpointables(latest.step, items)
             if jax.process_count() == 1 and not changes:  # with which dtypes may have changed
-                if wrong := damaged_arrays(directory / str(latest.step), loaded["params"]):
+                if wrong := damaged_arrays(stored_checksums(directory / str(latest.step)), loaded["params"]):
                     raise ValueError(f"{len(wrong)} arrays are not what was saved, first {wrong[0]!r}")
         except UserError:
             raise
