@@ -231,7 +231,8 @@ def _center_crop(shape: Size, size: Size) -> tuple[int, int, int, int]:
 def resize_lanczos(frames: Frames, size: Size) -> UInt8[np.ndarray, "frames _ _ 3"]:
     if frames.shape[1:3] == tuple(size):
         return frames
-    resized = (Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS) for frame in frames)
+    height, width = size
+    resized = (Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames)
     return np.stack([np.asarray(image) for image in resized])
 
 
@@ -240,9 +241,9 @@ def person_boxes(keypoints: Keypoints, size: Size) -> UInt8[np.ndarray, "frames 
     masks = np.zeros((len(keypoints), *size), np.uint8)
     for mask, points, seen in zip(masks, keypoints.body, keypoints.body_confidence > 0, strict=True):
         if seen.any():
-            inside = points[seen] * np.float32(size[::-1])
+            inside = points[seen] * np.array(size[::-1], np.float32)
             low, high = inside.min(0), inside.max(0)
-            margin = np.float32(MARGINS) * (high - low)[1]
+            margin = np.array(MARGINS, np.float32) * (high - low)[1]
             x0, y0 = np.floor((low - margin).clip(0)).astype(int)
             x1, y1 = np.ceil(high + margin).astype(int)
             mask[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = 255

@@ -86,7 +86,8 @@ def evaluate(
     truths, references, sheet = [], [], []
     with Report(output) as report:
         for clip in tqdm(clips, desc="clips", unit="clip", dynamic_ncols=True):
-            poses = draw(clip.keypoints, *clip.reference.shape[:2], config.pose_style if config else "paper")
+            height, width = clip.reference.shape[:2]
+            poses = draw(clip.keypoints, height, width, config.pose_style if config else "paper")
             videos = videos_of(clip, poses, pipeline, config, seed)
             score = functools.partial(
                 measure, truth=clip.frames, masks=clip.masks[1:], driven=clip.keypoints[1:], networks=networks

@@ -55,4 +55,5 @@ def frechet_distance_of_clips(a: Sequence[Features], b: Sequence[Features]) -> t
 def _moments(features: Features) -> tuple[Float[np.ndarray, " dimensions"], Float[np.ndarray, "_ dimensions"]]:
     features = np.asarray(features, np.float64)
     mean = features.mean(0)
-    return mean, np.linalg.qr((features - mean) / np.sqrt(len(features) - 1), mode="r")
+    root = np.linalg.qr((features - mean) / np.sqrt(len(features) - 1), mode="r")
+    return mean, np.asarray(root)

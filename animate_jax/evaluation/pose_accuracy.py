@@ -23,7 +23,7 @@ def pck(
     Args:
         size: height, width of the image in pixels.
     """
-    scale = np.float32(size[::-1])
+    scale = np.array(size[::-1], np.float32)
     torso = driven.body[:, TORSO] * scale  # right shoulder, right hip, left shoulder, left hip
     visible = (driven.body_confidence[:, TORSO] > 0).all(-1)
     lengths = np.linalg.norm((torso[:, 0] + torso[:, 2] - torso[:, 1] - torso[:, 3]) / 2, axis=-1)

@@ -146,18 +146,19 @@ def _frame_scores(
     alex: lpips.Params | None,
 ) -> dict[str, Array]:
     def frame(inputs: tuple[Array, Array, Array]) -> dict[str, Array]:
-        raw, box = inputs[:2], inputs[2]
-        pair = [x.astype(jnp.float32) / 255 for x in raw]
-        out = {"disco_psnr": disco.psnr(*raw), "disco_ssim": disco.ssim(*raw)}
+        raw_a, raw_b, box = inputs
+        a, b = (x.astype(jnp.float32) / 255 for x in (raw_a, raw_b))
+        out = {"disco_psnr": disco.psnr(raw_a, raw_b), "disco_ssim": disco.ssim(raw_a, raw_b)}
         for name, metric in {"psnr": psnr, "ssim": ssim, "l1": l1}.items():
-            out[name], out[f"box_{name}"] = metric(*pair), metric(*pair, box)
-        boxed = [_enlarged(x, box) for x in pair]
-        for name, params, net in (("lpips", vgg, "vgg"), ("lpips_alex", alex, "alex")):
-            if params is not None:
-                for prefix, (a, b) in (("", pair), ("box_", boxed)):
-                    out[prefix + name] = lpips.lpips(params, a[None] * 2 - 1, b[None] * 2 - 1, net)[0]
+            out[name], out[f"box_{name}"] = metric(a, b), metric(a, b, box)
+        pairs = {"": (a, b), "box_": (_enlarged(a, box), _enlarged(b, box))}
+        for prefix, (a, b) in pairs.items():
+            if vgg is not None:
+                out[f"{prefix}lpips"] = lpips.lpips(vgg, a[None] * 2 - 1, b[None] * 2 - 1, "vgg")[0]
+            if alex is not None:
+                out[f"{prefix}lpips_alex"] = lpips.lpips(alex, a[None] * 2 - 1, b[None] * 2 - 1, "alex")[0]
         if vgg is not None:
-            out["disco_lpips"] = disco.lpips_vgg(vgg, *(x[None] for x in raw))[0]
+            out["disco_lpips"] = disco.lpips_vgg(vgg, raw_a[None], raw_b[None])[0]
         return out
 
     return jax.lax.map(frame, (video, truth, boxes))  # one frame at a time: VGG's features are large

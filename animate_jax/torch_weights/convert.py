@@ -11,9 +11,7 @@ import numpy as np
 
 from animate_jax.errors import UserError
 from animate_jax.torch_weights import names
-from animate_jax.torch_weights.tensor import Tensor
-
-StateDict = Mapping[str, np.ndarray | Tensor]  # torch keys -> arrays in torch's layout, in memory or in a file
+from animate_jax.torch_weights.tensor import StateDict, Tensor
 
 
 def match_keys(

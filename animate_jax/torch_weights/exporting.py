@@ -20,6 +20,7 @@ from animate_jax.checkpoints.batches import group_by_bytes, nbytes
 from animate_jax.config import ModelConfig
 from animate_jax.errors import UserError
 from animate_jax.models.embeddings import frame_positions
+from animate_jax.storage import Folder
 from animate_jax.torch_weights import names
 from animate_jax.torch_weights.convert import to_torch
 from animate_jax.torch_weights.families import FAMILIES, FamilyName
@@ -53,12 +54,12 @@ def export_checkpoint(
         UserError: no checkpoint, a part of another shape than the family's, or `output` is there already.
     """
     check_folder(output, "export", replace=False)
-    source = checkpoint.find(source)
+    folder = checkpoint.find(source)
     files = FAMILIES[family].files
     if form != "safetensors" and not all("/" in file for file in files.values()):
         _torch()  # before any work
-    model = checkpoint.read_preset(source).model
-    stored = checkpoint.stored_arrays(source)
+    model = checkpoint.read_preset(folder).model
+    stored = checkpoint.stored_arrays(folder)
     parts = {part: _leaves_of(part, stored) for part in files}
     lines = []
     total = sum(nbytes(leaf) for leaves in parts.values() for leaf in leaves.values())
@@ -76,7 +77,7 @@ def export_checkpoint(
             path.parent.mkdir(parents=True, exist_ok=True)
             tables = position_tables(leaves, model.unet.motion_max_length) if part == "motion_module" else {}
             write = write_safetensors if suffix == "safetensors" else write_pth
-            write(path, source, leaves, tables, bar)
+            write(path, folder, leaves, tables, bar)
             if in_folder:
                 (path.parent / "config.json").write_text(json.dumps(folder_config(part, model), indent=2))
             lines.append(f"{path.relative_to(fresh)}: {len(leaves) + len(tables)} tensors")
@@ -102,7 +103,7 @@ def position_tables(leaves: Stored, length: int) -> dict[str, np.ndarray]:
     return tables
 
 
-def tensors(source: pathlib.Path, leaves: Stored, bar: tqdm) -> Iterator[tuple[str, np.ndarray]]:
+def tensors(source: Folder, leaves: Stored, bar: tqdm) -> Iterator[tuple[str, np.ndarray]]:
     """(torch key, array in torch's layout), a few hundred megabytes in memory at a time."""
     for paths in group_by_bytes({path: nbytes(leaf) for path, leaf in leaves.items()}):
         arrays = checkpoint.read_some(source, {path: leaves[path] for path in paths})
@@ -112,7 +113,7 @@ def tensors(source: pathlib.Path, leaves: Stored, bar: tqdm) -> Iterator[tuple[s
 
 
 def write_safetensors(
-    path: pathlib.Path, source: pathlib.Path, leaves: Stored, tables: dict[str, np.ndarray], bar: tqdm
+    path: pathlib.Path, source: Folder, leaves: Stored, tables: dict[str, np.ndarray], bar: tqdm
 ) -> None:
     """Header first, then each tensor as it comes; the library would hold the whole file in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -126,12 +127,10 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, array in (*tensors(source, leaves, bar), *tables.items()):
-            file.write(array.reshape(-1).view(np.uint8))
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
-def write_pth(
-    path: pathlib.Path, source: pathlib.Path, leaves: Stored, tables: dict[str, np.ndarray], bar: tqdm
-) -> None:
+def write_pth(path: pathlib.Path, source: Folder, leaves: Stored, tables: dict[str, np.ndarray], bar: tqdm) -> None:
     torch = _torch()
 
     def tensor(array: np.ndarray) -> Any:

@@ -19,10 +19,10 @@ from animate_jax.errors import UserError, reading
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.presets import find_preset
 from animate_jax.torch_weights import key_layouts
-from animate_jax.torch_weights.convert import StateDict, from_torch, match_keys
+from animate_jax.torch_weights.convert import from_torch, match_keys
 from animate_jax.torch_weights.families import FAMILIES, FamilyName, Files
 from animate_jax.torch_weights.read import find_file, read_state_dict
-from animate_jax.torch_weights.tensor import Tensor
+from animate_jax.torch_weights.tensor import StateDict, Tensor
 
 Tensors = dict[str, Tensor | np.ndarray]  # parameter path -> tensor in torch's layout
 
@@ -130,9 +130,11 @@ def choose_preset(output: pathlib.Path, family: FamilyName | None, name: str | N
     """
     if name is None and (output / "params").is_dir():
         return checkpoint.read_preset(output)
-    if name is None and family is None:
+    if name is None and family is not None:
+        name = FAMILIES[family].preset
+    if name is None:
         raise UserError(f"{output}: which family of files is it? Give one of {', '.join(FAMILIES)}")
-    return find_preset(name or FAMILIES[family].preset)
+    return find_preset(name)
 
 
 def _open(part: str, path: str | pathlib.Path) -> _Source:

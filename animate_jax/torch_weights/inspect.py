@@ -13,6 +13,7 @@ import numpy as np
 from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import reading
 from animate_jax.models.params import abstract_model
+from animate_jax.storage import Folder
 from animate_jax.torch_weights import key_layouts
 from animate_jax.torch_weights.read import find_file, read_state_dict
 
@@ -36,7 +37,7 @@ def inspect(path: str) -> str:
     return f"{file}: {description}\n  fills: {fills}\n  {_amounts(state_dict.values())}"
 
 
-def _inspect_checkpoint(path: pathlib.Path) -> str:
+def _inspect_checkpoint(path: Folder) -> str:
     preset, stored = checkpoint.read_preset(path), checkpoint.stored_arrays(path)
     parts = collections.defaultdict(list)
     for key, leaf in stored.items():

@@ -15,8 +15,7 @@ import numpy as np
 from animate_jax import limits
 from animate_jax.config import ModelConfig
 from animate_jax.torch_weights import names
-from animate_jax.torch_weights.read import StateDict
-from animate_jax.torch_weights.tensor import Tensor
+from animate_jax.torch_weights.tensor import StateDict, Tensor
 
 UNETS = ("denoising_unet", "reference_unet")
 KIND_NAMES = {  # kind -> in an error message or a report
@@ -175,7 +174,7 @@ def rename_keys(state_dict: StateDict, kind: str, part: str, model: ModelConfig)
     if kind == "sd1_file":
         other = r"^first_stage_model\." if part in UNETS else r"^model\.diffusion_model\."
         ignored_before["other parts of the file"] = other
-    result: StateDict = {}
+    result: dict[str, Tensor | np.ndarray] = {}
     ignored: dict[str, int] = {}
     for key, tensor in state_dict.items():
         renamed = rename(key)

@@ -109,7 +109,8 @@ def read_torch(path: pathlib.Path) -> Any:
 class _BoundedDirectory(io.FileIO):
     """A zip file whose directory does not fill the memory: zipfile reads it at once, as large as it says it is."""
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
+        size = -1 if size is None else size
         if size > limits.DIRECTORY_BYTES:
             raise ValueError("its directory is too large")
         return super().read(size if size >= 0 else limits.DIRECTORY_BYTES)

@@ -14,9 +14,7 @@ import numpy as np
 from animate_jax import limits
 from animate_jax.errors import UserError, reading
 from animate_jax.torch_weights.pickles import read_torch
-from animate_jax.torch_weights.tensor import Tensor, checked_tensor
-
-StateDict = dict[str, Tensor | np.ndarray]
+from animate_jax.torch_weights.tensor import StateDict, Tensor, checked_tensor
 
 _SAFETENSORS_DTYPES = {
     "F64": np.float64,

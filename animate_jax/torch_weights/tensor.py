@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -44,6 +45,9 @@ class Tensor:
             steps = tuple(stride * self.dtype.itemsize for stride in self.strides)
             array = np.lib.stride_tricks.as_strided(array, self.shape, steps)
         return array if dtype is None else array.astype(dtype, copy=False)
+
+
+StateDict: TypeAlias = Mapping[str, Tensor | np.ndarray]  # torch keys -> arrays in torch's layout
 
 
 def checked_tensor(

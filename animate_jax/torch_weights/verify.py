@@ -52,14 +52,14 @@ def verify(source: str | pathlib.Path, files: Files, size: int = 8) -> dict[str,
         raise UserError(
             f"verify runs the files in PyTorch: install torch, diffusers, transformers ({error})"
         ) from error
-    source = checkpoint.find(source)
-    model = checkpoint.read_preset(source).model
-    stored = checkpoint.stored_arrays(source)
+    folder = checkpoint.find(source)
+    model = checkpoint.read_preset(folder).model
+    stored = checkpoint.stored_arrays(folder)
     worst = {}
     for part, path in files.items():
         leaves = {key: leaf for key, leaf in stored.items() if checkpoint.part_of(key) == part}
         if not leaves:
-            raise UserError(f"{source}: lacks {part}, which {path} holds: import it first")
+            raise UserError(f"{folder}: lacks {part}, which {path} holds: import it first")
         read_state_dict(path)  # refuses what is damaged or hostile, before torch sees it
         with reading(find_file(path), "file for torch", "convert it to .safetensors"):
             state_dict = _torch_load(find_file(path))
@@ -70,7 +70,7 @@ def verify(source: str | pathlib.Path, files: Files, size: int = 8) -> dict[str,
             )
         arrays = {
             key.partition(".")[2]: jnp.asarray(array, jnp.float32)
-            for key, array in checkpoint.read_some(source, leaves).items()
+            for key, array in checkpoint.read_some(folder, leaves).items()
         }
         with torch.no_grad():
             expected, ours = _CHECKS[part](model, state_dict, arrays, size)
@@ -89,7 +89,7 @@ def _torch_load(path: pathlib.Path) -> dict[str, Any]:
 
     if path.suffix == ".json":
         return {key: torch.from_numpy(np.asarray(tensor)).float() for key, tensor in read_state_dict(path).items()}
-    loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, mmap=True)
+    loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, mmap=True)
     while isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     return {key.removeprefix("module."): value.float() for key, value in loaded.items() if hasattr(value, "shape")}
@@ -137,7 +137,7 @@ def _unet(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: 
 
     has_head = "conv_out.weight" in state_dict
     with _meta_device():
-        unet = UNet2DConditionModel.from_config(unet_config(model))
+        unet: Any = UNet2DConditionModel.from_config(unet_config(model))
         if not has_head:
             unet.conv_norm_out = unet.conv_out = torch.nn.Identity()
     _load(unet, state_dict)
@@ -147,7 +147,7 @@ def _unet(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: 
             name = name.removesuffix(".transformer_blocks.0.norm1")
             module.register_forward_hook(lambda _m, _i, output, name=name: features.update({name: output}))
     x, token = _random(2, size, size, model.unet.in_channels), _random(2, model.unet.cross_attention_dim)
-    time = np.float32([7, 941])
+    time = np.array([7, 941], np.float32)
     inputs = (torch.from_numpy(array) for array in (_channels_first(x).copy(), time, token[:, None]))
     prediction = unet(*inputs).sample.numpy()
     expected = {name: value.numpy() for name, value in features.items()}
@@ -174,8 +174,8 @@ def _motion(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size
     from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 
     class PerFrame(torch.nn.GroupNorm):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, C, F, H, W]
-            return torch.stack([super(PerFrame, self).forward(frame) for frame in x.unbind(2)], 2)
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # [B, C, F, H, W]
+            return torch.stack([super(PerFrame, self).forward(frame) for frame in input.unbind(2)], 2)
 
     config, frames, pixels = model.unet, min(model.unet.motion_max_length, 24), 4
     paths = sorted({match for key in arrays if (match := key.partition(".temporal_transformer.")[0])})
@@ -235,7 +235,7 @@ def _vae(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: i
     from diffusers import AutoencoderKL as TorchAutoencoderKL
 
     with _meta_device():
-        vae = TorchAutoencoderKL.from_config(folder_config("vae", model))
+        vae: Any = TorchAutoencoderKL.from_config(folder_config("vae", model))
     current = {names.current_key(key): value for key, value in state_dict.items()}
     # The oldest files store the attention of the VAE as 1x1 convolutions.
     square = {key for key, value in current.items() if "attentions.0.to_" in key and value.ndim == 4}

@@ -158,7 +158,7 @@ def _find_segments(
     first = next(frames, None)
     if first is None:
         return [], np.zeros(2, np.float32)
-    size = np.float32((first.shape[1], first.shape[0]))
+    size = np.array((first.shape[1], first.shape[0]), np.float32)
     frames = itertools.chain([first], frames)
     numbered = ((0, frame) for frame in frames) if options.whole else shots(frames)
     segments, start = [], 0
@@ -284,12 +284,12 @@ def _encode_clip(
 
 def _thumbnail(frame: Frame, pose: Keypoints | None = None) -> Frame:
     """A small copy, with the pose drawn over it."""
-    height, width, _ = frame.shape
+    height, width = frame.shape[:2]
     size = min(max(1, round(width * THUMBNAIL_HEIGHT / height)), MAX_THUMBNAIL_WIDTH), THUMBNAIL_HEIGHT
     small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
     if pose is None:
         return small
-    drawn = draw(pose, *small.shape[:2], "tiny")
+    drawn = draw(pose, small.shape[0], small.shape[1], "tiny")
     return np.where(drawn.any(-1, keepdims=True), drawn, small)
 
 

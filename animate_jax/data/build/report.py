@@ -32,7 +32,7 @@ class Row(NamedTuple):
     """A segment of a video."""
 
     video: Video
-    index: int  # of the segment
+    number: int  # of the segment
     segment: dict[str, Any]  # start, frames, reason, ...
     fps: float
 
@@ -57,9 +57,9 @@ def write_report(
         load: the thumbnails of a video, JPEG bytes as uint8 arrays named "{number of the segment}/picture".
     """
     rows = [
-        Row(video, index, segment, summary["fps"])
+        Row(video, number, segment, summary["fps"])
         for video, summary in zip(videos, summaries, strict=True)
-        for index, segment in enumerate(summary["pieces"])
+        for number, segment in enumerate(summary["pieces"])
     ]
     kept, dropped = [], collections.defaultdict(list)
     for row in rows:
@@ -110,7 +110,7 @@ def _html(report: dict[str, Any], kept: list[Row], dropped: Mapping[str, list[Ro
 def _figure(row: Row, load: Load) -> str:
     segment, fps = row.segment, row.fps
     with load(row.video) as arrays:
-        image = base64.b64encode(arrays[f"{row.index}/picture"].tobytes()).decode()
+        image = base64.b64encode(arrays[f"{row.number}/picture"].tobytes()).decode()
     start, end = segment["start"] / fps, (segment["start"] + segment["frames"]) / fps
     text = f"{html.escape(row.video.name)}, {start:.2f} to {end:.2f} s"
     if segment["person"]:

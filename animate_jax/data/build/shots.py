@@ -26,16 +26,16 @@ def shots(frames: Iterable[Frame]) -> Iterator[tuple[int, Frame]]:
     changes = deque([0.0] * (2 * NEIGHBORS + 1), maxlen=2 * NEIGHBORS + 1)
     for frame in itertools.chain(frames, [None] * NEIGHBORS):
         small = previous if frame is None else _small_hsv(frame)
-        changed = small is not None and previous is not None
-        changes.append(float(np.abs(small - previous).mean()) if changed else 0.0)
+        comparable = small is not None and previous is not None
+        changes.append(float(np.abs(small - previous).mean()) if comparable else 0.0)
         previous = small
         pending.append(frame)
-        if len(pending) > NEIGHBORS and pending[0] is not None:
+        if len(pending) > NEIGHBORS and (oldest := pending.popleft()) is not None:
             change = changes[NEIGHBORS]
             others = (sum(changes) - change) / (2 * NEIGHBORS)
             if change >= max(MIN_CHANGE, MIN_RATIO * others):
                 shot += 1
-            yield shot, pending.popleft()
+            yield shot, oldest
 
 
 def _small_hsv(frame: Frame) -> np.ndarray:
