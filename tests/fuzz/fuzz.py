@@ -161,7 +161,7 @@ class Kind:
     files: dict[str, bytes]
     tree = False
 
-    def read_state_dict(self, path: pathlib.Path) -> None:
+    def read(self, path: pathlib.Path) -> None:
         """Gives a file, or a tree's folder, to the program."""
         raise NotImplementedError
 
@@ -197,7 +197,7 @@ class Pictures(Kind):
             person.convert("RGB").resize((96, 128)).save(file, format="JPEG")
         self.files["person.jpeg"] = file.getvalue()
 
-    def read_state_dict(self, path):
+    def read(self, path):
         read_image(path)
         if path.stem == "person":
             pipeline().frame_reference(path, pipeline().options())
@@ -222,7 +222,7 @@ class Videos(Kind):
                 container.mux(stream.encode(None))
             self.files[name] = (folder / name).read_bytes()
 
-    def read_state_dict(self, path):
+    def read(self, path):
         read_video(path, frames=200)
         with contextlib.suppress(UserError):  # nobody is in them
             pipeline().read_motion(path, frames=200, progress=False, size=(64, 48))
@@ -246,7 +246,7 @@ class Poses(Kind):
         np.save(folder / "a.npy", np.array([people] * 3, object), allow_pickle=True)
         self.files = {name: (folder / name).read_bytes() for name in ("a.json", "a.npz", "a.npy")}
 
-    def read_state_dict(self, path):
+    def read(self, path):
         options, reference = pipeline().options(), some_keypoints(1)[0]
         motion = pipeline().read_motion(path, frames=4, progress=False, canvas=(64, 48))
         for align in ("bones", "global", "musepose", "none"):
@@ -267,7 +267,7 @@ class Weights(Kind):
         names = ("a.safetensors", "a.pth", "old.pth.bin")
         self.files = {name: (folder / name).read_bytes() for name in names}
 
-    def read_state_dict(self, path):
+    def read(self, path):
         for tensor in read_state_dict(path).values():
             np.asarray(tensor)
         inspect(str(path))
@@ -283,7 +283,7 @@ class DataSets(Kind):
         self.write(folder / "clips" / "1.0.0", self.records)
         self.files = _tree(folder) | {"record": self.records[0]}
 
-    def read_state_dict(self, path):
+    def read(self, path):
         record = path / "record"
         if record.read_bytes() != self.records[0]:
             shutil.rmtree(path / "clips")
@@ -304,7 +304,7 @@ class Checkpoints(Kind):
         checkpoint.save(folder / "checkpoint", micro_params(), MICRO)
         self.files = _tree(folder)
 
-    def read_state_dict(self, path):
+    def read(self, path):
         params, preset = checkpoint.load(path / "checkpoint")
         Pipeline(params, preset).options()
 
@@ -319,7 +319,7 @@ class Presets(Checkpoints):
         self.preset = metadata["custom_metadata"].pop("preset")
         self.metadata, self.files = metadata, self.files | {"preset": json.dumps(self.preset).encode()}
 
-    def read_state_dict(self, path):
+    def read(self, path):
         with contextlib.suppress(ValueError):  # the file of ours, not what is tested
             preset = json.loads((path / "preset").read_bytes())
             self.metadata["custom_metadata"]["preset"] = preset
@@ -345,7 +345,7 @@ class Samples(Kind):
                       ("reference.jpg", "driving.json", "driving.npz", "driving.mp4")}  # fmt: skip
         self.whole = dict(self.files)
 
-    def read_state_dict(self, path):
+    def read(self, path):
         driving = next((name for name, contents in self.whole.items() if name != "reference.jpg"
                         and (path / name).read_bytes() != contents), "driving.json")  # fmt: skip
         told, output = io.StringIO(), path / "made" / "out.mp4"
