@@ -36,13 +36,13 @@ ORBAX_FILES = re.compile(
     r"_CHECKPOINT_METADATA|orbax\.checkpoint|commit_success\.txt|params"
     rf"(/(_METADATA|_sharding|array_metadatas(/process_\d+)?|{_OCDBT}|ocdbt\.process_[0-9a-f]+(/({_OCDBT}))?))?"
 )
-WHOLE, COPY = "take a whole checkpoint of animate_jax", "take a whole copy"
+WHOLE, COPY = "take a whole checkpoint of animate_jax", "take a whole copy"  # advice
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of its work
 
 
 def _unless_abandoned(hook: Callable[[sys.UnraisableHookArgs], object], raised: sys.UnraisableHookArgs) -> None:
-    """Reads that Orbax abandons at the first damaged array end in its closed event loop: no news for the user."""
+    """Keeps quiet about reads that Orbax abandons at the first damaged array: the error itself is raised elsewhere."""
     if not (raised.exc_type is RuntimeError and str(raised.exc_value) == "Event loop is closed"):
         hook(raised)
 
@@ -62,27 +62,27 @@ def save(path: Address, params: Params, preset: Preset, dtype: DTypeLike | None 
     """
     if dtype is not None:
         params = {key: jnp.asarray(array, dtype) for key, array in params.items()}
-    with _making(path) as fresh:
+    with _writing(path) as fresh:
         metadata = {"preset": to_dict(preset), "checksums": checksums(params)}
         ocp.save_checkpointables(fresh, {"params": params}, custom_metadata=metadata)
 
 
-def write(path: Address, batches: Iterable[Params], preset: Preset) -> None:
+def save_batches(path: Address, batches: Iterable[Params], preset: Preset) -> None:
     """`save` for a model that need not fit into memory: holds about four times the largest batch at once.
 
     Args:
-        batches: the parameters in pieces, each path in one of them; possibly not all that the preset's model has.
+        batches: the parameters in groups, each path in one of them; possibly not all that the preset's model has.
 
     Raises:
         UserError: something else than a checkpoint is there.
     """
     sums: dict[str, str] = {}
-    with _making(path) as fresh:
+    with _writing(path) as fresh:
         for batch in batches:
             sums |= checksums(batch)
             ocp.partial.save(fresh, batch, custom_metadata={"preset": to_dict(preset)})
         ocp.partial.finalize(fresh)
-        # Orbax gives pieces a name of its own; as "params" they are what `save` writes.
+        # Orbax gives what comes in batches a name of its own; as "params" they are what `save` writes.
         (fresh / "state").rename(fresh / "params")
         metadata = json.loads((fresh / "_CHECKPOINT_METADATA").read_text())
         handler = ocp.handlers.PyTreeHandler
@@ -92,13 +92,12 @@ def write(path: Address, batches: Iterable[Params], preset: Preset) -> None:
 
 
 @contextlib.contextmanager
-def _making(path: Address) -> Iterator[pathlib.Path]:
-    making = (
-        uploaded_folder(path, last=[COMMIT])
-        if is_remote(path)
-        else atomic_folder(path, "checkpoint", foreign_in_unmarked)
-    )
-    with making as fresh:
+def _writing(path: Address) -> Iterator[pathlib.Path]:
+    if is_remote(path):
+        folder = uploaded_folder(path, last=[COMMIT])
+    else:
+        folder = atomic_folder(path, "checkpoint", foreign_in_unmarked)
+    with folder as fresh:
         yield fresh
         (fresh / COMMIT).write_text("Checkpoint commit was successful")  # without this machine's path
 
@@ -142,13 +141,13 @@ def _find(path: Folder) -> Folder:
     if (path / "params").is_dir():
         return path
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = [child for child in root.iterdir() if child.name.isdigit() and _complete(child)]
+    steps = [child for child in root.iterdir() if child.name.isdigit() and _is_complete(child)]
     if not steps:
         raise UserError(f"{path}: holds no checkpoint: expected a folder 'params', or folders of numbered steps")
     return max(steps, key=lambda child: int(child.name))
 
 
-def _complete(path: Folder) -> bool:
+def _is_complete(path: Folder) -> bool:
     """A local folder gets its name when it is complete; in a bucket a marker is written last."""
     return (path / "params").is_dir() and (not is_remote(path) or (path / COMMIT).exists())
 
@@ -222,23 +221,8 @@ def load(
     """
     path = find(path)
     preset = preset or read_preset(path)
-    _, expected = abstract_model(preset.model)
-    found = stored_arrays(path)
-    lacking = missing_parts(found, expected)
-    wrong = [
-        key
-        for key in expected
-        if part_of(key) not in lacking and (key not in found or found[key].shape != tuple(expected[key].shape))
-    ]
-    surplus = [key for key in found if key not in expected]
-    if wrong or surplus:
-        raise UserError(
-            f"{path}: does not fit the model of preset '{preset.name}': {len(wrong)} arrays missing or of another "
-            f"shape, {len(surplus)} unknown, first {(wrong + surplus)[0]!r}: choose the checkpoint's own preset"
-        )
-    if needed := [part for part in lacking if part not in optional]:
-        raise UserError(f"{path}: lacks {', '.join(needed)}: {import_advice(path, needed)}")
-    expected = {key: leaf for key, leaf in expected.items() if part_of(key) not in lacking}
+    stored = stored_arrays(path)
+    expected = _check_fit(path, stored, preset, optional)
     shardings = shardings or dict.fromkeys(expected, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     if jax.process_count() > 1:  # each reads its share only, of which there is no checksum
         target = {
@@ -249,10 +233,36 @@ def load(
         except Exception as error:
             raise damaged(path, error) from error
     params = {}
-    for keys in group_by_bytes({key: nbytes(found[key]) for key in expected}):
-        for key, array in read_some(path, {key: found[key] for key in keys}).items():
+    for keys in group_by_bytes({key: nbytes(stored[key]) for key in expected}):
+        for key, array in read_arrays(path, {key: stored[key] for key in keys}).items():
             params[key] = jax.device_put(array.astype(dtype, copy=False), shardings[key])
     return params, preset
+
+
+def _check_fit(
+    path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct], preset: Preset, optional: Collection[str]
+) -> Params:
+    """The paths and shapes of the model without the optional parts that the checkpoint lacks.
+
+    Raises:
+        UserError: arrays are missing, unknown or of another shape.
+    """
+    _, expected = abstract_model(preset.model)
+    missing = missing_parts(stored, expected)
+    wrong = [
+        key
+        for key in expected
+        if part_of(key) not in missing and (key not in stored or stored[key].shape != tuple(expected[key].shape))
+    ]
+    unknown = [key for key in stored if key not in expected]
+    if wrong or unknown:
+        raise UserError(
+            f"{path}: does not fit the model of preset '{preset.name}': {len(wrong)} arrays missing or of another "
+            f"shape, {len(unknown)} unknown, first {(wrong + unknown)[0]!r}: choose the checkpoint's own preset"
+        )
+    if needed := [part for part in missing if part not in optional]:
+        raise UserError(f"{path}: lacks {', '.join(needed)}: {import_advice(path, needed)}")
+    return {key: leaf for key, leaf in expected.items() if part_of(key) not in missing}
 
 
 def part_of(path: str) -> str:
@@ -270,7 +280,7 @@ def missing_parts(found: Iterable[str], expected: Iterable[str]) -> list[str]:
     return [part for part in dict.fromkeys(map(part_of, expected)) if part not in present]
 
 
-def lacking(path: Folder, preset: Preset) -> list[str]:
+def missing_parts_of(path: Folder, preset: Preset) -> list[str]:
     """Parts of its model of which a checkpoint holds nothing."""
     return missing_parts(stored_arrays(path), abstract_model(preset.model)[1])
 
@@ -281,7 +291,7 @@ def import_advice(path: Folder, missing: Iterable[str]) -> str:
     return f"add it with animate-jax weights import {flags} --output {path}" if flags else COPY
 
 
-def read_some(
+def read_arrays(
     path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct], known: Mapping[str, str] | None = None
 ) -> dict[str, np.ndarray]:
     """Some arrays of a checkpoint as they are stored.
@@ -302,7 +312,7 @@ def read_some(
         raise damaged(path, error) from error
     if wrong := damaged_arrays(stored_checksums(path) if known is None else known, arrays):
         raise UserError(
-            f"{path}: damaged: {len(wrong)} arrays are not what was saved, first {wrong[0]!r}: {_instead(path)}"
+            f"{path}: damaged: {len(wrong)} arrays are not what was saved, first {wrong[0]!r}: {_restore_advice(path)}"
         )
     return arrays
 
@@ -319,10 +329,10 @@ def stored_arrays(path: Folder) -> dict[str, jax.ShapeDtypeStruct]:
 def damaged(path: Folder, error: Exception) -> UserError:
     """Orbax raises many kinds of errors; all mean that the files are not what they should be."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # every read that Orbax abandoned would report itself
-    return UserError(f"{path}: damaged or incomplete ({type(error).__name__}): {_instead(path)}")
+    return UserError(f"{path}: damaged or incomplete ({type(error).__name__}): {_restore_advice(path)}")
 
 
-def _instead(path: Folder) -> str:
+def _restore_advice(path: Folder) -> str:
     """What to do about a damaged checkpoint."""
     if is_remote(path):
         return COPY
@@ -336,7 +346,7 @@ def is_whole(path: Folder) -> bool:
     try:
         stored = stored_arrays(path)
         for keys in group_by_bytes({key: nbytes(leaf) for key, leaf in stored.items()}):
-            read_some(path, {key: stored[key] for key in keys})
+            read_arrays(path, {key: stored[key] for key in keys})
     except UserError:
         return False
     return True

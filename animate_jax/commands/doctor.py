@@ -61,29 +61,30 @@ class Finding(NamedTuple):
 
 def main(arguments: list[str], program: str = "animate-jax doctor") -> int:
     args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
-    return exit_status(program, lambda: report(args), "")
+    return exit_status(program, lambda: print_findings(args), "")
 
 
-def report(args: Arguments) -> int:
+def print_findings(args: Arguments) -> int:
     status = 0
-    for state, subject, text in findings(args):
+    for state, subject, text in findings(args.checkpoint, args.dwpose):
         mark = {"ok": "✓", "note": "·", "bad": "✗"}[state]
         print(f"{mark} {subject:<12} {text}", flush=True)
-        status |= state == "bad"
-    return int(status)
+        if state == "bad":
+            status = 1
+    return status
 
 
-def findings(args: Arguments) -> Iterator[Finding]:
-    """Everything there is to say, what sampling needs first."""
+def findings(checkpoint_path: str = "tiny", dwpose_folder: pathlib.Path | None = None) -> Iterator[Finding]:
+    """What is there and what is missing; first what sampling needs."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
     yield Finding(
         "ok", "versions", f"animate-jax {animate_jax.__version__}, Python {platform.python_version()}; {versions}"
     )
     yield from accelerator()
     yield memory()
-    yield weights(args.checkpoint)
+    yield weights(checkpoint_path)
     yield Finding("ok", "detector", "BlazePose (bundled): one body, no hands, no face")
-    yield dwpose(args.dwpose)
+    yield dwpose(dwpose_folder)
     for extra, (packages, purpose) in EXTRAS.items():
         missing = [name for name in packages.split() if importlib.util.find_spec(name) is None]
         if missing:
@@ -147,16 +148,16 @@ def remedy(platform: str) -> str:
 def graphics_card() -> str | None:
     """Name of the NVIDIA card, if the driver is installed."""
     try:
-        told = subprocess.run(
+        output = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
         )
     except OSError:
         return None
-    return told.stdout.strip().partition("\n")[0] or None if told.returncode == 0 else None
+    return output.stdout.strip().partition("\n")[0] or None if output.returncode == 0 else None
 
 
 def memory() -> Finding:
-    """Of the host; Linux tells what is available, others only what is there."""
+    """Of the host; Linux knows what is available, others only what is there."""
     page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
     try:
         lines = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
@@ -173,9 +174,8 @@ def weights(path: str) -> Finding:
     try:
         found = checkpoint.find(BUNDLED if path == "tiny" else path)
         preset = checkpoint.read_preset(found)
-        lacking = checkpoint.lacking(found, preset)
-        if lacking:
-            raise UserError(f"{found}: lacks {', '.join(lacking)}: {checkpoint.import_advice(found, lacking)}")
+        if missing := checkpoint.missing_parts_of(found, preset):
+            raise UserError(f"{found}: lacks {', '.join(missing)}: {checkpoint.import_advice(found, missing)}")
     except UserError as error:
         return Finding("bad", "weights", str(error))
     size = f"{preset.frames.width} pixels wide, {preset.frames.height} high"

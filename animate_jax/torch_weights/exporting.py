@@ -106,7 +106,7 @@ def position_tables(leaves: Stored, length: int) -> dict[str, np.ndarray]:
 def tensors(source: Folder, leaves: Stored, bar: tqdm) -> Iterator[tuple[str, np.ndarray]]:
     """(torch key, array in torch's layout), a few hundred megabytes in memory at a time."""
     for paths in group_by_bytes({path: nbytes(leaf) for path, leaf in leaves.items()}):
-        arrays = checkpoint.read_some(source, {path: leaves[path] for path in paths})
+        arrays = checkpoint.read_arrays(source, {path: leaves[path] for path in paths})
         for key, array in to_torch({path.partition(".")[2]: arrays[path] for path in paths}).items():
             yield key, array
             bar.update(array.nbytes)

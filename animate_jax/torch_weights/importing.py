@@ -81,7 +81,7 @@ def import_checkpoint(
         tensors |= filled
         reports.append(report)
     kept = _unreplaced(output, tensors, expected, preset)
-    checkpoint.write(output, _batches(tensors, kept, pathlib.Path(output), dtype), preset)
+    checkpoint.save_batches(output, _batches(tensors, kept, pathlib.Path(output), dtype), preset)
     return reports, checkpoint.missing_parts([*tensors, *kept], expected)
 
 
@@ -200,7 +200,7 @@ def _batches(
     ) as bar:
         for paths in group_by_bytes(sizes):
             stored = {path: kept[path] for path in paths if path in kept}
-            batch = checkpoint.read_some(output, stored) if stored else {}
+            batch = checkpoint.read_arrays(output, stored) if stored else {}
             batch |= from_torch({path: tensors[path] for path in paths if path in tensors})
             yield batch if dtype is None else {path: array.astype(dtype) for path, array in batch.items()}
             bar.update(sum(sizes[path] for path in paths))

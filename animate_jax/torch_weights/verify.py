@@ -70,7 +70,7 @@ def verify(source: str | pathlib.Path, files: Files, size: int = 8) -> dict[str,
             )
         arrays = {
             key.partition(".")[2]: jnp.asarray(array, jnp.float32)
-            for key, array in checkpoint.read_some(folder, leaves).items()
+            for key, array in checkpoint.read_arrays(folder, leaves).items()
         }
         with torch.no_grad():
             expected, ours = _CHECKS[part](model, state_dict, arrays, size)

@@ -128,12 +128,12 @@ class Encoder:
             raise UserError(f"--batch {options.batch}: must be at least 1")
         if min(width, height) < scale or width % scale or height % scale:
             raise UserError(f"--size {width} {height}: width and height must be multiples of {scale}")
-        if lacking := [part for part in PARTS if part in checkpoint.lacking(path, preset)]:
+        if lacking := [part for part in PARTS if part in checkpoint.missing_parts_of(path, preset)]:
             raise UserError(f"{path}: lacks {', '.join(lacking)}: {checkpoint.import_advice(path, lacking)}")
         self._clip_side, devices = model.image_encoder.image_size, jax.local_devices()
         mesh = make_mesh(devices=devices)
         self._batch, self._rows = -(-options.batch // len(devices)) * len(devices), batch_sharding(mesh)
-        arrays = checkpoint.read_some(
+        arrays = checkpoint.read_arrays(
             path, {key: leaf for key, leaf in stored.items() if key.partition(".")[0] in PARTS}
         )
         self._params = jax.device_put(
@@ -200,7 +200,7 @@ def one_ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[
 def encoders_of(path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, float]:
     """What tells a checkpoint's autoencoder and CLIP from others, whether or not they were rounded to bfloat16."""
     small = {key: leaf for key, leaf in stored.items() if ENCODERS.match(key) and math.prod(leaf.shape) <= SMALL}
-    arrays = checkpoint.read_some(path, small)
+    arrays = checkpoint.read_arrays(path, small)
     return {key: float(np.sqrt(np.mean(np.square(array.astype(np.float64))))) for key, array in sorted(arrays.items())}
 
 

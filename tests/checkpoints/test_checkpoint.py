@@ -127,7 +127,7 @@ def test_checkpoints_from_before_there_were_markers_are_replaced(micro, micro_pa
     elif written == "save":
         checkpoint.save(path, micro_params, micro)
     else:
-        checkpoint.write(path, [jax.device_get(micro_params)], micro)
+        checkpoint.save_batches(path, [jax.device_get(micro_params)], micro)
     (path / MARKER).unlink(missing_ok=True)
     checkpoint.save(path, micro_params, micro)
     assert_equal(checkpoint.load(path)[0], micro_params)
@@ -260,7 +260,7 @@ def test_checkpoints_without_checksums_load(copy, micro_params):
 def test_every_way_of_saving_sums_the_same(micro, micro_params, micro_checkpoint, tmp_path):
     arrays = jax.device_get(micro_params)
     halves = [{key: arrays[key] for key in list(arrays)[part::2]} for part in (0, 1)]
-    checkpoint.write(tmp_path / "pieces", halves, micro)
+    checkpoint.save_batches(tmp_path / "pieces", halves, micro)
     assert metadata(tmp_path / "pieces")["checksums"] == metadata(micro_checkpoint)["checksums"]
     assert checkpoint.is_whole(tmp_path / "pieces")
 

@@ -101,7 +101,7 @@ def test_a_checkpoint_is_saved_found_and_loaded(bucket, python, micro_checkpoint
         assert all((again[key] == params[key]).all() for key in params)
         assert set(checkpoint.stored_arrays(found)) == set(params)
         (key,) = list(params)[:1]
-        arrays = checkpoint.read_some(found, {{key: checkpoint.stored_arrays(found)[key]}})
+        arrays = checkpoint.read_arrays(found, {{key: checkpoint.stored_arrays(found)[key]}})
         assert (arrays[key] == params[key]).all()
         try:
             checkpoint.save("gs://bucket/run/checkpoints/3", params, preset)

@@ -116,7 +116,7 @@ def test_a_hub_name(torch_parts, small, tmp_path, monkeypatch):
     assert asked["repository"] == "owner/name"
     assert asked["patterns"] == ["vae/diffusion_pytorch_model.safetensors", "*.json"]
     stored = checkpoint.stored_arrays(tmp_path / "ckpt")
-    bias = checkpoint.read_some(tmp_path / "ckpt", {"vae.quant_conv.bias": stored["vae.quant_conv.bias"]})
+    bias = checkpoint.read_arrays(tmp_path / "ckpt", {"vae.quant_conv.bias": stored["vae.quant_conv.bias"]})
     np.testing.assert_array_equal(bias["vae.quant_conv.bias"], torch_parts["vae"]["quant_conv.bias"].numpy())
 
     def unreachable(repository):

@@ -171,7 +171,7 @@ def test_the_original_file_is_imported(torch_parts, small, tmp_path):
     stored = checkpoint.stored_arrays(tmp_path / "ckpt")
     some = {path: leaf for path, leaf in stored.items() if path.endswith("to_q.kernel")}
     expected = diffusers_conversion(file, small.model)
-    for path, array in checkpoint.read_some(tmp_path / "ckpt", some).items():
+    for path, array in checkpoint.read_arrays(tmp_path / "ckpt", some).items():
         part, _, key = path.partition(".")
         source = expected["vae" if part == "vae" else "denoising_unet"]
         np.testing.assert_array_equal(array.T, source[key.replace("kernel", "weight")].numpy(), err_msg=path)
@@ -203,7 +203,7 @@ def test_controlnets_condition_embedding_begins_the_pose_guider(small, tmp_path,
     torch.save(state, tmp_path / "control.pth")
     (report,), _ = import_checkpoint({"pose_guider": tmp_path / "control.pth"}, tmp_path / "ckpt", small)
     assert report.keys == report.used + sum(report.ignored.values()) and report.used == 6
-    stored = checkpoint.read_some(tmp_path / "ckpt", checkpoint.stored_arrays(tmp_path / "ckpt"))
+    stored = checkpoint.read_arrays(tmp_path / "ckpt", checkpoint.stored_arrays(tmp_path / "ckpt"))
     for name in ("conv_in", "blocks.0", "blocks.1"):
         kernel = stored[f"pose_guider.{name}.kernel"].transpose(3, 2, 0, 1)
         np.testing.assert_array_equal(kernel, source[f"{name}.weight"].detach().numpy())

@@ -388,7 +388,7 @@ def test_without_a_checkpoint_the_weights_are_fresh(config, micro, micro_params,
 def without(micro_params, tmp_path, pattern, preset):
     """A checkpoint that lacks a part."""
     left = {path: np.asarray(array) for path, array in micro_params.items() if not re.search(pattern, path)}
-    checkpoint.write(tmp_path / "partial", [left], preset)
+    checkpoint.save_batches(tmp_path / "partial", [left], preset)
     return str(tmp_path / "partial")
 
 
