@@ -60,9 +60,14 @@ def train(options):
         stage="stage1", output=str(output), init=options["init"], log_every=1, save_every=options["save_every"],
         trainable=r"(?!vae\.)(?!.*motion_modules)" if real else r"vae\.quant_conv", steps=options["steps"], data=data,
         optim=OptimConfig(learning_rate=0.01), mesh=MeshConfig(fsdp=options.get("fsdp", 1)),
-        preview=PreviewConfig(every=4),
+        preview=PreviewConfig(every=options.get("preview_every", 4), clips=2, frames=4),
     )  # fmt: skip
     mesh = make_mesh(config.mesh)
+    preview = total
+    if options.get("previews", False):
+        from animate_jax.training.preview import Preview
+
+        preview = Preview(config, MICRO)
     with (output / f"read_{jax.process_index()}.txt").open("a") as log:
         if real:
             from animate_jax.data.loader import batches
@@ -71,7 +76,7 @@ def train(options):
             state = run(config, MICRO, diffusion_loss(config, MICRO), batches(data, MICRO), mesh)
         else:
             stream = Numbers(*rows_of_process(mesh), options.get("delay", 0), log)
-            state = run(config, MICRO, pull, stream, mesh, total)
+            state = run(config, MICRO, pull, stream, mesh, preview)
     if jax.process_index() == 0 and int(state["step"]) == config.steps:
         np.savez(output / "final.npz", **{path: np.asarray(array) for path, array in state["trainable"].items()})
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 
 CHILD = Path(__file__).with_name("child.py")
@@ -123,6 +124,20 @@ def test_two_processes_are_one_and_stop_together_and_go_on_as_one(alone, place):
     assert_same_end(job.output, reference, 1e-5)
     totals = [[line["preview/total"] for line in log(output)[3::4]] for output in (job.output, reference)]
     np.testing.assert_allclose(*totals, rtol=1e-5)
+
+
+def test_previews_of_two_processes_are_those_of_one(place, micro_checkpoint):
+    """Real ones: process 0 samples on its two devices, which divide the frames, from weights that four hold."""
+    options = {"init": str(micro_checkpoint), "steps": 1, "save_every": 100, "previews": True, "preview_every": 1}
+    Job(place, output=str(place / "shown_by_one"), **options).finish()
+    Job(place, 2, 2, output=str(place / "shown_by_two"), fsdp=4, **options).finish()
+    runs = [place / "shown_by_one", place / "shown_by_two"]
+    for run in runs:
+        assert sorted(path.name for path in (run / "previews").iterdir()) == ["0000001.mp4", "0000001.png"]
+    pictures = [np.asarray(PIL.Image.open(run / "previews" / "0000001.png")).astype(int) for run in runs]
+    assert pictures[0].std() > 10 and np.abs(pictures[0] - pictures[1]).max() <= 1  # of 255
+    scores = [{name: value for name, value in log(run)[0].items() if name.startswith("preview/")} for run in runs]
+    assert len(scores[0]) >= 3 and scores[1] == pytest.approx(scores[0], rel=1e-3)
 
 
 @pytest.mark.slow
