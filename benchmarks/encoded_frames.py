@@ -30,8 +30,8 @@ from animate_jax.models.params import init_params
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.presets import presets  # fmt: skip
 from animate_jax.training.forecast import abstract_batch
+from animate_jax.training.losses import diffusion_loss
 from animate_jax.training.program import make_program
-from animate_jax.training.step import diffusion_loss
 
 BOTH = TrainConfig("stage1", "", trainable=r"(?!vae\.)(?!image_encoder\.)(?!.*motion_modules)",
                    data=DataConfig(batch=1, frames=1), compute_dtype="bfloat16", remat="blocks")  # fmt: skip
@@ -88,25 +88,22 @@ def main() -> None:
                 for each in batches
             ]
             row(f"{name}, 768x768, {config.data.frames} frames", *work, "TFLOP")
-        params = init_params(FIFTH, 0)
-        for name, config in CONFIGS.items():
-            data = dataclasses.replace(config.data, frames=min(config.data.frames, 4))
-            config = dataclasses.replace(config, compute_dtype="float32", data=data)
-            program, batches = programs(config, FIFTH, 256)
-            steps = []
-            for shapes in batches:
-                batch = {
-                    name: jnp.full(leaf.shape, 100 if leaf.dtype == jnp.uint8 else 0.1, leaf.dtype)
-                    for name, leaf in shapes.items()
-                }
-                steps.append([jax.jit(program.step, donate_argnums=0), jax.jit(program.initial)(params), batch, []])
-            for _ in range(7):
-                for each in steps:
-                    began = time.perf_counter()
-                    each[1] = jax.block_until_ready(each[0](each[1], each[2], key)[0])
-                    each[3].append(time.perf_counter() - began)
-            row(f"{name}, 256x256, {data.frames} frames, a fifth of the widths",
-                *(statistics.median(each[3][1:]) for each in steps), "s")  # fmt: skip
+        config = dataclasses.replace(CONFIGS["stage 1"], compute_dtype="float32", remat="none")
+        program, batches = programs(config, FIFTH, 256)
+        steps = []
+        for shapes in batches:
+            batch = {
+                name: jnp.full(leaf.shape, 100 if leaf.dtype == jnp.uint8 else 0.1, leaf.dtype)
+                for name, leaf in shapes.items()
+            }
+            state = jax.jit(program.initial)(init_params(FIFTH, 0))
+            steps.append([jax.jit(program.step, donate_argnums=0), state, batch, []])
+        for _ in range(7):
+            for each in steps:
+                began = time.perf_counter()
+                each[1] = jax.block_until_ready(each[0](each[1], each[2], key)[0])
+                each[3].append(time.perf_counter() - began)
+        row("stage 1, 256x256, a fifth of the widths", *(statistics.median(each[3][1:]) for each in steps), "s")
 
 
 if __name__ == "__main__":
