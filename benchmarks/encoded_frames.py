@@ -2,15 +2,12 @@
 
     python benchmarks/encoded_frames.py
 
-First the FLOPs of a clip in the full-size stages, counted from traced programs; then seconds per step of a model of the
-same classes and a fifth of the widths, on pixels and on encoded frames in turns. Prints Markdown; takes 3 GB of memory.
+FLOPs of a clip in the full-size stages at 768x768, counted from traced programs. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +15,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from animate_jax.config import (
     DataConfig,
-    ImageEncoderConfig,
     ModelConfig,
-    PoseGuiderConfig,
     Preset,
     TrainConfig,
-    UNetConfig,
-    VAEConfig,
 )
-from animate_jax.models.params import init_params
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.presets import presets  # fmt: skip
 from animate_jax.training.forecast import abstract_batch
@@ -40,13 +32,6 @@ CONFIGS = {
     "stage 1": BOTH,
     "stage 2": dataclasses.replace(BOTH, stage="stage2", trainable=r".*motion_modules", data=CLIP),
 }
-FIFTH = ModelConfig(
-    UNetConfig(block_out_channels=(64, 128, 256, 256), cross_attention_dim=160, norm_num_groups=8,
-               motion_norm_num_groups=8),
-    VAEConfig(block_out_channels=(24, 48, 96, 96), norm_num_groups=8),
-    ImageEncoderConfig(hidden_size=208, intermediate_size=832, projection_dim=160),
-    PoseGuiderConfig(conditioning_channels=64),
-)  # fmt: skip
 
 
 def encoded(batch: dict[str, jax.ShapeDtypeStruct], preset: Preset) -> dict[str, jax.ShapeDtypeStruct]:
@@ -88,22 +73,6 @@ def main() -> None:
                 for each in batches
             ]
             row(f"{name}, 768x768, {config.data.frames} frames", *work, "TFLOP")
-        config = dataclasses.replace(CONFIGS["stage 1"], compute_dtype="float32", remat="none")
-        program, batches = programs(config, FIFTH, 256)
-        steps = []
-        for shapes in batches:
-            batch = {
-                name: jnp.full(leaf.shape, 100 if leaf.dtype == jnp.uint8 else 0.1, leaf.dtype)
-                for name, leaf in shapes.items()
-            }
-            state = jax.jit(program.initial)(init_params(FIFTH, 0))
-            steps.append([jax.jit(program.step, donate_argnums=0), state, batch, []])
-        for _ in range(7):
-            for each in steps:
-                began = time.perf_counter()
-                each[1] = jax.block_until_ready(each[0](each[1], each[2], key)[0])
-                each[3].append(time.perf_counter() - began)
-        row("stage 1, 256x256, a fifth of the widths", *(statistics.median(each[3][1:]) for each in steps), "s")
 
 
 if __name__ == "__main__":
