@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import threading
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import tyro
 
@@ -30,7 +30,8 @@ class Arguments:
     host: str = "127.0.0.1"  # who may come: this machine only; 0.0.0.0: the network
     port: int = 7860  # 0 takes a free one
     limits: tyro.conf.OmitArgPrefixes[VisitorLimits] = dataclasses.field(default_factory=VisitorLimits)
-    waiting: int = 8  # visitors in the queue, at most
+    queue_size: Annotated[int, tyro.conf.arg(aliases=["--waiting"])] = 8
+    """Visitors that may wait."""
 
 
 def main(arguments: list[str], program: str = "animate-jax web") -> int:
@@ -44,6 +45,6 @@ def _run(args: Arguments) -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     keep_compiled_programs()
-    with serving(args.checkpoint, args.host, args.port, args.limits, args.waiting) as address:
+    with serving(args.checkpoint, args.host, args.port, args.limits, args.queue_size) as address:
         print(f"{address}   (Ctrl-C stops)", flush=True)
         threading.Event().wait()

@@ -11,10 +11,11 @@ from unittest.mock import MagicMock
 
 import jax
 import pytest
+import tyro
 
 import animate_jax
 from animate_jax.__main__ import COMMANDS, main
-from animate_jax.commands import completion, doctor, train
+from animate_jax.commands import completion, doctor, train, web, weights
 from animate_jax.models.self_test import Wrong
 from animate_jax.xla_flags import WITHOUT_YNNPACK
 
@@ -42,6 +43,18 @@ def test_every_command_is_called_in_the_same_way(name):
     main = importlib.import_module(f"animate_jax.commands.{name}").main
     parameters = inspect.signature(main).parameters
     assert list(parameters) == ["arguments", "program"] and parameters["program"].default == f"animate-jax {name}"
+
+
+@pytest.mark.parametrize(
+    "options, arguments, field, value",
+    [
+        (web.Arguments, ["--waiting", "3"], "queue_size", 3),
+        (weights.Import, ["--output", "ckpt", "--motion", "mm.ckpt"], "motion_module", "mm.ckpt"),
+    ],
+    ids=["web", "weights"],
+)
+def test_old_flags_are_read_for_a_release(options, arguments, field, value):
+    assert getattr(tyro.cli(options, args=arguments), field) == value
 
 
 def test_errors_name_the_command(capfd, tmp_path):
