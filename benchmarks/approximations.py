@@ -24,10 +24,11 @@ from animate_jax.config import SamplingConfig
 from animate_jax.evaluation.features import load_video_network
 from animate_jax.evaluation.frechet import frechet_distance_of_clips
 from animate_jax.evaluation.pose_accuracy import pck
+from animate_jax.images import to_signed
 from animate_jax.perceptual import lpips
 from animate_jax.pose.detect import detect
 from animate_jax.presets import speeds
-from animate_jax.sampling.pipeline import Pipeline, signed
+from animate_jax.sampling.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def main(args: Arguments) -> None:
         return [pipeline.decode(video[None]) for video in latents], spent
 
     def far(made: list[np.ndarray], others: list[np.ndarray]) -> float:
-        return float(np.mean([distance(signed(a), signed(b)) for a, b in zip(made, others, strict=True)]))
+        return float(np.mean([distance(to_signed(a), to_signed(b)) for a, b in zip(made, others, strict=True)]))
 
     def accuracy(made: list[np.ndarray]) -> float:
         size = options.height, options.width

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from animate_jax.diffusion.samplers import SAMPLERS
 from animate_jax.evaluation.image_quality import person_box, psnr
+from animate_jax.images import to_signed, to_unit
 from animate_jax.perceptual import lpips
-from animate_jax.sampling.pipeline import Pipeline, signed, unit
+from animate_jax.sampling.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +52,10 @@ def main(args: Arguments) -> None:
 
     def far(made: list[np.ndarray], others: list[np.ndarray]) -> str:
         pairs = zip(made, others, strict=True)
-        return f"{np.mean([distance(signed(a), signed(b)) for a, b in pairs]):.3f}"
+        return f"{np.mean([distance(to_signed(a), to_signed(b)) for a, b in pairs]):.3f}"
 
     def like(made: list[np.ndarray]) -> str:
-        decibels = [psnr(unit(a), unit(b), box) for a, b, box in zip(made, truth, boxes, strict=True)]
+        decibels = [psnr(to_unit(a), to_unit(b), box) for a, b, box in zip(made, truth, boxes, strict=True)]
         return f"{np.mean(decibels):.2f}"
 
     def table(title: str, rows: dict[str, list[str]]) -> None:

@@ -11,11 +11,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "animate_jax"
 
 # Room -> the rooms it may import besides itself and, as all may, those of BASICS.
-BASICS = {"atomic", "config", "errors", "limits", "presets", "storage", "unpickle", "xla_flags"}
+BASICS = {"atomic", "config", "errors", "images", "limits", "presets", "storage", "unpickle", "xla_flags"}
 ALLOWED = {
     "atomic": {"errors"},
     "config": set(),
     "errors": set(),
+    "images": set(),
     "limits": set(),
     "presets": {"config", "errors"},
     "unpickle": {"limits"},

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image
 
 from animate_jax.errors import UserError
+from animate_jax.images import resize_lanczos
 from animate_jax.pose.detect import detect
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.files import read_video
@@ -226,14 +226,6 @@ def _center_crop(shape: Size, size: Size) -> tuple[int, int, int, int]:
     height = min(shape[0], round(shape[1] * size[0] / size[1]))
     width = min(shape[1], round(shape[0] * size[1] / size[0]))
     return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
-
-
-def resize_lanczos(frames: Frames, size: Size) -> UInt8[np.ndarray, "frames _ _ 3"]:
-    if frames.shape[1:3] == tuple(size):
-        return frames
-    height, width = size
-    resized = (Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames)
-    return np.stack([np.asarray(image) for image in resized])
 
 
 def person_boxes(keypoints: Keypoints, size: Size) -> UInt8[np.ndarray, "frames height width"]:

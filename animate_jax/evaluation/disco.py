@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from animate_jax.images import to_unit
 from animate_jax.perceptual.lpips import Params, lpips
 
 Images = UInt8[Array, "*batch height width 3"]
@@ -46,7 +47,7 @@ def lpips_vgg(
     params: Params, a: UInt8[Array, "batch height width 3"], b: UInt8[Array, "batch height width 3"]
 ) -> Float[Array, " batch"]:
     """LPIPS (VGG) of images in the wrong range."""
-    return lpips(params, a.astype(jnp.float32) / 255, b.astype(jnp.float32) / 255, "vgg")
+    return lpips(params, to_unit(a), to_unit(b), "vgg")
 
 
 def _gray(x: Images) -> Int[Array, "*batch height width"]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 from animate_jax.errors import UserError
 from animate_jax.evaluation import i3d
 from animate_jax.evaluation.image_quality import crop_resize
+from animate_jax.images import to_signed
 from animate_jax.perceptual import lpips
 
 Videos = UInt8[np.ndarray, "windows _ height width 3"]
@@ -94,7 +95,7 @@ def load_frame_network(
     run = jax.jit(lambda params, images: lpips.features(params, images, "vgg")[-1].mean((1, 2)))
 
     def features(frames: Frames) -> Features:
-        return _in_batches(lambda batch: run(vgg, batch.astype(np.float32) / 127.5 - 1), frames)
+        return _in_batches(lambda batch: run(vgg, to_signed(batch)), frames)
 
     return features
 
@@ -113,7 +114,7 @@ def person_features(
 
 @jax.jit
 def _person(vgg: lpips.Params, images: UInt8[Array, "n h w 3"], boxes: Int[Array, "n 4"]) -> Float[Array, "n d"]:
-    person = crop_resize(images.astype(jnp.float32) / 127.5 - 1, boxes, *PERSON_SIZE)
+    person = crop_resize(to_signed(images), boxes, *PERSON_SIZE)
     maps = lpips.features(vgg, person, "vgg", 4)[1:]
     means = [x.mean((1, 2)) for x in maps]
     return jnp.concatenate([x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in means], -1)

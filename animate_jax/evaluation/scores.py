@@ -24,6 +24,7 @@ from animate_jax.evaluation.features import (
 )
 from animate_jax.evaluation.image_quality import crop_resize, l1, person_box, psnr, ssim
 from animate_jax.evaluation.pose_accuracy import pck
+from animate_jax.images import to_unit
 from animate_jax.perceptual import lpips
 from animate_jax.pose.detect import detect
 from animate_jax.pose.keypoints import Keypoints
@@ -147,7 +148,7 @@ def _frame_scores(
 ) -> dict[str, Array]:
     def frame(inputs: tuple[Array, Array, Array]) -> dict[str, Array]:
         raw_a, raw_b, box = inputs
-        a, b = (x.astype(jnp.float32) / 255 for x in (raw_a, raw_b))
+        a, b = (to_unit(x) for x in (raw_a, raw_b))
         out = {"disco_psnr": disco.psnr(raw_a, raw_b), "disco_ssim": disco.ssim(raw_a, raw_b)}
         for name, metric in {"psnr": psnr, "ssim": ssim, "l1": l1}.items():
             out[name], out[f"box_{name}"] = metric(a, b), metric(a, b, box)

@@ -10,17 +10,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from animate_jax.images import Images, to_unit
 from animate_jax.models.attention import scores, split_heads
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.unet import Conditioning
-from animate_jax.sampling.pipeline import Pipeline, Poses, unit
-from animate_jax.sampling.results import Pictures
+from animate_jax.sampling.pipeline import Pipeline, Poses
 
 Features = dict[str, Float[Array, "f n c"]]
 
 
 def features(
-    pipeline: Pipeline, frames: Pictures, poses: Poses, conditioning: Conditioning, t: int = 500, seed: int = 0
+    pipeline: Pipeline, frames: Images, poses: Poses, conditioning: Conditioning, t: int = 500, seed: int = 0
 ) -> Features:
     """What the self-attention of every spatial transformer is given while `frames` are denoised.
 
@@ -36,7 +36,7 @@ def features(
     noise = jax.random.normal(jax.random.key(seed), clean.shape)
     x = pipeline.schedule.add_noise(clean, noise, np.full((1, 1), t))
     graphdef, _ = abstract_model(pipeline.preset.model)
-    lent = _features(graphdef, pipeline.params, x, jnp.full((1, 1), float(t)), conditioning, unit(poses[:])[None])
+    lent = _features(graphdef, pipeline.params, x, jnp.full((1, 1), float(t)), conditioning, to_unit(poses[:])[None])
     return {path: tokens[0] for path, tokens in lent.items()}
 
 

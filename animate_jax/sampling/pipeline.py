@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
-from PIL import Image
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from animate_jax.checkpoints import checkpoint, hub
@@ -30,6 +29,7 @@ from animate_jax.diffusion.noise import initial_noise
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.diffusion.windowed import Latents, evaluations, sample
 from animate_jax.errors import UserError
+from animate_jax.images import Image, Images, resize_lanczos, to_signed, to_uint8, to_unit
 from animate_jax.models.kernels.int8 import in_int8
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.sharding import ROWS
@@ -47,7 +47,7 @@ from animate_jax.pose.smooth import smooth
 from animate_jax.pose.track import check_person
 from animate_jax.pose.warp import Warped, warp
 from animate_jax.presets import speeds
-from animate_jax.sampling.results import Animation, Motion, Picture, Pictures, Stream
+from animate_jax.sampling.results import Animation, Motion, Stream
 from animate_jax.video.clip_image import clip_pixels
 from animate_jax.video.files import check_rate, frame_count, frame_rate, iter_frames, read_image
 
@@ -62,11 +62,11 @@ SEEDS = 2**32  # JAX takes a seed modulo this
 ADDED = 1  # tells a video's key of the noise added on the way from that of the noise it starts from
 
 One, Many = TypeVar("One"), list | tuple
-Poses = Pictures | Drawn
+Poses = Images | Drawn
 DrivingKind = Literal["video", "poses"]  # of a video: of a person, or of drawn poses
 # watch(done, preview), after every evaluation: the share of the work done, and a function that decodes what the model
 # makes of a frame so far. What it raises ends the work.
-Watch = Callable[[float, Callable[[], Picture]], None]
+Watch = Callable[[float, Callable[[], Image]], None]
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +101,10 @@ class Pipeline:
             return jax.jit(run, static_argnames="int8")
 
         self._encode = compiled(lambda model, pictures: model.vae.to_latents(pictures))
-        self._decode = compiled(lambda model, latents: bytes_of(model.vae.to_images(latents)))
+        self._decode = compiled(lambda model, latents: to_uint8(model.vae.to_images(latents)))
         self._condition = compiled(lambda model, *inputs: model.condition(*inputs))
         self._blend = compiled(
-            lambda model, latents, *warped: bytes_of(model.appearance_blend(model.vae.to_images(latents), *warped))
+            lambda model, latents, *warped: to_uint8(model.appearance_blend(model.vae.to_images(latents), *warped))
         )
         self._guide_pose = compiled(lambda model, *inputs: model.guide(*inputs))
         self._denoise = compiled(lambda model, *inputs: model.denoise(*inputs))
@@ -151,7 +151,7 @@ class Pipeline:
 
     def stream(
         self,
-        reference: str | pathlib.Path | Picture | Many,
+        reference: str | pathlib.Path | Image | Many,
         driving: str | pathlib.Path | Motion | Many,
         *,
         frames: int | None = None,
@@ -264,7 +264,7 @@ class Pipeline:
                 driving_kind = "poses" if shows_drawn_poses(pictures) else "video"
         pictures = iter_frames(path, frames=frames, fps=rate)
         if driving_kind == "poses":
-            motion = Motion(rate, pictures=np.stack([resized(picture, size) for picture in pictures]))
+            motion = Motion(rate, pictures=np.stack([resize_lanczos(p, size or p.shape[:2]) for p in pictures]))
         else:
             first = next(pictures)
             total = min(frames or math.inf, frame_count(path, rate))
@@ -277,8 +277,8 @@ class Pipeline:
         log.info("%s: %s", path, "drawn poses" if driving_kind == "poses" else "a video of a person")
         return motion
 
-    def frame_reference(self, reference: str | pathlib.Path | Picture, options: AnimationConfig,
-                        detector: Detector | None = None) -> tuple[Picture, Keypoints]:  # fmt: skip
+    def frame_reference(self, reference: str | pathlib.Path | Image, options: AnimationConfig,
+                        detector: Detector | None = None) -> tuple[Image, Keypoints]:  # fmt: skip
         """Cuts the reference around its person to the result's size; returns the cut and the person's keypoints.
 
         Raises:
@@ -293,25 +293,23 @@ class Pipeline:
         left, top, right, bottom = box
         margin = int(max(-left, -top, right - width, bottom - height, 0)) + 1
         padded = np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-        cut = Image.fromarray(padded).resize(
-            (options.width, options.height), Image.Resampling.LANCZOS, tuple(side + margin for side in box)
-        )
+        cut = resize_lanczos(padded, (options.height, options.width), tuple(side + margin for side in box))
         scale = width / (right - left), height / (bottom - top)
         keypoints = found[0].moved(scale, (-left / (right - left), -top / (bottom - top)))
-        return np.asarray(cut), keypoints
+        return cut, keypoints
 
     def draw_motion(self, motion: Motion, reference: Keypoints, options: AnimationConfig, align: Alignment = "bones"
-                    ) -> Pictures | Drawn:  # fmt: skip
+                    ) -> Images | Drawn:  # fmt: skip
         """The pose pictures that drive the result: keypoints are fitted to the reference's body, and drawn when they
         are needed."""
         size = (options.height, options.width)
         if motion.keypoints is None:
-            return np.stack([resized(picture, size) for picture in motion.pictures])
+            return resize_lanczos(motion.pictures, size)
         fitted = bring(motion.keypoints, motion.canvas, reference, size, align)
         warn_of_fit(fitted, options.pose_style)
         return Drawn(fitted, *size, options.pose_style)
 
-    def warp(self, picture: Picture, own: Keypoints, poses: Poses) -> Warped | None:
+    def warp(self, picture: Image, own: Keypoints, poses: Poses) -> Warped | None:
         """The reference warped into every frame, for models with `appearance`; None for others.
 
         Args:
@@ -324,7 +322,7 @@ class Pipeline:
         driven = poses.keypoints if isinstance(poses, Drawn) else Keypoints.missing(len(poses))
         return warp(picture, segment(picture, own), own, driven)
 
-    def condition(self, picture: Picture, own_pose: Picture, options: AnimationConfig) -> Conditioning:
+    def condition(self, picture: Image, own_pose: Image, options: AnimationConfig) -> Conditioning:
         """What the model keeps of the character, once per video: keys, values and CLIP's share per block.
 
         Args:
@@ -333,7 +331,7 @@ class Pipeline:
                 ReferenceNet, as the bundled one.
         """
         clip = clip_pixels(picture, self.preset.model.image_encoder.image_size, options.clip_resize)
-        inputs = self.encode(picture[None])[:, 0], jnp.asarray(clip)[None], unit(own_pose[None])
+        inputs = self.encode(picture[None])[:, 0], jnp.asarray(clip)[None], to_unit(own_pose[None])
         return self._condition(self.params, *narrowed(inputs, self.dtype))
 
     def sample(self, conditioning: Conditioning, poses: Poses | list[Poses], options: AnimationConfig, seed: int = 0,
@@ -370,11 +368,11 @@ class Pipeline:
         def features(window: tuple[int, ...]) -> Array:
             which, rows = np.array(window), []
             for video, reference, background in zip(videos, references, behind, strict=True):
-                row = [unit(video[which])[:, None]]
+                row = [to_unit(video[which])[:, None]]
                 if reference:
                     pictures, masks = reference[which]
                     latents = [self.encode(picture[None])[0] for picture in pictures]
-                    row += [latents, [background] * len(which), unit(masks)[:, None]]
+                    row += [latents, [background] * len(which), to_unit(masks)[:, None]]
                 rows.append(zip(*row, strict=True))
             guided = [
                 self._guide_pose(
@@ -439,15 +437,15 @@ class Pipeline:
 
         return evaluate
 
-    def encode(self, pictures: Pictures) -> Float[Array, "1 f h w c"]:
+    def encode(self, pictures: Images) -> Float[Array, "1 f h w c"]:
         """uint8 frames [f, height, width, 3] -> the autoencoder's scaled latents, `vae.downscale` pixels a position."""
-        return self._encode(self.params, narrowed(signed(pictures), self.dtype))[None]
+        return self._encode(self.params, narrowed(to_signed(pictures), self.dtype))[None]
 
-    def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"], warped: Warped | None = None) -> Pictures:
+    def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"], warped: Warped | None = None) -> Images:
         """Latents of one video -> uint8 frames [f, height, width, 3]; `warped` as in `decode_chunks`."""
         return np.concatenate(list(self.decode_chunks(np.asarray(latents[0]), warped)))
 
-    def decode_chunks(self, latents: Float[np.ndarray, "f h w c"], warped: Warped | None = None) -> Iterator[Pictures]:
+    def decode_chunks(self, latents: Float[np.ndarray, "f h w c"], warped: Warped | None = None) -> Iterator[Images]:
         """Latents -> uint8 frames, a few at a time; of models with `appearance`, blended with the warped reference of
         as many frames."""
         together = math.lcm(DECODE_CHUNK, self.mesh.size if self.mesh else 1)
@@ -457,7 +455,7 @@ class Pipeline:
             if warped and self.copies:
                 pictures, masks = warped[start : start + together]
                 background = np.broadcast_to(warped.background, pictures.shape)
-                inputs += [signed(pictures), signed(background), unit(masks)]
+                inputs += [to_signed(pictures), to_signed(background), to_unit(masks)]
             padded = [np.concatenate([part, np.repeat(part[-1:], together - len(part), 0)]) for part in inputs]
             padded = self.over_rows(narrowed(padded, self.dtype), AXES)
             yield np.asarray((self._decode if len(inputs) == 1 else self._blend)(self.params, *padded))[: len(chunk)]
@@ -473,31 +471,9 @@ def several(inputs: One | list[One] | tuple[One, ...]) -> list[One]:
     return list(inputs) if isinstance(inputs, Many) else [inputs]
 
 
-def resized(picture: Picture, size: tuple[int, int] | None) -> Picture:
-    """To height, width with Lanczos' filter."""
-    if size is None or picture.shape[:2] == size:
-        return picture
-    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
-
-
 def narrowed(tree: Any, dtype: DTypeLike) -> Any:
     """Floating arrays as `dtype`."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-
-
-def signed(pictures: Pictures) -> Float[Array, "frames height width 3"]:
-    """uint8 -> [-1, 1]."""
-    return jnp.asarray(pictures, jnp.float32) / 127.5 - 1
-
-
-def unit(pictures: UInt8[np.ndarray, "*frames height width c"]) -> Float[Array, "*frames height width c"]:
-    """uint8 -> [0, 1]."""
-    return jnp.asarray(pictures, jnp.float32) / 255
-
-
-def bytes_of(images: Float[Array, "frames height width 3"]) -> UInt8[Array, "frames height width 3"]:
-    """[-1, 1] -> uint8."""
-    return (jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1) * 255 + 0.5).astype(jnp.uint8)
 
 
 def check_request(fps: Real | None, seed: int, person: str) -> None:

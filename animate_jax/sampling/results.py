@@ -10,10 +10,10 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from jaxtyping import UInt8
 
 from animate_jax.atomic import atomic_folder, check_folder
 from animate_jax.errors import UserError
+from animate_jax.images import Image, Images
 from animate_jax.pose.draw import Drawn
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
@@ -26,8 +26,6 @@ from animate_jax.video.files import (
     write_video,
 )
 
-Picture = UInt8[np.ndarray, "_ _ 3"]  # a reference and its cut differ in size
-Pictures = UInt8[np.ndarray, "frames height width 3"]
 POSES_FOLDER = "debug folder"  # what `Stream.save_poses` writes, in messages
 SHEET_HEIGHT = 192  # pixels that small pictures of a contact sheet are enlarged to
 
@@ -39,7 +37,7 @@ class Motion:
     fps: float
     keypoints: Keypoints | None = None
     canvas: tuple[int, int] = (1, 1)  # height, width of the pictures the keypoints come from
-    pictures: Pictures | None = None
+    pictures: Images | None = None
 
     def __len__(self) -> int:
         return len(self.pictures if self.keypoints is None else self.keypoints)
@@ -53,20 +51,20 @@ class Motion:
 class Animation:
     """The result, with what it was made from at the same size."""
 
-    frames: Pictures
+    frames: Images
     fps: float
-    reference: Picture
-    poses: Pictures
+    reference: Image
+    poses: Images
 
     def save(self, path: str | os.PathLike, side_by_side: bool = False) -> None:
         """Writes an .mp4 or a .gif."""
         write_video(path, self.side_by_side() if side_by_side else self.frames, self.fps)
 
-    def side_by_side(self) -> Pictures:
+    def side_by_side(self) -> Images:
         """Frames that show reference, pose and result beside each other."""
         return np.stack([beside(self.reference, *pair) for pair in zip(self.poses, self.frames, strict=True)])
 
-    def contact_sheet(self, columns: int = 8, zoom: int = 1) -> Picture:
+    def contact_sheet(self, columns: int = 8, zoom: int = 1) -> Image:
         """Reference, driving poses and results of evenly spaced frames, enlarged `zoom` times."""
         chosen = spread(len(self.frames), columns)
         return sheet(self.reference, chosen, self.poses[chosen], self.frames[chosen], self.fps, zoom)
@@ -96,17 +94,17 @@ class Stream:
         poses: its pictures; a `Drawn` holds the keypoints that were fitted.
     """
 
-    chunks: Iterator[Pictures]
+    chunks: Iterator[Images]
     fps: float
-    reference: Picture
+    reference: Image
     own_keypoints: Keypoints
     motion: Motion
-    poses: Pictures | Drawn
+    poses: Images | Drawn
 
     def __len__(self) -> int:
         return len(self.poses)
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[Image]:
         return (frame for chunk in self.chunks for frame in chunk)
 
     def animation(self) -> Animation:
@@ -165,7 +163,7 @@ def check_poses_folder(
     check_folder(folder, POSES_FOLDER)
 
 
-def beside(*pictures: Picture) -> Picture:
+def beside(*pictures: Image) -> Image:
     return np.concatenate(pictures, axis=1)
 
 
@@ -174,12 +172,12 @@ def spread(frames: int, columns: int) -> list[int]:
     return np.unique(np.linspace(0, frames - 1, columns).round().astype(int)).tolist()
 
 
-def zoom_of(picture: Picture) -> int:
+def zoom_of(picture: Image) -> int:
     return max(1, SHEET_HEIGHT // picture.shape[0])
 
 
-def sheet(reference: Picture, chosen: list[int], poses: Iterable[Picture], frames: Iterable[Picture], fps: float,
-          zoom: int) -> Picture:  # fmt: skip
+def sheet(reference: Image, chosen: list[int], poses: Iterable[Image], frames: Iterable[Image], fps: float,
+          zoom: int) -> Image:  # fmt: skip
     """The reference; driving poses above results, under their times."""
     enlarge = lambda picture: picture.repeat(zoom, 0).repeat(zoom, 1)  # noqa: E731
     rows = [reference, *poses], [np.full_like(reference, 255), *frames]

@@ -27,10 +27,10 @@ from animate_jax.data.latents import AGAIN, FILE, Encoding, encoding_of, frames_
 from animate_jax.data.loader import Box, cut, largest_crop, mirror
 from animate_jax.data.records import INFO, RecordedClips, find_data_set
 from animate_jax.errors import UserError
+from animate_jax.images import to_signed
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.parallel.mesh import batch_sharding, make_mesh
 from animate_jax.storage import Address, Folder, check_writable, to_path
-from animate_jax.training.losses import to_signed
 from animate_jax.training.progress import say
 from animate_jax.video.clip_image import clip_pixels
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key
 
 from animate_jax.config import Preset, TrainConfig
 from animate_jax.diffusion.losses import draw_noise, flicker, loss_weight, weighted_mse
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
+from animate_jax.images import to_signed, to_unit
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.sharding import frames_apart
 from animate_jax.models.vae import AutoencoderKL
@@ -37,16 +38,6 @@ class Loss:
 
     def __call__(self, model: AnimateAnyone, batch: Batch, key: Key[Array, ""]) -> Value:
         return self.of(model, {**batch, **self.draw(batch, key)})
-
-
-def to_unit(images: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
-    """uint8 -> [0, 1]."""
-    return images.astype(jnp.float32) / 255
-
-
-def to_signed(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
-    """uint8 -> [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1
 
 
 Distance = Callable[[Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Float[Array, " b"]]  # of [-1, 1] pictures
@@ -159,7 +150,7 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
 
         person = None
         if options.person:
-            masks = batch["masks"].astype(jnp.float32) / 255
+            masks = to_unit(batch["masks"])
             inside = masks.reshape(clips, frames, x0.shape[2], size, x0.shape[3], size).mean((3, 5))[..., None]
             person = flat(1 + options.person * inside)
         target = schedule.target(x0, noise, per_frame)

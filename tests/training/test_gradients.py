@@ -12,6 +12,7 @@ import pytest
 from animate_jax.config import DataConfig, DiffusionLossConfig, TrainConfig, VAELossConfig
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
+from animate_jax.images import to_signed
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import abstract_model, merge_model, split_model
 from animate_jax.training import losses, step
@@ -171,7 +172,7 @@ def floor_of(model, schedule, batch):
     """The least loss of x0 prediction. Targets are drawn from the autoencoder's posterior, so even who knows every
     clip's mean by heart is left with a Gaussian's uncertainty: v (1 - a) / (a v + 1 - a) of variance v at alpha_bar a.
     """
-    variance = np.exp(model.vae.encode(losses.flat(losses.to_signed(batch["frames"])))[1]).astype(np.float64).ravel()
+    variance = np.exp(model.vae.encode(losses.flat(to_signed(batch["frames"])))[1]).astype(np.float64).ravel()
     a = schedule.alphas_cumprod[::20, None].astype(np.float64)
     return (variance * (1 - a) / (a * variance + 1 - a)).mean()
 

@@ -12,6 +12,7 @@ from animate_jax.config import DataConfig, DiffusionLossConfig, TrainConfig, VAE
 from animate_jax.diffusion.losses import loss_weight
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
+from animate_jax.images import to_signed
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.models.pose_guider import PoseGuider
@@ -218,7 +219,7 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
 @pytest.mark.parametrize("config, frames", [(STAGE1, 1), (STAGE2, 3)], ids=["stage1", "stage2"])
 def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, frames, micro, model, batch, monkeypatch):
     watched, weight = Watched(monkeypatch, predicting(micro, "v")), 0.3
-    watched.x0 = jnp.pad(losses.to_signed(batch["frames"])[:, :, ::4, ::4], [(0, 0)] * 4 + [(0, 1)])
+    watched.x0 = jnp.pad(to_signed(batch["frames"])[:, :, ::4, ::4], [(0, 0)] * 4 + [(0, 1)])
     monkeypatch.setattr(AutoencoderKL, "to_images", lambda self, z: z.repeat(4, 1).repeat(4, 2)[..., :3])
     seen = []
 

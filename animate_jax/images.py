@@ -1,0 +1,39 @@
+"""Images as arrays of uint8 RGB, and their conversion to and from the ranges that networks take."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from jaxtyping import Array, Float, Float32, UInt8
+
+Image = UInt8[np.ndarray, "_ _ 3"]
+Images = UInt8[np.ndarray, "frames height width 3"]
+
+
+def to_signed(images: UInt8[Array | np.ndarray, "*shape"]) -> Float32[Array, "*shape"]:
+    """uint8 -> [-1, 1]."""
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+
+
+def to_unit(images: UInt8[Array | np.ndarray, "*shape"]) -> Float32[Array, "*shape"]:
+    """uint8 -> [0, 1]."""
+    return jnp.asarray(images, jnp.float32) / 255
+
+
+def to_uint8(images: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+    """[-1, 1] -> uint8, rounded; what lies outside is clipped."""
+    return (jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1) * 255 + 0.5).astype(jnp.uint8)
+
+
+def resize_lanczos(
+    images: UInt8[np.ndarray, "*frames _ _ 3"],
+    size: tuple[int, ...],
+    box: tuple[float | int, ...] | None = None,
+) -> UInt8[np.ndarray, "*frames _ _ 3"]:
+    """To height, width with Lanczos' filter; `box` (left, top, right, bottom in pixels) is the part that is shown."""
+    if images.ndim > 3:
+        return np.stack([resize_lanczos(image, size, box) for image in images])
+    if box is None and images.shape[:2] == tuple(size):
+        return images
+    return np.asarray(PIL.Image.fromarray(images).resize(size[::-1], PIL.Image.Resampling.LANCZOS, box))
