@@ -29,7 +29,7 @@ from animate_jax.torch_weights.inspect import inspect
 class Import:
     """Files, diffusers folders or hub names become a checkpoint. Parts may come in several calls."""
 
-    output: pathlib.Path  # checkpoint; parts that are in it already stay
+    output: str  # checkpoint, which may lie in a bucket (gs://...); parts that are in it already stay
     family: tyro.conf.Positional[FamilyName | None] = None  # of a new checkpoint, and of --directory
     directory: str | None = None  # with everything, as the authors lay it out; sd15: a single file, too
     unet: str | None = None  # Stable Diffusion UNet, for both UNets
@@ -50,7 +50,7 @@ class Export:
     """A checkpoint becomes the family's files."""
 
     family: tyro.conf.Positional[FamilyName]
-    checkpoint: tyro.conf.Positional[pathlib.Path]
+    checkpoint: tyro.conf.Positional[str]
     output: pathlib.Path  # directory, must not exist
     format: Format = "pth"  # of the files outside of diffusers folders
 
@@ -66,7 +66,7 @@ class Inspect:
 class Verify:
     """Runs the same inputs through a checkpoint and through PyTorch, part by part."""
 
-    checkpoint: tyro.conf.Positional[pathlib.Path]
+    checkpoint: tyro.conf.Positional[str]
     against: pathlib.Path  # directory with the files, as for import --directory
     family: FamilyName = "moore"
 

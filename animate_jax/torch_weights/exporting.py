@@ -20,7 +20,7 @@ from animate_jax.checkpoints.batches import group_by_bytes, nbytes
 from animate_jax.config import ModelConfig
 from animate_jax.errors import UserError
 from animate_jax.models.embeddings import frame_positions
-from animate_jax.storage import Folder
+from animate_jax.storage import Address, Folder
 from animate_jax.torch_weights import names
 from animate_jax.torch_weights.convert import to_torch
 from animate_jax.torch_weights.families import FAMILIES, FamilyName
@@ -38,7 +38,7 @@ _SAFETENSORS_NAMES = {
 
 
 def export_checkpoint(
-    source: str | pathlib.Path, family: FamilyName, output: str | pathlib.Path, form: Format | None = None
+    source: Address, family: FamilyName, output: str | pathlib.Path, form: Format | None = None
 ) -> list[str]:
     """Writes the parts of a checkpoint as the family's files, complete or not at all.
 

@@ -18,6 +18,7 @@ from animate_jax.config import Preset
 from animate_jax.errors import UserError, reading
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.presets import find_preset
+from animate_jax.storage import Address, Folder, to_path
 from animate_jax.torch_weights import key_layouts
 from animate_jax.torch_weights.convert import from_torch, match_keys
 from animate_jax.torch_weights.families import FAMILIES, FamilyName, Files
@@ -54,7 +55,7 @@ class _Source:
 
 
 def import_checkpoint(
-    files: Files, output: str | pathlib.Path, preset: Preset, dtype: DTypeLike | None = None
+    files: Files, output: Address, preset: Preset, dtype: DTypeLike | None = None
 ) -> tuple[list[ImportReport], list[str]]:
     """Writes the checkpoint `output` from files; parts already in it stay unless given anew.
 
@@ -81,7 +82,7 @@ def import_checkpoint(
         tensors |= filled
         reports.append(report)
     kept = _unreplaced(output, tensors, expected, preset)
-    checkpoint.save_batches(output, _batches(tensors, kept, pathlib.Path(output), dtype), preset)
+    checkpoint.save_batches(output, _batches(tensors, kept, to_path(output), dtype), preset)
     return reports, checkpoint.missing_parts([*tensors, *kept], expected)
 
 
@@ -122,14 +123,15 @@ def fit_preset_to_motion_module(preset: Preset, motion: Mapping[str, Any]) -> Pr
     )
 
 
-def choose_preset(output: pathlib.Path, family: FamilyName | None, name: str | None) -> Preset:
+def choose_preset(output: Address, family: FamilyName | None, name: str | None) -> Preset:
     """The preset asked for, else the one that a checkpoint to be completed carries, else the family's.
 
     Raises:
         UserError: no preset has this name, or nothing says which one it is.
     """
-    if name is None and (output / "params").is_dir():
-        return checkpoint.read_preset(output)
+    folder = to_path(output)
+    if name is None and (folder / "params").is_dir():
+        return checkpoint.read_preset(folder)
     if name is None and family is not None:
         name = FAMILIES[family].preset
     if name is None:
@@ -169,17 +171,17 @@ def _fill_part(
     return tensors, ImportReport(part, path, description, len(source.state_dict), used, ignored)
 
 
-def _unreplaced(output: str | pathlib.Path, tensors: Tensors, expected: Params, preset: Preset) -> Params:
+def _unreplaced(output: Address, tensors: Tensors, expected: Params, preset: Preset) -> Params:
     """What stays of a checkpoint that is there already: its parts that no file replaces.
 
     Raises:
         UserError: it does not fit the preset.
     """
-    output = pathlib.Path(output)
-    if not (output / "params").is_dir():
+    folder = to_path(output)
+    if not (folder / "params").is_dir():
         return {}
     replaced = {checkpoint.part_of(path) for path in tensors}
-    stored = checkpoint.stored_arrays(output)
+    stored = checkpoint.stored_arrays(folder)
     kept = {path: leaf for path, leaf in stored.items() if checkpoint.part_of(path) not in replaced}
     if unknown := [path for path in kept if path not in expected]:
         raise UserError(f"{output}: is there already and of another family ({unknown[0]}): choose another --output")
@@ -190,7 +192,7 @@ def _unreplaced(output: str | pathlib.Path, tensors: Tensors, expected: Params, 
 
 
 def _batches(
-    tensors: Tensors, kept: Params, output: pathlib.Path, dtype: DTypeLike | None
+    tensors: Tensors, kept: Params, folder: Folder, dtype: DTypeLike | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """The parameters, a few hundred megabytes at a time, in the order of the files."""
     sizes = {path: nbytes(leaf) for path, leaf in {**tensors, **kept}.items()}
@@ -200,7 +202,7 @@ def _batches(
     ) as bar:
         for paths in group_by_bytes(sizes):
             stored = {path: kept[path] for path in paths if path in kept}
-            batch = checkpoint.read_arrays(output, stored) if stored else {}
+            batch = checkpoint.read_arrays(folder, stored) if stored else {}
             batch |= from_torch({path: tensors[path] for path in paths if path in tensors})
             yield batch if dtype is None else {path: array.astype(dtype) for path, array in batch.items()}
             bar.update(sum(sizes[path] for path in paths))

@@ -26,6 +26,7 @@ from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.temporal import MotionModule
 from animate_jax.models.unet import UNet
 from animate_jax.models.vae import AutoencoderKL
+from animate_jax.storage import Address
 from animate_jax.torch_weights import key_layouts, names
 from animate_jax.torch_weights.exporting import folder_config, unet_config
 from animate_jax.torch_weights.families import Files
@@ -34,7 +35,7 @@ from animate_jax.torch_weights.read import find_file, read_state_dict
 Outputs = dict[str, np.ndarray]
 
 
-def verify(source: str | pathlib.Path, files: Files, size: int = 8) -> dict[str, float]:
+def verify(source: Address, files: Files, size: int = 8) -> dict[str, float]:
     """Part -> largest difference, relative to the largest value PyTorch gives, of any output compared.
 
     Args:

@@ -57,6 +57,15 @@ def test_old_flags_are_read_for_a_release(options, arguments, field, value):
     assert getattr(tyro.cli(options, args=arguments), field) == value
 
 
+def test_weights_may_lie_in_a_bucket():
+    for arguments in (
+        ["import", "--output", "gs://bucket/ckpt"],
+        ["export", "moore", "gs://bucket/ckpt", "--output", "o"],
+    ):
+        command = tyro.cli(weights.Command, args=arguments)
+        assert "gs://bucket/ckpt" in (command.output, getattr(command, "checkpoint", None))
+
+
 def test_errors_name_the_command(capfd, tmp_path):
     assert main(["sample", "--output", str(tmp_path / "out.avi")]) == 2
     assert capfd.readouterr().err.startswith("animate-jax sample: ")

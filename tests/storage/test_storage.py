@@ -112,6 +112,27 @@ def test_a_checkpoint_is_saved_found_and_loaded(bucket, python, micro_checkpoint
     assert told == "gs://bucket/run/checkpoints/3: is there already: choose another name, or delete it first\n"
 
 
+def test_weights_are_imported_into_a_bucket_and_exported_from_it(bucket, python, micro_checkpoint, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    code = f"""
+        from animate_jax.checkpoints import checkpoint
+        from animate_jax.commands.weights import Command, _run
+        from animate_jax.torch_weights.families import find_files
+        from animate_jax.torch_weights.importing import import_checkpoint
+        import tyro
+        def run(*arguments):
+            assert _run(tyro.cli(Command, args=arguments)) == 0
+        run("export", "moore", {str(micro_checkpoint)!r}, "--format", "safetensors", "--output", {str(first)!r})
+        files = {{"vae": find_files({str(first)!r}, "moore")["vae"]}}
+        preset = checkpoint.read_preset(checkpoint.find({str(micro_checkpoint)!r}))
+        import_checkpoint(files, "gs://bucket/weights", preset)
+        run("export", "moore", "gs://bucket/weights", "--format", "safetensors", "--output", {str(second)!r})
+    """
+    python(bucket, code)
+    name = "sd-vae-ft-mse/diffusion_pytorch_model.safetensors"
+    assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
 def test_no_checkpoint_is_one_line(bucket, python):
     _, told = python(bucket, "from animate_jax.__main__ import main; raise SystemExit(main())", 2, "sample",
                      "--checkpoint", "gs://bucket/nothing")  # fmt: skip
