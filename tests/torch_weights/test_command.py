@@ -16,7 +16,7 @@ from animate_jax.torch_weights.importing import import_checkpoint
 
 @pytest.fixture
 def small_presets(small, monkeypatch):
-    monkeypatch.setattr(importing, "presets", lambda: {"moore": small, "paper": small})
+    monkeypatch.setattr("animate_jax.presets.presets", lambda: {"moore": small, "paper": small})
 
 
 def test_import_export_inspect(moore_directory, small_presets, tmp_path, capsys):
