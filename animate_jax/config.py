@@ -290,7 +290,7 @@ class TrainConfig:
 
     stage: Literal["vae", "stage1", "stage2"]
     output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
-    preset: str = "tiny"  # on the command line it decides, else that of `init` comes first
+    preset: str | Preset = "tiny"  # or its name; on the command line it decides, else that of `init` comes first
     size: tuple[int, int] | None = None  # width and height; this and the next two replace the preset's
     prediction: Prediction | None = None  # what the UNet predicts
     zero_terminal_snr: bool | None = None  # the last step is pure noise; epsilon cannot work with it
@@ -323,7 +323,9 @@ class TrainConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON-able values."""
+    """A dataclass as plain JSON-able values; of a run's preset, which has a place of its own, the name."""
+    if isinstance(config, TrainConfig) and isinstance(config.preset, Preset):
+        config = dataclasses.replace(config, preset=config.preset.name)
     return dataclasses.asdict(config)
 
 

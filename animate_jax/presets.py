@@ -99,13 +99,13 @@ def speeds(sampling: SamplingConfig) -> dict[Speed, dict[str, Any]]:
     }
 
 
-def preset_of(config: TrainConfig, carried: Preset | None = None) -> Preset:
-    """The preset that a checkpoint carries, or the run's by its name, with what the run replaces.
+def preset_of(config: TrainConfig) -> Preset:
+    """The preset of a run, with what its options replace.
 
     Raises:
         UserError: there is none of that name.
     """
-    preset = carried or find_preset(config.preset)
+    preset = find_preset(config.preset) if isinstance(config.preset, str) else config.preset
     width, height = config.size or (preset.frames.width, preset.frames.height)
     schedule = {"prediction": config.prediction, "zero_terminal_snr": config.zero_terminal_snr}
     schedule = {name: value for name, value in schedule.items() if value is not None}

@@ -22,10 +22,9 @@ import numpy as np
 import tyro
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from animate_jax.config import DataConfig
+from animate_jax.config import DataConfig, TrainConfig
 from animate_jax.data import records
 from animate_jax.data.loader import batches, recorded
-from animate_jax.presets import presets
 from animate_jax.video.files import encode_mp4
 
 CLIPS, FRAMES, FPS, KEYFRAMES = 4, 60, 30.0, 12
@@ -73,7 +72,7 @@ def make_data_set(folder: Path, height: int, width: int) -> None:
 
 
 def samples_per_second(data: DataConfig, arguments: Arguments) -> float:
-    stream = batches(data, presets()[arguments.preset])
+    stream = batches(TrainConfig("stage1", "", arguments.preset, data=data))
     for _ in range(1 + 4 * data.workers):  # start-up, and the buffers' contents
         next(stream)
     start, count = time.perf_counter(), 0
@@ -94,7 +93,7 @@ def cost_of_a_sample(data: DataConfig, preset: str, count: int = 24) -> tuple[fl
             numbers.append(number)
             yield number, frame
 
-    samples = recorded(data, presets()[preset])
+    samples = recorded(TrainConfig("stage1", "", preset, data=data))
     samples[0]  # opens files
     records.decoded = counting
     try:

@@ -56,8 +56,9 @@ def main() -> None:
         """(program, batches of pixels and of encoded frames)"""
         frames = dataclasses.replace(paper.frames, width=side, height=side)
         preset = dataclasses.replace(paper, model=model, frames=frames)
-        program = make_program(config, preset, diffusion_loss(config, preset), mesh)
-        pixels = abstract_batch(config, preset, everywhere)
+        config = dataclasses.replace(config, preset=preset)
+        program = make_program(config, diffusion_loss(config), mesh)
+        pixels = abstract_batch(config, everywhere)
         return program, (pixels, encoded(pixels, preset))
 
     def row(name: str, pixels: float, latents: float, unit: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.config import (
+    DataConfig,
     FrameConfig,
     ImageEncoderConfig,
     ModelConfig,
@@ -19,6 +20,7 @@ from animate_jax.config import (
     Preset,
     SamplingConfig,
     ScheduleConfig,
+    TrainConfig,
     UNetConfig,
     VAEConfig,
 )
@@ -43,6 +45,16 @@ MICRO = Preset(
     FrameConfig(48, 64, fps=10.0, pose_style="tiny"),
     SamplingConfig(steps=2, guidance=2.0, window=4, overlap=1, shared_noise=True),
 )  # fmt: skip
+
+
+def using(config: TrainConfig, preset: Preset) -> TrainConfig:
+    """The run with another preset."""
+    return dataclasses.replace(config, preset=preset)
+
+
+def training(data: DataConfig, preset: Preset) -> TrainConfig:
+    """A run that reads this data."""
+    return TrainConfig(stage="stage1", output="", preset=preset, data=data)
 
 
 @pytest.fixture(scope="module")

@@ -53,5 +53,5 @@ Everything = (
 
 def main(arguments: list[str], program: str = "animate-jax completion") -> int:
     args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
-    tyro.cli(Everything, prog="animate-jax", args=["--tyro-print-completion", args.shell])
+    tyro.cli(Everything, prog="animate-jax", args=["--tyro-print-completion", args.shell], registry=train.PRESET_NAMES)
     return 0

@@ -6,6 +6,7 @@ where it stopped when started again with the same output directory. `--help` aft
 command is started on each (`animate_jax/parallel/processes.py`).
 """
 
+import dataclasses
 import os
 import pathlib
 import runpy
@@ -18,12 +19,29 @@ import tyro
 from animate_jax.config import Preset, TrainConfig
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel import processes
-from animate_jax.presets import find_preset, preset_of
+from animate_jax.presets import preset_of
 from animate_jax.storage import keep_compiled_programs
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 # Inside the package in a wheel, beside it in a clone.
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
+
+
+PRESET_NAMES = tyro.constructors.ConstructorRegistry()
+
+
+@PRESET_NAMES.primitive_rule
+def preset_flag(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """--preset takes a name; a configuration file may also give a whole preset."""
+    if info.type != str | Preset:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str | Preset),
+        str_from_instance=lambda value: [value if isinstance(value, str) else value.name],
+    )
 
 
 def main(arguments: list[str], program: str = "animate-jax train") -> int:
@@ -59,23 +77,25 @@ def configuration(name: str) -> TrainConfig:
 
 
 def plan_or_train(program: str, name: str, *options: str) -> int:
-    config = tyro.cli(TrainConfig, default=configuration(name), args=options, prog=f"{program} {name}")
-    find_preset(config.preset)
+    config = tyro.cli(
+        TrainConfig, default=configuration(name), args=options, prog=f"{program} {name}", registry=PRESET_NAMES
+    )
+    preset_of(config)  # refuses an unknown name before anything is read
     named = any(option.partition("=")[0] == "--preset" for option in options)
     if config.plan is None:
         with processes.joined():
-            return train(config, chosen_preset(config, named))
+            return train(with_carried_preset(config, named))
     else:
         from animate_jax.training.forecast import plan
 
-        print(plan(config, chosen_preset(config, named), config.plan), flush=True)
+        print(plan(with_carried_preset(config, named), config.plan), flush=True)
         os._exit(0)  # the compiler is still busy in a thread
 
 
-def chosen_preset(config: TrainConfig, named: bool) -> Preset:
-    """What the run's numbers are: a checkpoint's own, that of the run itself or of `config.init`, unless --preset is
-    `named` on the command line. Weights that predict v must go on with v, and AnimateDiff's v1 and v3 have another
-    model than any named preset."""
+def with_carried_preset(config: TrainConfig, named: bool) -> TrainConfig:
+    """The run with the preset that its checkpoint carries, or that of `config.init`, unless --preset is `named` on the
+    command line. Weights that predict v must go on with v, and AnimateDiff's v1 and v3 have another model than any
+    named preset."""
     from animate_jax.checkpoints import checkpoint
     from animate_jax.training.progress import say
 
@@ -85,15 +105,17 @@ def chosen_preset(config: TrainConfig, named: bool) -> Preset:
         except UserError:
             continue  # a new run, or a missing checkpoint, which loading will report
         carried = checkpoint.read_preset(found)
-        usual = find_preset(config.preset)
+        usual = preset_of(dataclasses.replace(config, prediction=None, zero_terminal_snr=None))
         if path == config.init and (carried.model, carried.schedule) != (usual.model, usual.schedule):
-            say(f"preset {carried.name} of {path} (predicts {carried.schedule.prediction}), "
-                f"not the configuration's {usual.name}: --preset {usual.name} would take that")  # fmt: skip
-        return preset_of(config, carried)
-    return preset_of(config)
+            say(
+                f"preset {carried.name} of {path} (predicts {carried.schedule.prediction}), "
+                f"not the configuration's {usual.name}: --preset {usual.name} would take that"
+            )
+        return dataclasses.replace(config, preset=carried)
+    return config
 
 
-def train(config: TrainConfig, preset: Preset) -> int:
+def train(config: TrainConfig) -> int:
     """Gives the exit status back: that of a signal, if one ended the run."""
     from animate_jax.data.loader import batches
     from animate_jax.parallel.mesh import make_mesh, rows_of_process
@@ -115,14 +137,14 @@ def train(config: TrainConfig, preset: Preset) -> int:
 
         if encoding := encoding_of(config.data.root, config.data.split):
             check_encoded(config, encoding)
-    loss = vae_loss(config, perceptual) if config.stage == "vae" else diffusion_loss(config, preset, perceptual)
+    loss = vae_loss(config, perceptual) if config.stage == "vae" else diffusion_loss(config, perceptual)
     mesh = make_mesh(config.mesh)
-    data = batches(config.data, preset, *rows_of_process(mesh))
+    data = batches(config, *rows_of_process(mesh))
     stop = Interrupt()
     try:
         with open_folder(config) as folder:
-            preview = Preview(config, preset, folder.path) if config.preview.every else None
-            run(config, preset, loss, data, mesh, preview, stop, folder)
+            preview = Preview(config, folder.path) if config.preview.every else None
+            run(config, loss, data, mesh, preview, stop, folder)
     finally:
         data.close()
     return stop.status

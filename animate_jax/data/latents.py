@@ -18,11 +18,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from jaxtyping import Float
 
-from animate_jax.config import DataConfig, Preset
+from animate_jax.config import TrainConfig
 from animate_jax.data.loader import Box, choose_frames, cover, in_box, mirror
 from animate_jax.data.records import TEMPLATE, RecordedClip, example_message, find_data_set, open_split
 from animate_jax.errors import UserError, reading
 from animate_jax.pose.draw import draw
+from animate_jax.presets import preset_of
 from animate_jax.storage import is_remote
 
 FILE = "latents.json"
@@ -86,12 +87,11 @@ class EncodedSamples:
             there are not.
     """
 
-    data: DataConfig
-    preset: Preset
+    config: TrainConfig
     encoding: Encoding
 
     def __post_init__(self):
-        data, preset, encoding = self.data, self.preset, self.encoding
+        data, preset, encoding = self.config.data, preset_of(self.config), self.encoding
         frames, model, where = preset.frames, preset.model, f"{data.root} was encoded"
         scale = model.vae.downscale
         moments = (encoding.height // scale, encoding.width // scale, 2 * model.vae.latent_channels)
@@ -121,7 +121,7 @@ class EncodedSamples:
         Raises:
             UserError: the clip is too short, or its frames are damaged.
         """
-        data, frames = self.data, self.preset.frames
+        data, frames = self.config.data, preset_of(self.config).frames
         rng = np.random.Generator(np.random.PCG64([data.seed, 2, int(position)]))
         numbers = choose_frames(clip, data, frames.fps, rng)
         mirrored = rng.random() < data.flip

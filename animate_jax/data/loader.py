@@ -18,11 +18,12 @@ from etils import epath
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from animate_jax.config import DataConfig, Preset
+from animate_jax.config import DataConfig, Preset, TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import LIMBS, VISIBLE, draw
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.warp import PARTS, Warped, capsules, without_person
+from animate_jax.presets import preset_of
 from animate_jax.video.clip_image import clip_pixels
 
 if TYPE_CHECKING:
@@ -63,11 +64,10 @@ class Samples:
     """
 
     source: ClipSource
-    data: DataConfig
-    preset: Preset
+    config: TrainConfig
 
     def __call__(self, index: int) -> dict[str, np.ndarray]:
-        data = self.data
+        data = self.config.data
         rng = np.random.Generator(np.random.PCG64([data.seed, 1, int(index)]))
         if data.consecutive:
             first = int(rng.integers(data.span - data.frames + 1))
@@ -76,7 +76,7 @@ class Samples:
         else:
             reference, *targets = map(int, rng.permutation(data.span)[: data.frames + 1])
         picked = self.source.clip(int(index), data.span, [reference, *targets])
-        return to_sample(picked.frames, picked.keypoints, picked.mask, self.preset, errors(data, index))
+        return to_sample(picked.frames, picked.keypoints, picked.mask, preset_of(self.config), errors(data, index))
 
 
 @dataclasses.dataclass
@@ -87,15 +87,15 @@ class RecordedSamples:
     one flip. Recorded clips have no masks: a band around every bone stands for the person.
     """
 
-    data: DataConfig
-    preset: Preset
+    config: TrainConfig
 
     def __call__(self, position: int, clip: RecordedClip) -> dict[str, np.ndarray]:
         """
         Raises:
             UserError: the clip is too short or damaged.
         """
-        data, target = self.data, self.preset.frames
+        data, preset = self.config.data, preset_of(self.config)
+        target = preset.frames
         rng = np.random.Generator(np.random.PCG64([data.seed, 2, int(position)]))
         numbers = choose_frames(clip, data, target.fps, rng)
         keypoints = clip.keypoints[numbers]
@@ -108,7 +108,7 @@ class RecordedSamples:
         masks = cover(keypoints, target.height, target.width)
         if mirrored:
             frames, masks, keypoints = mirror(frames), mirror(masks), keypoints.mirrored()
-        return to_sample(frames, keypoints, masks, self.preset, errors(data, position))
+        return to_sample(frames, keypoints, masks, preset, errors(data, position))
 
 
 def cut(
@@ -261,7 +261,7 @@ def cover(keypoints: Keypoints, height: int, width: int) -> UInt8[np.ndarray, "f
     return masks
 
 
-def open_source(data: DataConfig, preset: Preset) -> ClipSource:
+def open_source(config: TrainConfig) -> ClipSource:
     """The data set that a configuration names, at the preset's size and frame rate.
 
     Raises:
@@ -269,7 +269,7 @@ def open_source(data: DataConfig, preset: Preset) -> ClipSource:
     """
     from animate_jax.data.mocap_people import MocapPeople  # numba; only programs that render need it
 
-    target = preset.frames
+    data, target = config.data, preset_of(config).frames
     return MocapPeople(data.split, data.seed, target.height, target.width, target.fps or 10.0)
 
 
@@ -298,7 +298,7 @@ class WholeSamples:
         raise last
 
 
-def recorded(data: DataConfig, preset: Preset) -> tuple[grain.MapDataset, int]:
+def recorded(config: TrainConfig) -> tuple[grain.MapDataset, int]:
     """The endless, shuffled samples of a recorded data set, and how many damaged clips it may have.
 
     Raises:
@@ -307,6 +307,7 @@ def recorded(data: DataConfig, preset: Preset) -> tuple[grain.MapDataset, int]:
     from animate_jax.data.latents import EncodedSamples, encoding_of
     from animate_jax.data.records import RecordedClips  # protobuf and array_record; only programs that read clips
 
+    data = config.data
     if data.frames < 1:
         raise UserError(f"--data.frames {data.frames}: must be at least 1")
     if data.margin < 0:
@@ -319,7 +320,7 @@ def recorded(data: DataConfig, preset: Preset) -> tuple[grain.MapDataset, int]:
         if not 0 <= share <= 1:
             raise UserError(f"--data.{flag} {share}: must be between 0 and 1")
     clips, encoding = RecordedClips(data.root, data.split), encoding_of(data.root, data.split)
-    samples = EncodedSamples(data, preset, encoding) if encoding else RecordedSamples(data, preset)
+    samples = EncodedSamples(config, encoding) if encoding else RecordedSamples(config)
     most = math.ceil(data.max_bad * len(clips))
     numbers = grain.MapDataset.range(len(clips)).seed(data.seed).shuffle().repeat()
     return numbers.map_with_index(WholeSamples(clips, samples, most)), most
@@ -390,7 +391,7 @@ class Stream(grain.DatasetIterator):
         self._iterator = None
 
 
-def batches(data: DataConfig, preset: Preset, process: int = 0, processes: int = 1) -> Stream:
+def batches(config: TrainConfig, process: int = 0, processes: int = 1) -> Stream:
     """An endless iterator of this process's share of every batch, with `get_state` and `set_state` (grain).
 
     Recorded clips come in an order shuffled anew every epoch, each once.
@@ -401,6 +402,7 @@ def batches(data: DataConfig, preset: Preset, process: int = 0, processes: int =
     Raises:
         UserError: a batch that does not divide among the processes, impossible options, or no such data set.
     """
+    data = config.data
     if not data.batch or data.batch % processes:
         raise UserError(f"--data.batch {data.batch}: must be a multiple of the {processes} processes")
     threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -415,14 +417,14 @@ def batches(data: DataConfig, preset: Preset, process: int = 0, processes: int =
 
     share = data.batch // processes
     if data.root is not None:
-        clips, most = recorded(data, preset)
+        clips, most = recorded(config)
         begin = lambda position: read(clips[position + process :: processes].batch(share, drop_remainder=True))  # noqa: E731
         return Stream(begin, data.batch, most)
 
     needed = data.frames if data.consecutive else data.frames + 1  # the reference is none of the targets
     if not 1 <= data.frames <= needed <= data.span:
         raise UserError(f"--data.frames {data.frames}: must be at least 1 and fit into --data.span {data.span}")
-    dataset = grain.MapDataset.range(ENDLESS).map(Samples(open_source(data, preset), data, preset))
+    dataset = grain.MapDataset.range(ENDLESS).map(Samples(open_source(config), config))
     # Sliced after batching: a process has neighbouring rows, in the order that one process alone would see.
     dataset = dataset.batch(share, drop_remainder=True)
     return Stream(lambda position: read(dataset[position // share + process :: processes]), data.batch)

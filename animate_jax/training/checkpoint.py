@@ -14,8 +14,9 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from animate_jax.checkpoints.checkpoint import checksums, damaged_arrays, is_whole, stored_checksums
-from animate_jax.config import Preset, TrainConfig, to_dict
+from animate_jax.config import TrainConfig, to_dict
 from animate_jax.errors import TRACEBACK, UserError
+from animate_jax.presets import preset_of
 from animate_jax.storage import to_path
 from animate_jax.training.options import differences
 from animate_jax.training.progress import reason, say
@@ -35,7 +36,7 @@ class Checkpoints:
     Kept are the newest `config.keep` and every multiple of `config.keep_every`.
     """
 
-    def __init__(self, config: TrainConfig, preset: Preset):
+    def __init__(self, config: TrainConfig):
         policies = ocp.training.preservation_policies
         keep = [policies.LatestN(config.keep)]
         if config.keep_every:
@@ -43,7 +44,7 @@ class Checkpoints:
         self._keep = policies.AnyPreservationPolicy(keep)
         self._directory = to_path(config.output) / "checkpoints"
         self._allow_changes = config.allow_changes
-        self._metadata = {"preset": to_dict(preset), "config": to_dict(config)}
+        self._metadata = {"preset": to_dict(preset_of(config)), "config": to_dict(config)}
         self._waiter = futures.ThreadPoolExecutor(1)
         self._saving: futures.Future | None = None  # the save under way
         self._failed = False  # the one before

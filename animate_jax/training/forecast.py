@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from animate_jax.config import Preset, TrainConfig
+from animate_jax.config import TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.parallel.forecast import Plan, compile_plan, topology_devices
 from animate_jax.parallel.mesh import batch_sharding, make_mesh
+from animate_jax.presets import preset_of
 from animate_jax.training.losses import diffusion_loss
 from animate_jax.training.program import make_program
 
@@ -21,7 +22,7 @@ CUTS = {
 }
 
 
-def plan(config: TrainConfig, preset: Preset, topology: str) -> Plan:
+def plan(config: TrainConfig, topology: str) -> Plan:
     """What a step of `config` takes on `topology` ("v5e:4x4"): memory by kind, work, communication, least time.
 
     Raises:
@@ -33,10 +34,10 @@ def plan(config: TrainConfig, preset: Preset, topology: str) -> Plan:
         raise UserError("--plan: does not know LPIPS; leave out --loss.perceptual")
     jax.config.update("jax_platforms", "cpu")  # nothing runs; libtpu must not look for a TPU
     mesh = make_mesh(config.mesh, topology_devices(topology))
-    program = make_program(config, preset, diffusion_loss(config, preset), mesh)
+    program = make_program(config, diffusion_loss(config), mesh)
     state = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), program.abstract, program.layout)
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=NamedSharding(mesh, PartitionSpec()))
-    batch = abstract_batch(config, preset, batch_sharding(mesh))
+    batch = abstract_batch(config, batch_sharding(mesh))
     kinds = {
         "weights": [state["trainable"], state["frozen"], state["ema"]],
         "optimizer": state["opt"],
@@ -45,8 +46,9 @@ def plan(config: TrainConfig, preset: Preset, topology: str) -> Plan:
     return compile_plan(program.step, (state, batch, key), kinds, mesh, CUTS, (program.layout, None))
 
 
-def abstract_batch(config: TrainConfig, preset: Preset, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: TrainConfig, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what the loader yields (see `diffusion_loss`), over all processes."""
+    preset = preset_of(config)
     clips, frames, side = config.data.batch, config.data.frames, preset.model.image_encoder.image_size
     picture = (preset.frames.height, preset.frames.width)
     sides = {

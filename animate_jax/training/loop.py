@@ -14,11 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from animate_jax.checkpoints import checkpoint
-from animate_jax.config import Preset, TrainConfig, to_dict
+from animate_jax.config import TrainConfig, to_dict
 from animate_jax.errors import UserError
 from animate_jax.models.params import Params, init_params
 from animate_jax.parallel.mesh import compiler_options, make_mesh, to_devices
 from animate_jax.parallel.rules import shardings
+from animate_jax.presets import preset_of
 from animate_jax.storage import Mirror, check_writable, is_remote
 from animate_jax.training.checkpoint import Checkpoints
 from animate_jax.training.goodput import EVENTS, Events
@@ -36,7 +37,6 @@ Evaluate = Callable[[Params, int], dict[str, float]]  # (weights to sample from,
 
 def run(
     config: TrainConfig,
-    preset: Preset,
     loss: Loss | LossFunction,
     data: Iterator[Any],
     mesh: Mesh | None = None,
@@ -66,7 +66,7 @@ def run(
     """
     check_options(config)
     mesh = mesh or make_mesh(config.mesh)
-    step, initial, shapes, abstract, layout = make_program(config, preset, loss, mesh)
+    step, initial, shapes, abstract, layout = make_program(config, loss, mesh)
     step_fn = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
     key, rate = jax.random.key(config.seed), learning_rate(config.optim, config.steps)
     lead = jax.process_index() == 0
@@ -75,14 +75,14 @@ def run(
     with (
         contextlib.nullcontext(folder) if folder else open_folder(config) as folder, jax.set_mesh(mesh),
         out_of_memory(), alone(folder.path) if lead else contextlib.nullcontext(),
-        Events(folder.path, lead) as events, Checkpoints(config, preset) as checkpoints, stop or Interrupt() as stop,
+        Events(folder.path, lead) as events, Checkpoints(config) as checkpoints, stop or Interrupt() as stop,
         Watchdog(config.hang_minutes) as watchdog,
     ):  # fmt: skip
         began = time.monotonic()
         state = checkpoints.restore(abstract, layout, data)
         kind = "initialise" if state is None else "restore"
         if state is None:
-            params = starting_params(config, preset, shardings(shapes, mesh), abstract["trainable"])
+            params = starting_params(config, shardings(shapes, mesh), abstract["trainable"])
             state = jax.jit(initial, out_shardings=layout)(params)
             del params
         first = done = int(state["step"])
@@ -198,7 +198,7 @@ def out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def starting_params(config: TrainConfig, preset: Preset, layout: Any, trained: Collection[str]) -> Params:
+def starting_params(config: TrainConfig, layout: Any, trained: Collection[str]) -> Params:
     """The parameters of `config.init`, or fresh ones, where `layout` wants them.
 
     Parts of the model that start as identity, their last layer being zero, may be missing in `init` and start fresh:
@@ -212,7 +212,7 @@ def starting_params(config: TrainConfig, preset: Preset, layout: Any, trained: C
     """
 
     def fresh(paths: Collection[str] | None = None) -> Params:
-        arrays = jax.device_get(init_params(preset.model, config.seed, *([paths] if paths else [])))
+        arrays = jax.device_get(init_params(preset_of(config).model, config.seed, *([paths] if paths else [])))
         return {  # the same in every process
             path: jax.make_array_from_callback(array.shape, layout[path], array.__getitem__)
             for path, array in arrays.items()
@@ -222,7 +222,7 @@ def starting_params(config: TrainConfig, preset: Preset, layout: Any, trained: C
         return fresh()
     unused = {"stage1": {"motion_module"}, "vae": set(STARTS_AS_IDENTITY)}.get(config.stage, set())
     optional = [part for part in STARTS_AS_IDENTITY if part in unused | set(map(checkpoint.part_of, trained))]
-    params = checkpoint.load(config.init, preset, shardings=layout, optional=optional)[0]
+    params = checkpoint.load(config.init, preset_of(config), shardings=layout, optional=optional)[0]
     if lacking := layout.keys() - params.keys():
         parts = checkpoint.missing_parts(params, layout)
         say(f"{config.init}: has no {', '.join(parts)}: starting fresh, as identity")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from animate_jax.config import Preset, TrainConfig
+from animate_jax.config import TrainConfig
 from animate_jax.diffusion.losses import draw_noise, flicker, loss_weight, weighted_mse
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
@@ -18,6 +18,7 @@ from animate_jax.images import to_signed, to_unit
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.sharding import frames_apart
 from animate_jax.models.vae import AutoencoderKL
+from animate_jax.presets import preset_of
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -43,7 +44,7 @@ class Loss:
 Distance = Callable[[Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Float[Array, " b"]]  # of [-1, 1] pictures
 
 
-def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | None = None) -> Loss:
+def diffusion_loss(config: TrainConfig, perceptual: Distance | None = None) -> Loss:
     """Stage 1 (single frames, each with its own timestep, no temporal layers) and stage 2 (clips, one timestep).
 
     Follows Hu et al. 2023, section 3.3; the options of `config.loss` are the peers'. Batches are uint8:
@@ -58,6 +59,7 @@ def diffusion_loss(config: TrainConfig, preset: Preset, perceptual: Distance | N
             does not fit, a shift of the timesteps that is not positive, a share outside 0..1, no frame to see, or a
             model with `appearance` that does not predict x0.
     """
+    preset = preset_of(config)
     schedule, options, temporal = make_schedule(preset.schedule), config.loss, config.stage == "stage2"
     dtype = jnp.dtype(config.compute_dtype)
     longest = preset.model.unet.motion_max_length

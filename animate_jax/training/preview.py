@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import UInt8
 
-from animate_jax.config import MeshConfig, Preset, TrainConfig
+from animate_jax.config import MeshConfig, TrainConfig
 from animate_jax.data.loader import RecordedSamples, WholeSamples, open_source
 from animate_jax.errors import UserError
 from animate_jax.evaluation.image_quality import person_box, psnr, ssim
@@ -25,6 +25,7 @@ from animate_jax.parallel.mesh import make_mesh
 from animate_jax.perceptual import lpips
 from animate_jax.pose.draw import draw
 from animate_jax.pose.warp import Warped, warp
+from animate_jax.presets import preset_of
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.files import write_image, write_video
@@ -53,9 +54,9 @@ class HeldOut(NamedTuple):
     warped: Warped | Ready | None = None
 
 
-def rendered_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
-    options, frames = config.preview, preset.frames
-    source = open_source(dataclasses.replace(config.data, split=options.split), preset)
+def rendered_clips(config: TrainConfig) -> list[HeldOut]:
+    options, frames = config.preview, preset_of(config).frames
+    source = open_source(dataclasses.replace(config, data=dataclasses.replace(config.data, split=options.split)))
     picked = [0, *range(GAP, GAP + options.frames)]
     clips = [source.clip(index, GAP + options.frames, picked) for index in range(options.clips)]
     size = frames.height, frames.width
@@ -66,7 +67,7 @@ def rendered_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
     ]  # fmt: skip
 
 
-def recorded_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
+def recorded_clips(config: TrainConfig) -> list[HeldOut]:
     """The first clips of a split that is not trained on; none without one."""
     options, data = config.preview, config.data
     if data.root is None:
@@ -81,7 +82,7 @@ def recorded_clips(config: TrainConfig, preset: Preset) -> list[HeldOut]:
             clips = RecordedClips(data.root, split)
         except UserError:
             continue
-        sample = WholeSamples(clips, RecordedSamples(data, preset), len(clips) // 2)
+        sample = WholeSamples(clips, RecordedSamples(dataclasses.replace(config, data=data)), len(clips) // 2)
         samples = [sample(i, i) for i in range(min(options.clips, len(clips)))]
         behind = lambda one, more: np.concatenate([one[None], more])  # noqa: E731
         return [
@@ -108,15 +109,16 @@ class Preview:
         UserError: the data set has no such split.
     """
 
-    def __init__(self, config: TrainConfig, preset: Preset, folder: str | pathlib.Path | None = None):
+    def __init__(self, config: TrainConfig, folder: str | pathlib.Path | None = None):
         self._directory = pathlib.Path(folder or config.output) / "previews"
+        preset = preset_of(config)
         self._preset, self._rebuild, self._dtype = preset, config.stage == "vae", jnp.dtype(config.compute_dtype)
         shared = math.gcd(jax.local_device_count(), min(config.preview.frames, preset.sampling.window))
         self._mesh = make_mesh(MeshConfig(frames=shared), jax.local_devices())
         self._pipeline: Pipeline | None = None  # kept: it holds what is compiled
         if jax.process_index() > 0:
             return
-        self._clips = recorded_clips(config, preset) or rendered_clips(config, preset)
+        self._clips = recorded_clips(config) or rendered_clips(config)
         try:
             self._lpips = lpips.load(config.lpips_weights)
         except UserError:

@@ -10,11 +10,12 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from animate_jax.config import Preset, TrainConfig, problem
+from animate_jax.config import TrainConfig, problem
 from animate_jax.errors import UserError
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.parallel.mesh import check_batch
 from animate_jax.parallel.rules import shardings
+from animate_jax.presets import preset_of
 from animate_jax.training.losses import Batch, Loss
 from animate_jax.training.state import State, make_state, optimizer
 from animate_jax.training.step import make_step
@@ -30,12 +31,13 @@ class Program(NamedTuple):
     layout: State  # shardings
 
 
-def make_program(config: TrainConfig, preset: Preset, loss: Loss | LossFunction, mesh: Mesh) -> Program:
+def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> Program:
     """What training runs and planning compiles.
 
     Raises:
         UserError: an impossible size, a batch that the mesh does not divide, or nothing to train.
     """
+    preset = preset_of(config)
     if found := problem(preset):
         raise UserError(f"preset {preset.name}: {found[0]} is {found[1]} and must be {found[2]}: see --size")
     # The autoencoder sees single pictures.

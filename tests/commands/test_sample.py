@@ -411,10 +411,10 @@ def test_options_and_batches_reach_the_loop(name, micro, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr("animate_jax.training.loop.run", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr("animate_jax.perceptual.lpips.load", lambda path: {})
-    monkeypatch.setattr(train, "preset_of", lambda config: micro)
+    monkeypatch.setattr(train, "with_carried_preset", lambda config, named: dataclasses.replace(config, preset=micro))
     options = ["--steps", "7", "--optim.learning-rate", "0.5", "--data.workers", "0", "--data.frames", "2"]
     assert train.main([str(ROOT / "configs" / f"{name}.py"), *options]) == 0
-    ((config, preset, _, data, *_),) = seen
-    assert (config.steps, config.optim.learning_rate, preset) == (7, 0.5, micro)
+    ((config, _, data, *_),) = seen
+    assert (config.steps, config.optim.learning_rate, config.preset) == (7, 0.5, micro)
     batch = next(data)
     assert batch["frames"].shape == (config.data.batch, 2, 64, 48, 3)

@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from animate_jax.checkpoints import checkpoint
-from animate_jax.commands.train import chosen_preset
+from animate_jax.commands.train import with_carried_preset
 from animate_jax.config import TrainConfig
 from animate_jax.models.params import abstract_model
-from animate_jax.presets import presets
+from animate_jax.presets import preset_of, presets
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,10 @@ def carrying(tmp_path_factory, micro, micro_params):
     kept = abstract_model(v3.model)[1].keys()
     checkpoint.save(root / "v3", {path: micro_params[path] for path in kept}, v3)
     return root
+
+
+def chosen_preset(config, named):
+    return preset_of(with_carried_preset(config, named))
 
 
 def config(output, init, **fields):

@@ -18,6 +18,7 @@ from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.training.encoding import ENCODERS, EncodeOptions, check_encoded, encode
 from animate_jax.training.losses import diffusion_loss
+from tests.conftest import MICRO, training
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -39,14 +40,14 @@ def encoded(tmp_path_factory, compile_fast, videos, micro_checkpoint):
 
 
 def first_batch(root, preset, **options):
-    return next(batches(dataclasses.replace(DATA, root=root, **options), preset))
+    return next(batches(training(dataclasses.replace(DATA, root=root, **options), preset)))
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_loss_and_gradients_on_encoded_frames_are_those_on_pixels(stage, videos, encoded, micro, micro_params):
     """Half of the clips mirrored, the posterior's noise drawn alike."""
     graphdef, _ = abstract_model(micro.model)
-    loss = diffusion_loss(TrainConfig(stage=stage, output=""), micro)
+    loss = diffusion_loss(TrainConfig(stage=stage, output="", preset=micro))
     still = {path: array for path, array in micro_params.items() if ENCODERS.match(path)}
     trained = {path: array for path, array in micro_params.items() if path not in still}
 
@@ -147,7 +148,7 @@ def test_mirrored_frames_that_there_are_not_are_refused(encoded, tmp_path, micro
 )
 def test_runs_that_need_pixels_are_refused(options, words, encoded, micro_checkpoint):
     usual = {"stage": "stage1", "init": str(micro_checkpoint), "trainable": "denoising_unet"}
-    config = TrainConfig(output="", data=dataclasses.replace(DATA, root=encoded), **usual | options)
+    config = TrainConfig(output="", preset=MICRO, data=dataclasses.replace(DATA, root=encoded), **usual | options)
     with pytest.raises(UserError, match=words):
         check_encoded(config, encoding_of(encoded, "train"))
 
@@ -160,7 +161,9 @@ def test_weights_of_another_encoder_are_refused_and_rounded_ones_are_not(
     other = {path: array * (1.01 if path == "vae.quant_conv.bias" else 1) for path, array in micro_params.items()}
     for name, params in {"half": half, "other": other}.items():
         checkpoint.save(tmp_path / name, params, micro)
-    config = TrainConfig(stage="stage1", output="", trainable="denoising_unet", init=str(micro_checkpoint))
+    config = TrainConfig(
+        stage="stage1", output="", trainable="denoising_unet", init=str(micro_checkpoint), preset=MICRO
+    )
     check_encoded(config, encoding)
     check_encoded(dataclasses.replace(config, init=str(tmp_path / "half")), encoding)
     with pytest.raises(

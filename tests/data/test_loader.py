@@ -24,6 +24,7 @@ from animate_jax.errors import UserError
 from animate_jax.pose.draw import draw
 from animate_jax.pose.keypoints import BODY, Keypoints
 from animate_jax.video.files import encode_mp4
+from tests.conftest import training
 
 FRAMES = DataConfig(batch=2, frames=3, span=8, workers=0)
 CLIPS = dataclasses.replace(FRAMES, consecutive=True)
@@ -57,14 +58,14 @@ class Numbers:
 @pytest.fixture
 def numbers(micro, monkeypatch):
     """Lets the loader read `Numbers`."""
-    source = Numbers(open_source(FRAMES, micro))
-    monkeypatch.setattr("animate_jax.data.loader.open_source", lambda data, preset: source)
+    source = Numbers(open_source(training(FRAMES, micro)))
+    monkeypatch.setattr("animate_jax.data.loader.open_source", lambda config: source)
     return source
 
 
 @pytest.mark.parametrize("data", [FRAMES, CLIPS], ids=["frames", "clips"])
 def test_a_batch_has_the_promised_form(micro, data):
-    batch = next(batches(data, micro))
+    batch = next(batches(training(data, micro)))
     shapes = {name: (array.shape, array.dtype) for name, array in batch.items()}
     assert shapes == {
         "reference": ((2, 64, 48, 3), np.uint8),
@@ -79,7 +80,9 @@ def test_a_batch_has_the_promised_form(micro, data):
 
 
 def test_the_warp_comes_with_models_that_see_it_and_changes_nothing_else(micro, micro_copying):
-    samples = [Samples(open_source(FRAMES, preset), FRAMES, preset) for preset in (micro, micro_copying)]
+    samples = [
+        Samples(open_source(training(FRAMES, preset)), training(FRAMES, preset)) for preset in (micro, micro_copying)
+    ]
     lost = sharp = 0
     for number in range(12):
         plain, warped = (each(number) for each in samples)
@@ -96,8 +99,8 @@ def test_the_warp_comes_with_models_that_see_it_and_changes_nothing_else(micro, 
 
 def test_pictures_poses_and_masks_belong_together(micro):
     """The sample against the clip it was made of."""
-    source = open_source(FRAMES, micro)
-    sample, clip = Samples(source, FRAMES, micro)(5), source.clip(5, FRAMES.span)
+    source = open_source(training(FRAMES, micro))
+    sample, clip = Samples(source, training(FRAMES, micro))(5), source.clip(5, FRAMES.span)
     poses = draw(clip.keypoints, 64, 48, "tiny")
     number = {clip.frames[i].tobytes(): i for i in range(FRAMES.span)}
     for picture, pose, mask in zip(sample["frames"], sample["poses"], sample["masks"], strict=True):
@@ -108,22 +111,24 @@ def test_pictures_poses_and_masks_belong_together(micro):
 
 
 def test_the_same_number_gives_the_same_sample(micro):
-    a, b = (Samples(open_source(FRAMES, micro), FRAMES, micro) for _ in range(2))
+    a, b = (Samples(open_source(training(FRAMES, micro)), training(FRAMES, micro)) for _ in range(2))
     assert_equal(a(3), b(3))
     assert not np.array_equal(a(3)["frames"], a(4)["frames"])
     other = dataclasses.replace(FRAMES, seed=1)
-    assert not np.array_equal(a(3)["frames"], Samples(open_source(other, micro), other, micro)(3)["frames"])
+    assert not np.array_equal(
+        a(3)["frames"], Samples(open_source(training(other, micro)), training(other, micro))(3)["frames"]
+    )
 
 
 def test_single_frames_are_drawn_anywhere_and_never_twice(micro, numbers):
-    samples = [Samples(numbers, FRAMES, micro)(i) for i in range(40)]
+    samples = [Samples(numbers, training(FRAMES, micro))(i) for i in range(40)]
     chosen = [[s["reference"][0, 0, 1], *s["frames"][:, 0, 0, 1]] for s in samples]
     assert all(len(set(frames)) == 4 for frames in chosen)
     assert set(np.ravel(chosen).tolist()) == set(range(8))
 
 
 def test_clips_are_consecutive_frames_and_the_reference_is_anywhere(micro, numbers):
-    samples = [Samples(numbers, CLIPS, micro)(i) for i in range(60)]
+    samples = [Samples(numbers, training(CLIPS, micro))(i) for i in range(60)]
     firsts = [int(s["frames"][0, 0, 0, 1]) for s in samples]
     for sample, first in zip(samples, firsts, strict=True):
         assert sample["frames"][:, 0, 0, 1].tolist() == [first, first + 1, first + 2]
@@ -133,7 +138,7 @@ def test_clips_are_consecutive_frames_and_the_reference_is_anywhere(micro, numbe
 
 def test_processes_share_every_batch_and_no_clip(micro, numbers):
     def clips(process, processes, count):
-        stream = batches(dataclasses.replace(FRAMES, batch=4), micro, process, processes)
+        stream = batches(training(dataclasses.replace(FRAMES, batch=4), micro), process, processes)
         return [next(stream)["reference"][:, 0, 0, 0].tolist() for _ in range(count)]
 
     assert clips(0, 1, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -142,12 +147,12 @@ def test_processes_share_every_batch_and_no_clip(micro, numbers):
 
 
 def test_the_position_resumes_exactly(micro, numbers):
-    stream = batches(CLIPS, micro)
+    stream = batches(training(CLIPS, micro))
     for _ in range(3):
         next(stream)
     state = stream.get_state()
     expected = [next(stream) for _ in range(3)]
-    again = batches(CLIPS, micro)
+    again = batches(training(CLIPS, micro))
     next(again)
     again.set_state(state)
     for batch in expected:
@@ -157,11 +162,11 @@ def test_the_position_resumes_exactly(micro, numbers):
 
 @pytest.mark.parametrize("before, after", [(0, 1), (1, 0), (1, 2), (2, 1)])
 def test_rendered_data_resume_with_other_workers(micro, before, after):
-    expected = batches(CLIPS, micro)
-    stream = batches(dataclasses.replace(CLIPS, workers=before), micro)
+    expected = batches(training(CLIPS, micro))
+    stream = batches(training(dataclasses.replace(CLIPS, workers=before), micro))
     for _ in range(3):
         assert_equal(next(stream), next(expected))
-    again = batches(dataclasses.replace(CLIPS, workers=after), micro)
+    again = batches(training(dataclasses.replace(CLIPS, workers=after), micro))
     again.set_state(stream.get_state())
     for _ in range(3):
         assert_equal(next(again), next(expected))
@@ -172,7 +177,7 @@ def test_rendered_data_resume_with_other_workers(micro, before, after):
     "old", [{"next_index": 3}, {"iterators_in_use_states": [{"next_index": 2}, {"next_index": 1}], "exhausted": [0, 0]}]
 )
 def test_positions_of_older_versions_are_understood(micro, numbers, old):
-    stream = batches(CLIPS, micro)
+    stream = batches(training(CLIPS, micro))
     stream.set_state(old)
     assert next(stream)["reference"][:, 0, 0, 0].tolist() == [6, 7]
 
@@ -190,13 +195,13 @@ def test_positions_of_older_versions_are_understood(micro, numbers, old):
 )
 def test_impossible_options(micro, data, processes):
     with pytest.raises(UserError, match=r"^(--data\.|mocap_people: ).*(must be|choose)"):
-        batches(data, micro, 0, processes)
+        batches(training(data, micro), 0, processes)
 
 
 def test_a_worker_makes_the_same_batches_and_misses_ctrl_c(micro):
     """A terminal's Ctrl-C goes to a process group; the training process must outlive it to save."""
-    stream = batches(dataclasses.replace(FRAMES, workers=1), micro)
-    expected = batches(FRAMES, micro)
+    stream = batches(training(dataclasses.replace(FRAMES, workers=1), micro))
+    expected = batches(training(FRAMES, micro))
     for _ in range(2):
         assert_equal(next(stream), next(expected))
     groups = {os.getpgid(child.pid) for child in multiprocessing.active_children()}
@@ -231,14 +236,17 @@ def clip(data_set):
 
 
 def test_a_recorded_batch_has_the_form_of_a_rendered_one(micro, stage_2):
-    batch, rendered = next(batches(stage_2, micro)), next(batches(dataclasses.replace(STAGE_2, span=8), micro))
+    batch, rendered = (
+        next(batches(training(stage_2, micro))),
+        next(batches(training(dataclasses.replace(STAGE_2, span=8), micro))),
+    )
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (v.shape, v.dtype) for k, v in rendered.items()}
     assert batch["poses"].max() > 100 and 0.05 < (batch["masks"] > 127).mean() < 0.9
     assert set(np.unique(batch["masks"])) == {0, 255}
 
 
 def test_recorded_targets_keep_the_margin(micro, stage_1):
-    stream = batches(stage_1, micro)
+    stream = batches(training(stage_1, micro))
     numbers = np.concatenate([shown(next(stream))[1] for _ in range(25)])
     distances = np.abs(numbers[:, 1:] - numbers[:, :1])
     assert distances.min() == 10 and distances.max() > 30
@@ -281,7 +289,7 @@ def test_the_whole_frame_is_what_benchmarks_cut(micro, clip, stage_2):
     for width, height in ((640, 360), (360, 640), (41, 300), (100, 100)):
         left, top, wide, tall = largest_crop(width, height, 48 / 64)
         assert (top, left, tall, wide) == _center_crop((height, width), (64, 48))
-    whole = RecordedSamples(dataclasses.replace(stage_2, framing="frame", flip=0.0), micro)
+    whole = RecordedSamples(training(dataclasses.replace(stage_2, framing="frame", flip=0.0), micro))
     boxes = {whole(position, clip)["masks"].sum(dtype=int) for position in range(4)}
     assert len(boxes) > 1, "frames differ"
     first = [whole(position, clip)["reference"][0, 0, 2] for position in range(6)]
@@ -290,15 +298,15 @@ def test_the_whole_frame_is_what_benchmarks_cut(micro, clip, stage_2):
 
 def test_the_frames_are_the_chosen_ones(micro, clip, stage_2):
     data = dataclasses.replace(stage_2, stride=2)
-    _, numbers = shown({k: v[None] for k, v in RecordedSamples(data, micro)(7, clip).items()})
+    _, numbers = shown({k: v[None] for k, v in RecordedSamples(training(data, micro))(7, clip).items()})
     assert (np.diff(numbers[0, 1:]) == 2).all() and len(numbers[0]) == 6
 
 
 def test_too_short_a_clip(micro, stage_1, tmp_path, write, clips):
     root = str(write(tmp_path / "set", [clips(0, 3)], shards=1))
-    next(batches(dataclasses.replace(stage_1, root=root), micro))
+    next(batches(training(dataclasses.replace(stage_1, root=root), micro)))
     for workers in (0, 1):
-        stream = batches(dataclasses.replace(stage_1, root=root, frames=3, workers=workers), micro)
+        stream = batches(training(dataclasses.replace(stage_1, root=root, frames=3, workers=workers), micro))
         with pytest.raises(UserError, match="clip clip0 has 3 frames, a sample takes 4: lower"):
             next(stream)
         stream.close()
@@ -318,7 +326,7 @@ def damaged(tmp_path, write, clips):
 def test_a_damaged_clip_is_replaced_by_the_next_and_told(micro, stage_1, damaged, workers, capfd):
     root, numbers = damaged
     data = dataclasses.replace(stage_1, root=root, workers=workers, max_bad=0.1)  # 2 of 13
-    stream, whole = batches(data, micro), batches(stage_1, micro)
+    stream, whole = batches(training(data, micro)), batches(training(stage_1, micro))
     for _ in range(7):  # more than two epochs
         got, expected = shown(next(stream))[0], shown(next(whole))[0]
         order = [*range(0, 13, 2), *range(1, 13, 2)]
@@ -332,11 +340,11 @@ def test_a_damaged_clip_is_replaced_by_the_next_and_told(micro, stage_1, damaged
 
 
 def test_too_many_damaged_clips_end_the_run(micro, stage_1, damaged):
-    stream = batches(dataclasses.replace(stage_1, root=damaged[0], max_bad=0.05), micro)  # 1 of 13
+    stream = batches(training(dataclasses.replace(stage_1, root=damaged[0], max_bad=0.05), micro))  # 1 of 13
     with pytest.raises(UserError, match=r"^2 damaged clips, the last: .*; or raise --data\.max-bad"):
         for _ in range(7):
             next(stream)
-    strict = batches(dataclasses.replace(stage_1, root=damaged[0], max_bad=0.0), micro)
+    strict = batches(training(dataclasses.replace(stage_1, root=damaged[0], max_bad=0.0), micro))
     with pytest.raises(UserError, match="build the data set again"):
         for _ in range(7):
             next(strict)
@@ -371,7 +379,7 @@ def test_crop_and_flip_take_the_poses_with_them(micro, stage_1, marked, monkeypa
     monkeypatch.setattr("animate_jax.data.loader.draw", watched)
     sizes = set()
     for position in range(8):
-        sample = RecordedSamples(dataclasses.replace(stage_1, flip=flip), micro)(position, marked)
+        sample = RecordedSamples(training(dataclasses.replace(stage_1, flip=flip), micro))(position, marked)
         pictures = np.concatenate([sample["reference"][None], sample["frames"]]).astype(float)
         poses = np.concatenate([sample["reference_pose"][None], sample["poses"]])
         np.testing.assert_array_equal(poses, draw(drawn[-1], 64, 48, "tiny"))
@@ -385,11 +393,19 @@ def test_crop_and_flip_take_the_poses_with_them(micro, stage_1, marked, monkeypa
 
 
 def test_flipped_and_not_are_mirror_images(micro, stage_1, clip):
-    plain, flipped = (RecordedSamples(dataclasses.replace(stage_1, flip=flip), micro)(3, clip) for flip in (0.0, 1.0))
+    plain, flipped = (
+        RecordedSamples(training(dataclasses.replace(stage_1, flip=flip), micro))(3, clip) for flip in (0.0, 1.0)
+    )
     for name in ("reference", "frames", "masks"):
         np.testing.assert_array_equal(plain[name], np.flip(flipped[name], 1 + (name != "reference")))
-    mixed = [RecordedSamples(dataclasses.replace(stage_1, flip=0.3), micro)(i, clip)["reference"] for i in range(60)]
-    plain = [RecordedSamples(dataclasses.replace(stage_1, flip=0.0), micro)(i, clip)["reference"] for i in range(60)]
+    mixed = [
+        RecordedSamples(training(dataclasses.replace(stage_1, flip=0.3), micro))(i, clip)["reference"]
+        for i in range(60)
+    ]
+    plain = [
+        RecordedSamples(training(dataclasses.replace(stage_1, flip=0.0), micro))(i, clip)["reference"]
+        for i in range(60)
+    ]
     assert 8 < sum(not np.array_equal(a, b) for a, b in zip(mixed, plain, strict=True)) < 30
 
 
@@ -426,19 +442,19 @@ def test_masks_cover_the_bones(clip):
 
 
 def test_every_clip_once_per_epoch_in_a_new_order(micro, stage_1):
-    stream = batches(stage_1, micro)
+    stream = batches(training(stage_1, micro))
     seen = np.concatenate([shown(next(stream))[0] for _ in range(13)]).reshape(4, 13)
     np.testing.assert_array_equal(np.sort(seen), np.broadcast_to(np.arange(13), (4, 13)))
     assert len({tuple(order) for order in seen.tolist()}) == 4
-    other = batches(dataclasses.replace(stage_1, seed=1), micro)
+    other = batches(training(dataclasses.replace(stage_1, seed=1), micro))
     assert not np.array_equal(shown(next(other))[0], seen[0, :4])
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])
 def test_the_number_of_processes_may_change(micro, stage_1, after):
     """Three batches with 2 processes, the rest with another number: the same global batches as one process makes."""
-    expected = batches(stage_1, micro)
-    first = [batches(stage_1, micro, process, 2) for process in range(2)]
+    expected = batches(training(stage_1, micro))
+    first = [batches(training(stage_1, micro), process, 2) for process in range(2)]
     for _ in range(3):
         parts = [next(stream) for stream in first]
         together = {name: np.stack([part[name] for part in parts], 1).reshape(4, *parts[0][name].shape[1:])
@@ -446,7 +462,7 @@ def test_the_number_of_processes_may_change(micro, stage_1, after):
         assert_equal(together, next(expected))
     states = [stream.get_state() for stream in first]
     assert states[0] == states[1]
-    then = [batches(stage_1, micro, process, after) for process in range(after)]
+    then = [batches(training(stage_1, micro), process, after) for process in range(after)]
     for stream in then:
         stream.set_state(states[0])
     for _ in range(5):  # over the end of the epoch
@@ -459,13 +475,13 @@ def test_the_number_of_processes_may_change(micro, stage_1, after):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_recorded_position_resumes_exactly(micro, stage_2, workers):
     data = dataclasses.replace(stage_2, workers=workers)
-    stream = batches(data, micro)
+    stream = batches(training(data, micro))
     for _ in range(2):
         next(stream)
     state = stream.get_state()
     expected = [next(stream) for _ in range(3)]
     stream.close()
-    again = batches(dataclasses.replace(stage_2, workers=0), micro)
+    again = batches(training(dataclasses.replace(stage_2, workers=0), micro))
     again.set_state(state)
     for batch in expected:
         assert_equal(next(again), batch)
@@ -473,10 +489,10 @@ def test_a_recorded_position_resumes_exactly(micro, stage_2, workers):
 
 def test_a_checkpoint_of_two_processes_is_read_by_any_number(micro, stage_1, tmp_path):
     """Orbax keeps a file per process; a new process finds none of its own."""
-    stream = batches(stage_1, micro)
+    stream = batches(training(stage_1, micro))
     next(stream)
     (tmp_path / "process_1-of-2.json").write_text(json.dumps(stream.get_state()))
-    again = batches(stage_1, micro)
+    again = batches(training(stage_1, micro))
     asyncio.run(restore(again, epath.Path(tmp_path)))
     assert_equal(next(again), next(stream))
 
@@ -488,16 +504,16 @@ async def restore(stream, directory):
 def test_orbax_saves_the_position(micro, stage_1, tmp_path):
     from orbax.checkpoint import v1 as ocp
 
-    stream = batches(stage_1, micro)
+    stream = batches(training(stage_1, micro))
     next(stream)
     ocp.save_checkpointables(tmp_path / "saved", {"data": stream})
-    again = batches(stage_1, micro)
+    again = batches(training(stage_1, micro))
     ocp.load_checkpointables(tmp_path / "saved", {"data": again})
     assert_equal(next(again), next(stream))
 
 
 def test_workers_on_recorded_clips_miss_ctrl_c(micro, stage_1):
-    stream = batches(dataclasses.replace(stage_1, workers=2), micro)
+    stream = batches(training(dataclasses.replace(stage_1, workers=2), micro))
     for _ in range(2):
         next(stream)
     groups = {os.getpgid(child.pid) for child in multiprocessing.active_children()}
@@ -524,4 +540,4 @@ def test_impossible_options_for_recorded_clips(micro, stage_1, options):
     with pytest.raises(
         UserError, match=r"^--data\.(frames|margin|stride|fps|max-bad|flip|batch|root) .*: .*(must be|choose|check)"
     ):
-        batches(dataclasses.replace(stage_1, **options), micro)
+        batches(training(dataclasses.replace(stage_1, **options), micro))

@@ -36,7 +36,7 @@ import PIL.Image
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.commands import sample
-from animate_jax.config import DataConfig
+from animate_jax.config import DataConfig, TrainConfig
 from animate_jax.data.loader import RecordedSamples
 from animate_jax.data.records import RecordedClips
 from animate_jax.errors import UserError
@@ -289,7 +289,7 @@ class DataSets(Kind):
             shutil.rmtree(path / "clips")
             self.write(path / "clips" / "1.0.0", [record.read_bytes(), self.records[1]])
         recorded = RecordedClips(str(path), "train")
-        samples = RecordedSamples(DataConfig(frames=2, workers=0), self.preset)
+        samples = RecordedSamples(TrainConfig("stage1", "", self.preset, data=DataConfig(frames=2, workers=0)))
         for index in range(len(recorded)):
             samples(index, recorded[index])
 

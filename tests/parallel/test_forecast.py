@@ -111,9 +111,9 @@ assert dict(slices.shape) == {"data": 4, "fsdp": 2, "frames": 4}
 assert [len({d.slice_index for d in part.flat}) for part in slices.devices] == [1, 1, 1, 1]
 hosts = make_mesh(MeshConfig(frames=8), topology_devices("v5e:4x4"))
 assert {rows_of_process(hosts, p) for p in {d.process_index for d in hosts.devices.flat}} == {(0, 2), (1, 2)}
-config = TrainConfig(stage="stage2", output="", trainable=".*motion_modules", mesh=MeshConfig(frames=4),
+config = TrainConfig(stage="stage2", output="", preset=MICRO, trainable=".*motion_modules", mesh=MeshConfig(frames=4),
                      data=DataConfig(batch=4, frames=8))
-print(json.dumps(dataclasses.asdict(plan(config, MICRO, "v5e:4x4"))), flush=True)
+print(json.dumps(dataclasses.asdict(plan(config, "v5e:4x4"))), flush=True)
 os._exit(0)
 """
 

@@ -37,17 +37,17 @@ params = {path: 0.1 * random.standard_normal(leaf.shape, np.float32) for path, l
 
 
 def losses(mesh, passes):
-    config = TrainConfig(stage="stage2", output="", trainable="denoising_unet", optim=OptimConfig(1e-3),
+    config = TrainConfig(stage="stage2", output="", preset=MICRO, trainable="denoising_unet", optim=OptimConfig(1e-3),
                          data=DataConfig(batch=8, frames=8))
     random = np.random.default_rng(1)
     batch = {name: random.integers(0, 256, leaf.shape).astype(leaf.dtype)
-             for name, leaf in abstract_batch(config, MICRO, None).items()}
+             for name, leaf in abstract_batch(config, None).items()}
     check_batch(mesh, 8 // passes, 8)
     tx = optimizer(config.optim, 10)
     state = make_state(jax.tree.map(jnp.asarray, params), config.trainable, tx, True)
     layout = rules.shardings(state, mesh)
     state = jax.device_put(state, layout)
-    step = jax.jit(make_step(graphdef, diffusion_loss(config, MICRO), tx, 0.9, passes), donate_argnums=0,
+    step = jax.jit(make_step(graphdef, diffusion_loss(config), tx, 0.9, passes), donate_argnums=0,
                    out_shardings=(layout, None))
     with jax.set_mesh(mesh):
         compiled = step.lower(state, to_devices(batch, mesh), jax.random.key(0)).compile()

@@ -284,7 +284,7 @@ def batch() -> dict[str, jax.Array]:
 def test_loss_and_gradients(case, params, batch):
     stage, schedule, options = CASES[case]
     preset = Preset("test", MODEL, schedule, FrameConfig(), SamplingConfig())
-    loss = losses.diffusion_loss(TrainConfig(stage=stage, output="runs/test", loss=options), preset)
+    loss = losses.diffusion_loss(TrainConfig(stage=stage, output="runs/test", preset=preset, loss=options))
     drawn = loss.draw(batch, jax.random.key(3))
     if options.condition_dropout:
         drawn["keep"] = jnp.array([True, False])

@@ -148,7 +148,7 @@ def test_a_data_set_is_read_from_a_bucket_and_encoded_into_it(bucket, python, mi
         sys.path.insert(0, {str(Path(__file__).parents[1] / "data")!r})
         from conftest import made_up_clip, write_data_set
         from animate_jax.checkpoints import checkpoint
-        from animate_jax.config import DataConfig
+        from animate_jax.config import DataConfig, TrainConfig
         from animate_jax.data.loader import batches
         from animate_jax.errors import UserError
         from animate_jax.training.encoding import EncodeOptions, encode
@@ -159,11 +159,13 @@ def test_a_data_set_is_read_from_a_bucket_and_encoded_into_it(bucket, python, mi
             file.copy(epath.Path("gs://bucket/data/clips/1.0.0") / file.name)
         encode("gs://bucket/data", {str(micro_checkpoint)!r}, "gs://bucket/encoded", EncodeOptions())
         preset = checkpoint.read_preset(checkpoint.find({str(micro_checkpoint)!r}))
+        def run(**data):
+            return TrainConfig("stage1", "", preset, data=DataConfig(**data))
         for root in (str(local), "gs://bucket/data", "gs://bucket/encoded"):
-            batch = next(batches(DataConfig(root=root, workers=0, framing="frame", flip=0.0), preset))
+            batch = next(batches(run(root=root, workers=0, framing="frame", flip=0.0)))
             print(batch["poses"].sum(), *sorted(batch))
         try:
-            batches(DataConfig(root="gs://bucket/nothing"), preset)
+            batches(run(root="gs://bucket/nothing"))
         except UserError as error:
             print(error)
     """

@@ -44,8 +44,10 @@ CHILD = """
         number = batch["number"].mean()
         return jnp.square(bias - number - jax.random.normal(key, bias.shape)).mean(), {"number": number}
 
+    preset = checkpoint.read_preset(checkpoint.find(sys.argv[3]))
     config = TrainConfig(
-        stage="vae", output=output, init=sys.argv[3], trainable="vae.quant_conv.bias", steps=8, log_every=1,
+        stage="vae", output=output, preset=preset,
+        init=sys.argv[3], trainable="vae.quant_conv.bias", steps=8, log_every=1,
         save_every=3, data=DataConfig(batch=2), optim=OptimConfig(learning_rate=0.1), preview=PreviewConfig(every=4),
     )
     with open_folder(config) as folder:
@@ -53,8 +55,7 @@ CHILD = """
             (folder.path / "previews").mkdir(exist_ok=True)
             (folder.path / "previews" / f"{step}.txt").write_text("seen")
             return {}
-        preset = checkpoint.read_preset(checkpoint.find(config.init))
-        run(config, preset, pull, Numbers(), preview=preview, folder=folder)
+        run(config, pull, Numbers(), preview=preview, folder=folder)
     print(*checkpoint.load(output)[0]["vae.quant_conv.bias"].tolist())
 """
 

@@ -57,7 +57,8 @@ def train(options):
     if real := options.get("real", False):
         data = DataConfig(batch=2, frames=1, span=4, workers=1)
     config = TrainConfig(
-        stage="stage1", output=str(output), init=options["init"], log_every=1, save_every=options["save_every"],
+        preset=MICRO, stage="stage1", output=str(output),
+        init=options["init"], log_every=1, save_every=options["save_every"],
         trainable=r"(?!vae\.)(?!.*motion_modules)" if real else r"vae\.quant_conv", steps=options["steps"], data=data,
         optim=OptimConfig(learning_rate=0.01), mesh=MeshConfig(fsdp=options.get("fsdp", 1)),
         preview=PreviewConfig(every=options.get("preview_every", 4), clips=2, frames=4),
@@ -67,16 +68,16 @@ def train(options):
     if options.get("previews", False):
         from animate_jax.training.preview import Preview
 
-        preview = Preview(config, MICRO)
+        preview = Preview(config)
     with (output / f"read_{jax.process_index()}.txt").open("a") as log:
         if real:
             from animate_jax.data.loader import batches
             from animate_jax.training.losses import diffusion_loss
 
-            state = run(config, MICRO, diffusion_loss(config, MICRO), batches(data, MICRO), mesh)
+            state = run(config, diffusion_loss(config), batches(config), mesh)
         else:
             stream = Numbers(*rows_of_process(mesh), options.get("delay", 0), log)
-            state = run(config, MICRO, pull, stream, mesh, preview)
+            state = run(config, pull, stream, mesh, preview)
     if jax.process_index() == 0 and int(state["step"]) == config.steps:
         np.savez(output / "final.npz", **{path: np.asarray(array) for path, array in state["trainable"].items()})
 

@@ -13,11 +13,12 @@ import pytest
 from animate_jax.config import TrainConfig
 from animate_jax.training.checkpoint import Checkpoints, only_for_training
 from animate_jax.training.state import sampling_params
+from tests.conftest import MICRO
 
 
 @pytest.fixture
 def config(tmp_path):
-    return TrainConfig(stage="stage1", output=str(tmp_path), keep=2)
+    return TrainConfig(stage="stage1", output=str(tmp_path), preset=MICRO, keep=2)
 
 
 def numbers():
@@ -44,7 +45,7 @@ def saved(config):
 
 def save(config, micro, steps):
     data = numbers()
-    with Checkpoints(config, micro) as checkpoints:
+    with Checkpoints(config) as checkpoints:
         for step in steps:
             next(data)
             checkpoints.save(state(step), data)
@@ -59,7 +60,7 @@ def test_the_newest_and_every_so_many_steps_are_kept(config, micro, keep_every, 
 def test_everything_comes_back_and_nothing_is_stored_twice(config, micro):
     save(config, micro, [1, 2])
     data = numbers()
-    with Checkpoints(config, micro) as checkpoints:
+    with Checkpoints(config) as checkpoints:
         restored = checkpoints.restore(state(0), layout(state(0)), data)
     jax.tree.map(np.testing.assert_array_equal, restored, state(2))
     assert next(data) == 2
@@ -84,7 +85,7 @@ def test_the_position_of_another_number_of_processes(config, micro):
         (place / f"process_{index}-of-4.json").write_text(own.read_text())
     own.unlink()
     data = numbers()
-    with Checkpoints(config, micro) as checkpoints:
+    with Checkpoints(config) as checkpoints:
         checkpoints.restore(state(0), layout(state(0)), data)
     assert next(data) == 3
 

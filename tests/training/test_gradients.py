@@ -17,12 +17,13 @@ from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import abstract_model, merge_model, split_model
 from animate_jax.training import losses, step
 from animate_jax.training.state import make_state, optimizer
+from tests.conftest import MICRO
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 CLIPS, FRAMES = 2, 4
 KEY = jax.random.key(0)
-STAGE1, STAGE2 = (TrainConfig(stage=stage, output="runs/test") for stage in ("stage1", "stage2"))
+STAGE1, STAGE2 = (TrainConfig(stage=stage, output="runs/test", preset=MICRO) for stage in ("stage1", "stage2"))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def batch():
 
 def gradients(micro, micro_params, config, batch, trainable=r".*", **options):
     """Loss, metrics and gradients of one step with the config's own loss."""
-    loss = losses.vae_loss(config, perceptual) if config.stage == "vae" else losses.diffusion_loss(config, micro)
+    loss = losses.vae_loss(config, perceptual) if config.stage == "vae" else losses.diffusion_loss(config)
     keeper = optax.trace(decay=0.0)  # an optimizer whose state is the last gradient
     state = make_state(micro_params, trainable, keeper, ema=False)
     after, metrics = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, keeper, ema=0.0, **options))(
@@ -82,7 +83,7 @@ def whole(request, micro, micro_params, batch, compile_fast):
     """A stage's configuration, and its step over the whole batch in float32 without rematerialisation."""
     options = VAELossConfig(crop=16, perceptual_crops=100)
     loss = DiffusionLossConfig(weighting="min_snr", person=2.0, noise_offset=0.05, condition_dropout=0.5)
-    config = TrainConfig(stage=request.param, output="runs/test", loss=loss, vae_loss=options)
+    config = TrainConfig(stage=request.param, output="runs/test", preset=MICRO, loss=loss, vae_loss=options)
     return config, *gradients(micro, micro_params, config, batch, TRAINED[config.stage])
 
 
@@ -136,7 +137,7 @@ def test_rematerialisation_reaches_both_unets(micro, model, batch, monkeypatch):
     monkeypatch.setattr(AnimateAnyone, "denoise", lambda self, x, *_: seen.append(self.denoising_unet.remat) or x)
     for policy in ("dots", "none"):
         seen = []
-        losses.diffusion_loss(dataclasses.replace(STAGE1, remat=policy), micro)(model, batch, KEY)
+        losses.diffusion_loss(dataclasses.replace(STAGE1, remat=policy))(model, batch, KEY)
         assert seen == [policy] * 2
 
 
@@ -159,7 +160,7 @@ def test_bfloat16_reaches_the_unet(micro, micro_params, batch, monkeypatch):
 
     monkeypatch.setattr(AnimateAnyone, "denoise", denoise)
     config = dataclasses.replace(STAGE2, compute_dtype="bfloat16")
-    loss = losses.diffusion_loss(config, micro)
+    loss = losses.diffusion_loss(config)
     state = make_state(micro_params, r".*motion_modules", optax.sgd(1.0), ema=False, half=r"vae|image_encoder")
     assert state["frozen"]["vae.quant_conv.bias"].dtype == jnp.bfloat16
     assert state["frozen"]["denoising_unet.conv_in.bias"].dtype == jnp.float32
@@ -189,7 +190,7 @@ def test_overfitting_four_clips(name, micro, micro_params, model):
     batch, steps = four_clips(), {"stage1": 450, "stage2": 150}[name]
     tx = optimizer(dataclasses.replace(config.optim, learning_rate=3e-3, weight_decay=0.0), 600)
     first = make_state(micro_params, config.trainable, tx, ema=False, half=config.half)
-    loss = losses.diffusion_loss(config, micro)
+    loss = losses.diffusion_loss(config)
     apply = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, tx, ema=0.0))
     state, values = first, []
     for _ in range(steps):

@@ -30,6 +30,7 @@ from animate_jax.training.guards import Interrupt, alone
 from animate_jax.training.loop import Skips, run
 from animate_jax.training.losses import diffusion_loss, vae_loss
 from animate_jax.training.state import sampling_params
+from tests.conftest import MICRO, using
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +72,7 @@ class Numbers(Iterator):
 
 def pulling(output, init) -> TrainConfig:
     return TrainConfig(
-        stage="stage1", output=str(output), init=str(init), trainable=r"vae\.quant_conv\.bias",
+        preset=MICRO, stage="stage1", output=str(output), init=str(init), trainable=r"vae\.quant_conv\.bias",
         steps=6, log_every=2, save_every=100, keep=10, data=DataConfig(batch=2),
         optim=OptimConfig(learning_rate=0.1, decay="cosine"),
     )  # fmt: skip
@@ -86,7 +87,7 @@ def config(tmp_path, micro_checkpoint) -> TrainConfig:
 def finished(tmp_path_factory, micro, micro_checkpoint, compile_fast):
     """A whole run: its configuration and its last state."""
     config = pulling(tmp_path_factory.mktemp("finished"), micro_checkpoint)
-    return config, run(config, micro, pull, Numbers())
+    return config, run(config, pull, Numbers())
 
 
 def changed(config, **fields):
@@ -117,10 +118,10 @@ def assert_equal(state, other):
 
 
 def test_a_stopped_run_goes_on_exactly_where_it_stopped(config, finished, micro):
-    stopped = run(config, micro, pull, Numbers(stop=3))
+    stopped = run(config, pull, Numbers(stop=3))
     assert int(stopped["step"]) == 3 and saved(config) == [3]
     data = Numbers()
-    resumed = run(config, micro, pull, data)
+    resumed = run(config, pull, data)
     assert data.read == 3
     assert_equal(resumed, finished[1])
     assert not np.array_equal(stopped["trainable"][TRAINED], resumed["trainable"][TRAINED])
@@ -139,7 +140,7 @@ def test_the_run_can_be_sampled_from(finished, micro):
 def test_a_finished_run_is_left_alone(finished, micro):
     config, state = finished
     data = Numbers()
-    assert_equal(run(config, micro, pull, data), state)
+    assert_equal(run(config, pull, data), state)
     assert data.read == 0
 
 
@@ -150,7 +151,7 @@ def test_everything_that_is_frozen_stays_bit_equal(finished, micro_params):
 
 
 def test_logs_and_checkpoints_come_when_they_should(config, micro):
-    run(changed(config, log_every=3, save_every=2, steps=5, keep=2), micro, pull, Numbers())
+    run(changed(config, log_every=3, save_every=2, steps=5, keep=2), pull, Numbers())
     assert saved(config) == [4, 5]
     assert [line["step"] for line in log(config)] == [2, 3, 4, 5]
     assert all(line.keys() >= {"loss", "grad_norm", "number", "steps_per_second", "data_wait"} for line in log(config))
@@ -164,18 +165,18 @@ def test_previews_come_when_they_should(config, micro, finished):
         return {"preview/step": float(step)}
 
     seen = changed(config, preview=PreviewConfig(every=4), log_every=3)
-    assert_equal(run(seen, micro, pull, Numbers(), preview=preview), finished[1])
+    assert_equal(run(seen, pull, Numbers(), preview=preview), finished[1])
     assert shown.keys() == {4} and shown[4].keys() == finished[1]["frozen"].keys() | {TRAINED}
     assert [(line["step"], line.get("preview/step")) for line in log(seen)] == [(3, None), (4, 4.0), (6, None)]
-    run(changed(seen, output=config.output + "_short"), micro, pull, Numbers(stop=4))
+    run(changed(seen, output=config.output + "_short"), pull, Numbers(stop=4))
     stored, _ = checkpoint.load(config.output + "_short")
     np.testing.assert_array_equal(shown[4][TRAINED], stored[TRAINED])
 
 
 def test_every_checkpoint_holds_the_state_of_its_own_step(config, micro, tmp_path):
     """Saving happens in the background, while the next step reuses the memory of the state."""
-    state = run(changed(config, output=str(tmp_path / "alone")), micro, pull, Numbers(stop=2))
-    run(changed(config, save_every=1), micro, pull, Numbers(stop=4))
+    state = run(changed(config, output=str(tmp_path / "alone")), pull, Numbers(stop=2))
+    run(changed(config, save_every=1), pull, Numbers(stop=4))
     assert saved(config) == [1, 2, 3, 4]
     stored, _ = checkpoint.load(Path(config.output) / "checkpoints" / "2")
     np.testing.assert_array_equal(stored[TRAINED], state["ema"][TRAINED])
@@ -193,7 +194,7 @@ def spoilt(*bad):
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(config, micro):
     """The third batch of six is bad: the run is, but for the number of steps, one without that step."""
-    state = run(changed(config, save_every=1), micro, spoilt(4.5), Numbers())
+    state = run(changed(config, save_every=1), spoilt(4.5), Numbers())
     before, after = (checkpoint.load(Path(config.output) / "checkpoints" / str(step))[0] for step in (2, 3))
     assert_equal(before, after)
     assert int(state["step"]) == 6 and int(state["opt"][1][0].count) == 5
@@ -204,7 +205,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(config, micro)
 def test_only_a_row_of_skipped_steps_ends_the_run(config, micro, monkeypatch):
     monkeypatch.setattr(Skips, "MOST", 2)
     bad = spoilt(4.5, 8.5, 10.5)  # steps 3, 5 and 6
-    message = refusal(changed(config, log_every=5, save_every=2), micro, bad, Numbers())
+    message = refusal(changed(config, log_every=5, save_every=2), bad, Numbers())
     assert f"{config.output}: loss nan, gradient 0 at step 6: 2 steps in a row" in message
     assert "--seed" in message and "--optim.learning-rate" in message and saved(config) == [2, 4]
 
@@ -214,13 +215,13 @@ def test_a_gradient_that_is_not_a_number_is_skipped_too(config, micro, monkeypat
         return jnp.sqrt(jnp.abs(model.vae.quant_conv.bias[...] * 0)).sum(), {}
 
     monkeypatch.setattr(Skips, "MOST", 6)
-    assert "loss 0, gradient nan at step 6" in refusal(config, micro, steep, Numbers())
+    assert "loss 0, gradient nan at step 6" in refusal(config, steep, Numbers())
 
 
 def test_init_takes_weights_only(config, finished, micro):
     begun, first = finished
     still = OptimConfig(learning_rate=0.0, weight_decay=0.0)
-    state = run(changed(config, init=begun.output, steps=1, optim=still), micro, pull, Numbers())
+    state = run(changed(config, init=begun.output, steps=1, optim=still), pull, Numbers())
     assert int(state["step"]) == 1 and int(state["opt"][1][0].count) == 1
     np.testing.assert_array_equal(state["trainable"][TRAINED], first["ema"][TRAINED])
     np.testing.assert_allclose(state["ema"][TRAINED], first["ema"][TRAINED], rtol=1e-6)
@@ -228,16 +229,16 @@ def test_init_takes_weights_only(config, finished, micro):
 
 def test_a_run_goes_on_without_the_checkpoint_that_it_began_from(config, micro, micro_checkpoint, tmp_path):
     begun = changed(config, init=str(shutil.copytree(micro_checkpoint, tmp_path / "begin")))
-    run(begun, micro, pull, Numbers(stop=3))
+    run(begun, pull, Numbers(stop=3))
     shutil.rmtree(begun.init)
-    assert int(run(begun, micro, pull, Numbers())["step"]) == 6
-    assert "begin: no such checkpoint" in refusal(changed(begun, output=str(tmp_path / "new")), micro, pull, Numbers())
+    assert int(run(begun, pull, Numbers())["step"]) == 6
+    assert "begin: no such checkpoint" in refusal(changed(begun, output=str(tmp_path / "new")), pull, Numbers())
 
 
 def test_without_averages(config, micro):
     plain = changed(config, optim=dataclasses.replace(config.optim, ema=0.0))
-    run(plain, micro, pull, Numbers(stop=2))
-    state = run(plain, micro, pull, Numbers())
+    run(plain, pull, Numbers(stop=2))
+    state = run(plain, pull, Numbers())
     assert state["ema"] == {}
     np.testing.assert_array_equal(checkpoint.load(config.output)[0][TRAINED], state["trainable"][TRAINED])
 
@@ -249,12 +250,12 @@ def other(micro, **schedule):
 def test_its_owner_can_follow(config, micro, capfd):
     """Lines where nobody watches a terminal, and events over both starts."""
     stop = Interrupt()
-    run(changed(config, log_every=1), micro, pull, Numbers(stop=3), None, None, stop)
+    run(changed(config, log_every=1), pull, Numbers(stop=3), None, None, stop)
     assert stop.status == 143
     said = capfd.readouterr().err
     assert "compiling the step" in said and "\nstep 2 of 6, loss " in said and " left\n" in said
     assert said.endswith("stopped after step 3 of 6; the same command goes on\n")
-    run(config, micro, pull, Numbers(), None, None, stop := Interrupt())
+    run(config, pull, Numbers(), None, None, stop := Interrupt())
     assert stop.status == 0 and "goes on after step 3" in capfd.readouterr().err
     line = log(config)[-1]
     assert line["learning_rate"] == pytest.approx(0.1 * (1 + np.cos(np.pi * 2 / 3)) / 2, rel=1e-5)
@@ -267,7 +268,7 @@ def test_its_owner_can_follow(config, micro, capfd):
 
 
 def test_saves_by_the_clock(config, micro):
-    run(changed(config, save_minutes=1e-9), micro, pull, Numbers())
+    run(changed(config, save_minutes=1e-9), pull, Numbers())
     assert saved(config) == [1, 2, 3, 4, 5, 6]
 
 
@@ -294,7 +295,7 @@ def test_a_save_that_fails_is_told_at_once_and_tried_again(config, micro, monkey
             time.sleep(0.8)  # the save ends before the next one is due
             return super().__next__()
 
-    run(changed(config, save_every=3, log_every=1), micro, pull, Slow())
+    run(changed(config, save_every=3, log_every=1), pull, Slow())
     assert saved(config) in ([4, 6], [5, 6], [6])  # on a busy machine the second try is the last step's
     said = capfd.readouterr().err
     assert "could not be written (OSError: [Errno 24] Too many open files" in said and "Traceback" not in said
@@ -303,7 +304,7 @@ def test_a_save_that_fails_is_told_at_once_and_tried_again(config, micro, monkey
 
 def test_a_storage_that_keeps_failing_ends_the_run_at_once(config, micro, monkeypatch, capfd):
     Reluctant(monkeypatch, 100)
-    message = refusal(changed(config, save_every=2, log_every=1), micro, pull, Numbers())
+    message = refusal(changed(config, save_every=2, log_every=1), pull, Numbers())
     assert f"{config.output}/checkpoints: no checkpoint can be written (OSError: [Errno 24]" in message
     assert log(config)[-1]["step"] < 6 and "Traceback" not in capfd.readouterr().err
 
@@ -315,7 +316,7 @@ def test_a_second_start_is_refused_and_a_killed_one_is_not(config, micro):
         stdout=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT,
     )  # fmt: skip
     assert holder.stdout.readline() == b"held\n"
-    message = refusal(config, micro, pull, Numbers())
+    message = refusal(config, pull, Numbers())
     assert f"{config.output}: is being trained already by process {holder.pid} on " in message
     holder.kill()
     holder.wait()
@@ -324,7 +325,7 @@ def test_a_second_start_is_refused_and_a_killed_one_is_not(config, micro):
 
 
 def test_what_decides_the_result_cannot_change_unnoticed(config, micro):
-    run(config, micro, pull, Numbers(stop=2))
+    run(config, pull, Numbers(stop=2))
     data = dataclasses.replace(config.data, seed=7)
     message = refusal(
         changed(config, data=data, trainable=r"vae\.quant_conv"), other(micro, prediction="v"), pull, Numbers()
@@ -338,49 +339,49 @@ def test_what_decides_the_result_cannot_change_unnoticed(config, micro):
 
 
 def test_harmless_changes_and_wanted_ones_go_on(config, micro, capfd):
-    run(config, micro, pull, Numbers(stop=2))
+    run(config, pull, Numbers(stop=2))
     harmless = changed(config, steps=3, log_every=1, keep=3, mesh=MeshConfig(), data=DataConfig(batch=2, workers=3))
-    run(harmless, micro, pull, Numbers())
+    run(harmless, pull, Numbers())
     assert "other options" not in capfd.readouterr().err
     wanted = changed(config, steps=4, seed=7, allow_changes=True)
-    assert int(run(wanted, micro, pull, Numbers())["step"]) == 4
+    assert int(run(wanted, pull, Numbers())["step"]) == 4
     assert "goes on with other options than before: --seed 0 -> 7" in capfd.readouterr().err
 
 
 def test_other_trainable_parameters_cannot_go_on(config, micro):
-    run(config, micro, pull, Numbers(stop=2))
+    run(config, pull, Numbers(stop=2))
     more = changed(config, trainable=r"vae\.quant_conv", allow_changes=True)
-    message = refusal(more, micro, pull, Numbers())
+    message = refusal(more, pull, Numbers())
     assert f"{config.output}/checkpoints/2: cannot be restored" in message and f"--init {config.output}" in message
 
 
 @pytest.mark.parametrize("steps, advice", [([2], "to start again"), ([2, 3], "to go on from step 2")], ids=str)
 def test_a_damaged_run_says_what_happened(config, micro, steps, advice):
     for step in steps:
-        run(changed(config, steps=step), micro, pull, Numbers())
+        run(changed(config, steps=step), pull, Numbers())
     shutil.rmtree(Path(config.output) / "checkpoints" / str(steps[-1]) / "train")
-    message = refusal(config, micro, pull, Numbers())
+    message = refusal(config, pull, Numbers())
     assert f"checkpoints/{steps[-1]}: cannot be restored" in message and advice in message
 
 
 def test_a_storage_that_fails_is_not_called_damage(config, micro, monkeypatch):
-    run(config, micro, pull, Numbers(stop=2))
+    run(config, pull, Numbers(stop=2))
 
     def fails(*_):
         raise TimeoutError("the storage answered 503")
 
     with monkeypatch.context() as patch:
         patch.setattr("orbax.checkpoint.v1.training.Checkpointer.load_checkpointables", fails)
-        message = refusal(config, micro, pull, Numbers())
+        message = refusal(config, pull, Numbers())
     assert "(TimeoutError: the storage answered 503)" in message and "another --output" not in message
-    assert int(run(config, micro, pull, Numbers())["step"]) == 6
+    assert int(run(config, pull, Numbers())["step"]) == 6
 
 
 def test_without_a_checkpoint_the_weights_are_fresh(config, micro, micro_params, monkeypatch):
     fresh = {path: 2 * array for path, array in jax.device_get(micro_params).items()}
     asked = []
     monkeypatch.setattr("animate_jax.training.loop.init_params", lambda *arguments: asked.append(arguments) or fresh)
-    state = run(changed(config, init=None, seed=7, steps=1), micro, pull, Numbers())
+    state = run(changed(config, init=None, seed=7, steps=1), pull, Numbers())
     assert asked == [(micro.model, 7)]
     assert_equal(state["frozen"], {path: fresh[path] for path in state["frozen"]})
 
@@ -396,7 +397,7 @@ def test_parts_that_start_as_identity_may_be_missing(config, micro, micro_params
     """As in a checkpoint of Stable Diffusion alone, without temporal layers and Pose Guiders."""
     init = without(micro_params, tmp_path, r"^(reference_)?pose_guider\.|motion_modules", micro)
     begun = changed(config, init=init, trainable=r"vae\.quant_conv\.bias|(reference_)?pose_guider", steps=1, seed=5)
-    state = run(begun, micro, pull, Numbers())
+    state = run(begun, pull, Numbers())
     assert "partial: has no motion_module, pose_guider, reference_pose_guider: starting fresh" in capfd.readouterr().err
     params, fresh = sampling_params(state), init_params(micro.model, 5)
     for path in fresh:
@@ -411,7 +412,7 @@ def test_parts_that_start_as_identity_may_be_missing(config, micro, micro_params
 
 def test_layers_for_the_warped_reference_may_be_missing(config, micro_copying, micro_params, capfd):
     begun = changed(config, trainable=r"vae\.quant_conv\.bias|.*appearance_", steps=1)
-    state = run(begun, micro_copying, pull, Numbers())
+    state = run(using(begun, micro_copying), pull, Numbers())
     assert "has no appearance: starting fresh" in capfd.readouterr().err
     params = sampling_params(state)
     assert {path for path in params if "appearance_" in path} == set(params) - set(micro_params) != set()
@@ -425,7 +426,7 @@ def test_a_missing_part_that_would_stay_as_it_is_is_refused(config, micro, micro
     pattern = "motion_modules" if part == "motion_module" else rf"^{part}\."
     init = without(micro_params, tmp_path, pattern, micro)
     begun = changed(config, init=init, stage=stage, trainable=r"vae|reference_unet\.conv_in")
-    assert f"lacks {part}: add it with" in refusal(begun, micro, pull, Numbers())
+    assert f"lacks {part}: add it with" in refusal(begun, pull, Numbers())
 
 
 @pytest.mark.parametrize(
@@ -443,7 +444,7 @@ def test_a_missing_part_that_would_stay_as_it_is_is_refused(config, micro, micro
     ],
 )
 def test_impossible_options(config, micro, fields, message):
-    assert message in refusal(changed(config, **fields), micro, pull, Numbers())
+    assert message in refusal(changed(config, **fields), pull, Numbers())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -473,10 +474,10 @@ def test_rendered_people_resume_exactly(config, micro, tmp_path):
 
     optim = dataclasses.replace(config.optim, decay="constant")
     config = changed(config, log_every=1, data=DataConfig(batch=2, frames=2, span=6, workers=0), optim=optim)
-    straight = run(config, micro, pull_to_frames, batches(config.data, micro))
+    straight = run(config, pull_to_frames, batches(config))
     halves = changed(config, output=str(tmp_path / "halves"))
-    run(changed(halves, steps=3), micro, pull_to_frames, batches(config.data, micro))
-    resumed = run(halves, micro, pull_to_frames, batches(config.data, micro))
+    run(changed(halves, steps=3), pull_to_frames, batches(config))
+    resumed = run(halves, pull_to_frames, batches(config))
     numbers = [line["number"] for line in log(config)]
     assert [line["number"] for line in log(halves)] == numbers and len(set(numbers)) == 6
     assert_equal(resumed, straight)
@@ -543,14 +544,14 @@ def batch():
 
 def test_stage_1_learns_one_batch(stage, micro, micro_params, batch):
     config = stage("stage1", steps=150)  # its timesteps are mostly noisy, where there is little to see
-    state = run(config, micro, diffusion_loss(config, micro), Same(batch))
+    state = run(config, diffusion_loss(config), Same(batch))
     assert_only_moved(state, micro_params, lambda path: "motion_modules" not in path and not path.startswith("vae."))
     assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])
 
 
 def test_stage_2_learns_one_batch_and_moves_no_spatial_weight(stage, micro, micro_params, batch):
     config = stage("stage2", steps=50)
-    state = run(config, micro, diffusion_loss(config, micro), Same(batch))
+    state = run(config, diffusion_loss(config), Same(batch))
     assert_only_moved(state, micro_params, lambda path: "motion_modules" in path)
     assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])
 
@@ -558,6 +559,6 @@ def test_stage_2_learns_one_batch_and_moves_no_spatial_weight(stage, micro, micr
 def test_the_autoencoder_learns_one_batch(stage, micro, micro_params, batch):
     config = stage("vae", steps=50, trainable=r"vae\.", vae_loss=VAELossConfig(crop=32))
     loss = vae_loss(config, lambda a, b: jnp.square(a - b).mean((1, 2, 3)))
-    state = run(config, micro, loss, Same(batch))
+    state = run(config, loss, Same(batch))
     assert_only_moved(state, micro_params, lambda path: path.startswith("vae."))
     assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])

@@ -36,14 +36,14 @@ def without_lpips(monkeypatch):
 def config(tmp_path):
     pytest.importorskip("numba")
     return TrainConfig(
-        stage="stage1", output=str(tmp_path), data=DataConfig(workers=0),
+        preset=MICRO, stage="stage1", output=str(tmp_path), data=DataConfig(workers=0),
         preview=PreviewConfig(every=1, clips=2, frames=4),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", ["stage1", "vae"])
 def test_videos_sheets_and_metrics(config, micro, micro_params, tmp_path, stage):
-    preview = Preview(dataclasses.replace(config, stage=stage), micro)
+    preview = Preview(dataclasses.replace(config, stage=stage))
     first = preview(micro_params, 5)
     assert first.keys() == {"preview/psnr", "preview/ssim", "preview/box_psnr"}
     assert all(np.isfinite(value) for value in first.values())
@@ -59,7 +59,7 @@ def test_videos_sheets_and_metrics(config, micro, micro_params, tmp_path, stage)
 
 def test_no_such_split(config, micro):
     with pytest.raises(UserError):
-        Preview(dataclasses.replace(config, preview=PreviewConfig(every=1, split="nowhere")), micro)
+        Preview(dataclasses.replace(config, preview=PreviewConfig(every=1, split="nowhere")))
 
 
 @pytest.mark.parametrize("split, rows", [("test", 1), ("train", 2)], ids=["its own", "rendered, as it has none"])
@@ -79,7 +79,7 @@ def test_recorded_clips_that_are_held_out(config, micro, micro_params, tmp_path,
 
     monkeypatch.setattr(records, "RecordedClips", clips)
     monkeypatch.setattr(preview_module.RecordedSamples, "__call__", lambda self, position, clip: sample(clip))
-    preview = Preview(dataclasses.replace(config, data=DataConfig(root="clips", split="train", workers=0)), micro)
+    preview = Preview(dataclasses.replace(config, data=DataConfig(root="clips", split="train", workers=0)))
     preview(micro_params, 5)
     frames, _ = read_video(tmp_path / "previews" / "0000005.mp4")
     assert frames.shape == (4, rows * 64, 4 * 48, 3)
@@ -104,16 +104,18 @@ from animate_jax.perceptual import lpips
 from animate_jax.parallel import rules
 from animate_jax.training import preview
 from animate_jax.training.loop import run
+from tests.conftest import MICRO
 
 here = importlib.util.spec_from_file_location("here", "tests/training/test_preview.py")
 here.loader.exec_module(module := importlib.util.module_from_spec(here))
 jax.config.update("jax_disable_most_optimizations", True)
 lpips.load, preview.rendered_clips, rules.SMALL = module.missing, module.held_out, 64
 config = TrainConfig(
-    stage="stage1", output=sys.argv[1], init=sys.argv[2], trainable=r"vae\\.quant_conv", steps=1, log_every=1,
+    preset=MICRO, stage="stage1", output=sys.argv[1],
+    init=sys.argv[2], trainable=r"vae\\.quant_conv", steps=1, log_every=1,
     data=DataConfig(batch=8), optim=OptimConfig(learning_rate=0.01), mesh=MeshConfig(fsdp=2),
     preview=PreviewConfig(every=1, frames=4))
-run(config, MICRO, pull, Numbers(0, 1, 0, sys.stderr), preview=preview.Preview(config, MICRO))
+run(config, pull, Numbers(0, 1, 0, sys.stderr), preview=preview.Preview(config))
 """
 
 
@@ -124,7 +126,7 @@ def test_a_run_on_four_devices_shows_what_one_would(config, micro, micro_checkpo
                           env=os.environ | flags, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     monkeypatch.setattr(preview_module, "rendered_clips", held_out)
-    one = Preview(config, micro)(checkpoint.load(four)[0], 1)
+    one = Preview(config)(checkpoint.load(four)[0], 1)
     logged = json.loads((four / "metrics.jsonl").read_text())
     assert one == pytest.approx({name: logged[name] for name in one}, rel=1e-3) and len(one) == 3
     assert sorted(path.name for path in (four / "previews").iterdir()) == ["0000001.mp4", "0000001.png"]
@@ -132,7 +134,7 @@ def test_a_run_on_four_devices_shows_what_one_would(config, micro, micro_checkpo
 
 def test_full_size_is_shown_in_the_dtype_it_is_trained_in(config, micro, micro_params):
     """So that a whole copy fits beside the training's state; the bias of a convolution shows what became of all."""
-    preview = Preview(dataclasses.replace(config, compute_dtype="bfloat16"), micro)
+    preview = Preview(dataclasses.replace(config, compute_dtype="bfloat16"))
     seen = []
     preview._result = lambda clip: seen.append(preview._pipeline) or clip.frames[1:]
     preview(micro_params, 1)

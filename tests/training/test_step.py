@@ -19,12 +19,13 @@ from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.training import losses, step
 from animate_jax.training.state import make_state
+from tests.conftest import MICRO, using
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 CLIPS, FRAMES = 2, 4
 KEY = jax.random.key(0)
-STAGE1, STAGE2 = (TrainConfig(stage=stage, output="runs/test") for stage in ("stage1", "stage2"))
+STAGE1, STAGE2 = (TrainConfig(stage=stage, output="runs/test", preset=MICRO) for stage in ("stage1", "stage2"))
 
 
 def with_loss(config, **options):
@@ -91,7 +92,7 @@ class Watched:
 def test_the_perfect_predictor_has_no_loss(config, prediction, micro, model, batch, monkeypatch):
     preset = predicting(micro, prediction)
     watched = Watched(monkeypatch, preset)
-    loss = losses.diffusion_loss(with_loss(config, weighting="min_snr", person=2.0, noise_offset=0.05), preset)
+    loss = losses.diffusion_loss(using(with_loss(config, weighting="min_snr", person=2.0, noise_offset=0.05), preset))
     value, metrics = loss(model, batch, KEY)
     assert value < 1e-4 and metrics["mse"] < 1e-4
     assert abs(watched.noise.std() - 1) < 0.1  # it was asked about noisy latents
@@ -114,20 +115,20 @@ def test_the_warped_reference_costs_nothing_at_first_and_is_learned(micro, micro
         objective = lambda params: loss(merge_model(graphdef, params), batch | seen, KEY)  # noqa: E731
         return jax.value_and_grad(objective, has_aux=True)(params)
 
-    loss = losses.diffusion_loss(config, micro_copying)
+    loss = losses.diffusion_loss(using(config, micro_copying))
     (_, metrics), grads = gradients(fresh)
-    _, plain = jax.jit(losses.diffusion_loss(config, micro))(model, batch, KEY)
+    _, plain = jax.jit(losses.diffusion_loss(config))(model, batch, KEY)
     assert metrics["mse"] == pytest.approx(float(plain["mse"]), rel=1e-5)
     assert metrics["l1"] != pytest.approx(float(plain["l1"]), rel=1e-3)  # half of the warp's pixels already
     added = [path for path in fresh if "appearance_" in path and not path.startswith("appearance_blend.conv_in")]
     assert len(added) == 6 and all(jnp.abs(grads[path]).max() > 1e-6 for path in added)
     with pytest.raises(UserError, match="give --prediction x0"):
-        losses.diffusion_loss(config, predicting(micro_copying, "v"))
+        losses.diffusion_loss(using(config, predicting(micro_copying, "v")))
 
 
 def test_stage_1_gives_every_frame_its_own_time_and_skips_the_temporal_layers(micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
-    losses.diffusion_loss(STAGE1, micro)(model, batch, KEY)
+    losses.diffusion_loss(STAGE1)(model, batch, KEY)
     assert watched.temporal is False and watched.t.shape == (CLIPS, FRAMES)
     # stratified: one time in every eighth of the noise levels
     assert sorted((watched.t.ravel() // 125).tolist()) == list(range(8))
@@ -137,12 +138,12 @@ def test_stage_1_gives_every_frame_its_own_time_and_skips_the_temporal_layers(mi
 def test_a_timestep_shift_of_3_puts_the_middle_of_the_draws_at_three_quarters(config, micro, model, batch, monkeypatch):
     watched, drawn = Watched(monkeypatch, micro), []
     for seed in range(20):
-        losses.diffusion_loss(with_loss(config, timestep_shift=3.0), micro)(model, batch, jax.random.key(seed))
+        losses.diffusion_loss(with_loss(config, timestep_shift=3.0))(model, batch, jax.random.key(seed))
         drawn.append(watched.t)
     drawn = np.concatenate(drawn)
     assert abs(np.median(drawn) - 750) < 60 and drawn.min() < 200 and 950 < drawn.max() < 1000
     with pytest.raises(UserError, match=r"--loss\.timestep-shift 0"):
-        losses.diffusion_loss(with_loss(config, timestep_shift=0.0), micro)
+        losses.diffusion_loss(with_loss(config, timestep_shift=0.0))
 
 
 @pytest.mark.parametrize("config", [STAGE1, STAGE2], ids=["stage1", "stage2"])
@@ -160,22 +161,22 @@ def test_scheduled_sampling_denoises_what_the_model_made_of_pure_noise(
 
     monkeypatch.setattr(AnimateAnyone, "denoise", lambda self, *inputs: denoise(*inputs))
     full = with_loss(config, scheduled_sampling=1.0, weighting="x0")
-    value, metrics = losses.diffusion_loss(full, preset)(model, batch, KEY)
+    value, metrics = losses.diffusion_loss(using(full, preset))(model, batch, KEY)
     (pure, last), (x_t, t) = asked
     assert (np.asarray(last) == 999).all()
     np.testing.assert_allclose(x_t, watched.schedule.add_noise(watched.x0 + 0.5, pure, t), atol=1e-4)
     assert metrics["mse"] == pytest.approx(0.25, rel=1e-3)  # the target is still x0's
     assert value == pytest.approx(0.25, rel=1e-3)  # the weight that pure noise has, not up to 5
     watched.error, asked[:] = 0.0, []
-    assert losses.diffusion_loss(full, preset)(model, batch, KEY)[0] < 1e-4
-    losses.diffusion_loss(config, preset)(model, batch, KEY)
+    assert losses.diffusion_loss(using(full, preset))(model, batch, KEY)[0] < 1e-4
+    losses.diffusion_loss(using(config, preset))(model, batch, KEY)
     assert len(asked) == 3  # twice with, once without
     with pytest.raises(UserError, match=r"--loss\.scheduled-sampling 1\.5"):
-        losses.diffusion_loss(with_loss(config, scheduled_sampling=1.5), preset)
+        losses.diffusion_loss(using(with_loss(config, scheduled_sampling=1.5), preset))
 
 
 def test_scheduled_sampling_takes_its_share_of_the_clips(micro, micro_params, batch):
-    loss = losses.diffusion_loss(with_loss(STAGE1, scheduled_sampling=0.5), micro)
+    loss = losses.diffusion_loss(with_loss(STAGE1, scheduled_sampling=0.5))
     owned = [loss.draw(batch, jax.random.key(seed))["own"].mean() for seed in range(200)]
     assert 0.4 < np.mean(owned) < 0.6
     drawn = {**batch, **loss.draw(batch, KEY)}
@@ -194,7 +195,7 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
     preset, weight = predicting(micro, "x0"), 3.0
     watched = Watched(monkeypatch, preset)
     watched.x0 = jnp.broadcast_to(watched.x0[:, :1], watched.x0.shape)
-    loss = losses.diffusion_loss(with_loss(STAGE2, flicker=weight), preset)
+    loss = losses.diffusion_loss(using(with_loss(STAGE2, flicker=weight), preset))
     right = np.arange(12) >= 6  # of the latents' columns
     pixels = np.repeat(right, 4)
     moves = 3 * np.arange(FRAMES, dtype=np.uint8).reshape(FRAMES, 1, 1, 1)
@@ -212,7 +213,7 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
     assert metrics["flicker"] == pytest.approx(1.0, rel=1e-3) and value == pytest.approx(0.125 + weight, rel=1e-3)
     nothing_still = {**batch, "frames": jnp.asarray(np.broadcast_to(moves, batch["frames"].shape))}
     assert loss(model, nothing_still, KEY)[1]["flicker"] == 0
-    stage1 = losses.diffusion_loss(with_loss(STAGE1, flicker=weight), preset)
+    stage1 = losses.diffusion_loss(using(with_loss(STAGE1, flicker=weight), preset))
     assert stage1(model, batch, KEY)[0] == pytest.approx(0.125, rel=1e-3)
 
 
@@ -228,7 +229,7 @@ def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, fr
         return jnp.full(len(a), 2.0)
 
     config = with_loss(config, perceptual=weight, perceptual_crop=16, perceptual_frames=frames)
-    value, metrics = losses.diffusion_loss(config, predicting(micro, "v"), distance)(model, batch, KEY)
+    value, metrics = losses.diffusion_loss(using(config, predicting(micro, "v")), distance)(model, batch, KEY)
     (true, made), = seen  # fmt: skip
     assert true.shape == made.shape == (CLIPS * frames, 16, 16, 3)
     np.testing.assert_allclose(true[:, ::4, ::4], made[:, ::4, ::4], atol=1e-5)
@@ -236,14 +237,14 @@ def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, fr
     assert metrics["lpips"] == 2.0 and value == pytest.approx(weight * 2.0, abs=1e-4)
     with pytest.raises(UserError, match=r"--loss\.perceptual-crop 52: must be a multiple of 4, at most 48"):
         config = with_loss(config, perceptual=weight, perceptual_crop=52)
-        losses.diffusion_loss(config, micro, distance)(model, batch, KEY)
+        losses.diffusion_loss(config, distance)(model, batch, KEY)
     with pytest.raises(UserError, match=r"--loss\.perceptual-frames 0: must be at least 1"):
-        losses.diffusion_loss(with_loss(config, perceptual_frames=0), micro, distance)
+        losses.diffusion_loss(with_loss(config, perceptual_frames=0), distance)
 
 
 def test_stage_2_gives_every_clip_one_time_and_runs_the_temporal_layers(micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
-    losses.diffusion_loss(STAGE2, micro)(model, batch, KEY)
+    losses.diffusion_loss(STAGE2)(model, batch, KEY)
     assert watched.temporal is True and watched.t.shape == (CLIPS, 1)
     assert sorted((watched.t.ravel() // 500).tolist()) == [0, 1]
 
@@ -253,7 +254,7 @@ def test_noise_is_shared_by_the_frames_of_a_clip_only_if_asked_and_only_in_stage
     config, shared, micro, model, batch, monkeypatch
 ):
     watched = Watched(monkeypatch, micro)
-    losses.diffusion_loss(with_loss(config, shared_noise=shared), micro)(model, batch, KEY)
+    losses.diffusion_loss(with_loss(config, shared_noise=shared))(model, batch, KEY)
     spread = np.abs(watched.noise - watched.noise[:, :1]).max()
     assert spread < 1e-2 if shared and config is STAGE2 else spread > 1
 
@@ -261,14 +262,14 @@ def test_noise_is_shared_by_the_frames_of_a_clip_only_if_asked_and_only_in_stage
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
 def test_condition_dropout(dropout, micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
-    losses.diffusion_loss(with_loss(STAGE1, condition_dropout=dropout), micro)(model, batch, KEY)
+    losses.diffusion_loss(with_loss(STAGE1, condition_dropout=dropout))(model, batch, KEY)
     assert watched.keep.tolist() == [dropout == 0.0] * CLIPS
 
 
 def test_the_person_counts_more(micro, model, batch, monkeypatch):
     """The person is the left half. Weight 1 + 2 there and 1 elsewhere, scaled to mean 1: 1.5 and 0.5."""
     watched = Watched(monkeypatch, micro)
-    loss = losses.diffusion_loss(with_loss(STAGE1, person=2.0), micro)
+    loss = losses.diffusion_loss(with_loss(STAGE1, person=2.0))
     left = jnp.zeros(watched.x0.shape).at[:, :, :, :6].set(1.0)
     for error, expected in ((left, 1.5 / 2), (1 - left, 0.5 / 2)):
         watched.error = error
@@ -278,7 +279,7 @@ def test_the_person_counts_more(micro, model, batch, monkeypatch):
 def test_the_weighting_is_that_of_each_samples_own_time(micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
     watched.error = 1.0
-    value, metrics = losses.diffusion_loss(with_loss(STAGE1, weighting="x0"), micro)(model, batch, KEY)
+    value, metrics = losses.diffusion_loss(with_loss(STAGE1, weighting="x0"))(model, batch, KEY)
     weights = loss_weight(watched.schedule, watched.t.ravel().astype(jnp.int32), "x0")
     assert np.ptp(weights) > 1
     assert value == pytest.approx(float(weights.mean()), rel=1e-4)
@@ -289,7 +290,7 @@ def test_errors_are_reported_by_noise_level(micro, model, batch, monkeypatch):
     """Two clips of stage 2 hit two of the four quarters; the others say that they have no number."""
     watched = Watched(monkeypatch, micro)
     watched.error = jnp.array([1.0, 2.0]).reshape(2, 1, 1, 1, 1)
-    _, metrics = losses.diffusion_loss(STAGE2, micro)(model, batch, KEY)
+    _, metrics = losses.diffusion_loss(STAGE2)(model, batch, KEY)
     expected = dict.fromkeys(range(4), np.nan)
     for quarter, error in zip((watched.t.ravel() // 250).astype(int).tolist(), (1.0, 4.0), strict=True):
         expected[quarter] = error
@@ -300,8 +301,8 @@ def test_errors_are_reported_by_noise_level(micro, model, batch, monkeypatch):
 def test_more_frames_than_the_temporal_layers_take(micro):
     config = dataclasses.replace(STAGE2, data=DataConfig(frames=9))
     with pytest.raises(UserError, match=r"--data\.frames 9: .* at most 8"):
-        losses.diffusion_loss(config, micro)
-    losses.diffusion_loss(dataclasses.replace(STAGE1, data=DataConfig(frames=9)), micro)
+        losses.diffusion_loss(config)
+    losses.diffusion_loss(dataclasses.replace(STAGE1, data=DataConfig(frames=9)))
 
 
 def test_latents_are_drawn_from_the_scaled_posterior(model, monkeypatch):
@@ -315,7 +316,9 @@ def test_latents_are_drawn_from_the_scaled_posterior(model, monkeypatch):
     assert latents.mean() == pytest.approx(0.6, abs=0.01) and latents.std() == pytest.approx(0.1, abs=0.01)
 
 
-VAE = TrainConfig(stage="vae", output="runs/test", vae_loss=VAELossConfig(crop=16, mse=2.0, perceptual=3.0, kl=0.1))
+VAE = TrainConfig(
+    stage="vae", output="runs/test", preset=MICRO, vae_loss=VAELossConfig(crop=16, mse=2.0, perceptual=3.0, kl=0.1)
+)
 
 
 @pytest.mark.parametrize("error, mean, sigma", [(0.0, 0.0, 1.0), (0.5, 0.0, 1.0), (0.0, 2.0, 0.5)])
