@@ -328,14 +328,14 @@ def test_what_decides_the_result_cannot_change_unnoticed(config, micro):
     run(config, pull, Numbers(stop=2))
     data = dataclasses.replace(config.data, seed=7)
     message = refusal(
-        changed(config, data=data, trainable=r"vae\.quant_conv"), other(micro, prediction="v"), pull, Numbers()
+        changed(config, data=data, trainable=r"vae\.quant_conv", preset=other(micro, prediction="v")), pull, Numbers()
     )
     assert message.startswith(f"{config.output}: was started with other options: ")
     for part in ("--prediction x0 -> v; ", "--data.seed 0 -> 7", r"vae\.quant_conv\.bias -> vae\.quant_conv;"):
         assert part in message
     assert "--allow-changes" in message
     wider = dataclasses.replace(micro, frames=dataclasses.replace(micro.frames, width=64))
-    assert "other options: --size 48 -> 64: give" in refusal(config, wider, pull, Numbers())
+    assert "other options: --size 48 -> 64: give" in refusal(using(config, wider), pull, Numbers())
 
 
 def test_harmless_changes_and_wanted_ones_go_on(config, micro, capfd):
