@@ -12,12 +12,14 @@ from animate_jax.torch_weights import names
         ("conv_in.kernel", "conv_in.weight"),
         ("conv_in.bias", "conv_in.bias"),
         ("down_blocks.0.resnets.1.norm1.scale", "down_blocks.0.resnets.1.norm1.weight"),
-        ("mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.kernel",
-         "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.weight"),
+        (
+            "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.kernel",
+            "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.weight",
+        ),
         ("vision_model.embeddings.class_embedding", "vision_model.embeddings.class_embedding"),
         ("vision_model.embeddings.position_embedding.embedding", "vision_model.embeddings.position_embedding.weight"),
     ],
-)  # fmt: skip
+)
 def test_key_is_the_path_with_torchs_last_word(path, key):
     assert names.torch_key(path) == key
 

@@ -41,8 +41,9 @@ def attacks(marker):
 def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, number, zipped):
     attack = list(attacks(tmp_path / "ran"))[number]
     path = tmp_path / "model.ckpt"
-    torch.save({"state_dict": {"weight": torch.zeros(2)}, "callbacks": attack}, path,
-               _use_new_zipfile_serialization=zipped)  # fmt: skip
+    torch.save(
+        {"state_dict": {"weight": torch.zeros(2)}, "callbacks": attack}, path, _use_new_zipfile_serialization=zipped
+    )
     with pytest.raises(UserError, match="not a readable torch file of plain tensors") as caught:
         read_state_dict(path)
     assert "\n" not in str(caught.value)
@@ -98,8 +99,14 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
 
 def test_views_and_transposed_tensors(tmp_path):
     square = torch.arange(12.0).reshape(3, 4)
-    tensors = {"t": square.T, "column": square[:, 1], "step": square[::2, 1::2], "empty": square[:0],
-               "one": square[1, 1], "expanded": square[:1].expand(5, 4)}  # fmt: skip
+    tensors = {
+        "t": square.T,
+        "column": square[:, 1],
+        "step": square[::2, 1::2],
+        "empty": square[:0],
+        "one": square[1, 1],
+        "expanded": square[:1].expand(5, 4),
+    }
     torch.save(tensors, tmp_path / "model.pth")
     state = read_state_dict(tmp_path / "model.pth")
     for key, tensor in tensors.items():

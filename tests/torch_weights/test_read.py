@@ -65,7 +65,7 @@ class Anything:
         ("model.pth", {"epoch": 3}, "holds no tensors; expected a state dict"),
         ("model.pth", None, "no such file"),
     ],
-)  # fmt: skip
+)
 def test_bad_files_are_one_line(tmp_path, name, content, message):
     path = tmp_path / name
     if isinstance(content, bytes):
