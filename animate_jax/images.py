@@ -32,8 +32,8 @@ def resize_lanczos(
     box: tuple[float | int, ...] | None = None,
 ) -> UInt8[np.ndarray, "*frames _ _ 3"]:
     """To height, width with Lanczos' filter; `box` (left, top, right, bottom in pixels) is the part that is shown."""
+    if box is None and images.shape[-3:-1] == tuple(size):
+        return images
     if images.ndim > 3:
         return np.stack([resize_lanczos(image, size, box) for image in images])
-    if box is None and images.shape[:2] == tuple(size):
-        return images
     return np.asarray(PIL.Image.fromarray(images).resize(size[::-1], PIL.Image.Resampling.LANCZOS, box))

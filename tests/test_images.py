@@ -30,4 +30,4 @@ def test_resizing():
     assert resize_lanczos(image, (6, 5), (0, 0, 4, 2)).min() > 190
     video = np.stack([image, image[::-1]])
     np.testing.assert_array_equal(resize_lanczos(video, (16, 12))[0], large)
-    np.testing.assert_array_equal(resize_lanczos(video, (8, 4)), video)
+    assert resize_lanczos(video, (8, 4)) is video

@@ -23,7 +23,7 @@ ALLOWED = {
     "storage": {"errors"},
     "xla_flags": set(),
     "models": set(),
-    "diffusion": set(),
+    "diffusion": {"models"},
     "pose": set(),
     "video": set(),
     "parallel": set(),

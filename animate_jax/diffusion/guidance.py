@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def guide(
+def apply_guidance(
     unconditional: Float[Array | np.ndarray, "batch *rest"],
     conditional: Float[Array | np.ndarray, "batch *rest"],
     scale: Float[Array, ""] | float,

@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from animate_jax.config import SamplingConfig
-from animate_jax.diffusion.guidance import guide
+from animate_jax.diffusion.guidance import apply_guidance
 from animate_jax.diffusion.samplers import MULTISTEP, SAMPLERS, timesteps
 from animate_jax.diffusion.schedule import Schedule
 from animate_jax.diffusion.windows import blend, windows
+from animate_jax.models.guidance_pairs import pair, unpair
 
 Latents = Float[np.ndarray, "b f h w c"]
-# denoise(x, t, frames) -> prediction: `x` [rows, window, h, w, c], video by video and in each window by window, with
-# a pair of rows [unconditional, conditional] when guided; `frames` the indices of each window's frames in the video.
+# denoise(x, t, frames) -> prediction: `x` [rows, window, h, w, c], video by video and in each window by window, in
+# pairs when guided (`models.guidance_pairs`); `frames` the indices of each window's frames in the video.
 Denoise = Callable[
     [Float[np.ndarray, "r n h w c"], Float[np.ndarray, "r 1"], Int[np.ndarray, "w n"]],
     Float[Array | np.ndarray, "r n h w c"],
@@ -55,16 +56,17 @@ def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: Sampli
             for start in range(0, len(chunks), together):
                 group = chunks[start : start + together]
                 group = np.array(group + [group[-1]] * (together - len(group)))
-                rows = np.repeat(x[:, group].reshape(-1, *group.shape[1:], *x.shape[2:]), 1 + guided, 0)
+                rows = x[:, group].reshape(-1, *group.shape[1:], *x.shape[2:])
+                rows = pair(rows, rows) if guided else rows
                 prediction = np.asarray(denoise(rows, np.full((len(rows), 1), t, np.float32), group))
                 if progress:
                     progress()
-                by_window = prediction.reshape(len(x), together, 1 + guided, *rows.shape[1:]).swapaxes(0, 1)
+                by_window = prediction.reshape(len(x), together, -1, *rows.shape[1:]).swapaxes(0, 1)
                 yield from by_window.reshape(together, -1, *rows.shape[1:])
 
         prediction = blend(itertools.islice(predictions(), len(chunks)), chunks, frames, options.blend == "flat")
         if guided:
-            prediction = guide(prediction[::2], prediction[1::2], options.guidance, options.guidance_rescale)
+            prediction = apply_guidance(*unpair(prediction), options.guidance, options.guidance_rescale)
         return prediction
 
     keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys

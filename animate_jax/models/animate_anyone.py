@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from animate_jax.config import ModelConfig
 from animate_jax.models.appearance import AppearanceBlend, AppearanceGuider
+from animate_jax.models.guidance_pairs import is_paired, pair, unpair
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
 from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.models.reference_net import ReferenceNet
@@ -106,16 +107,18 @@ class AnimateAnyone(nnx.Module):
     def _evaluate(self, x, timesteps, conditioning, pose, temporal, deep):
         """Both halves of guidance together; one after the other where the frames of a row are divided over devices:
         convolutions merge rows and frames, and from two rows every device would need all frames."""
-        clips = len(jax.tree.leaves(conditioning)[0])
-        if len(x) == clips or not frames_divided():
+        row = jax.tree.leaves(conditioning)[0]
+        if not (is_paired(x, row) and frames_divided()):
             prediction, _, deep = self.denoising_unet(x, timesteps, conditioning, pose, temporal, deep)
             return prediction, deep
-        nothing = jnp.zeros((clips, self.config.unet.cross_attention_dim), x.dtype)
-        rows = x, timesteps, pose if len(pose) == len(x) else jnp.repeat(pose, 2, 0), deep
+        nothing = jnp.zeros((len(row), self.config.unet.cross_attention_dim), x.dtype)
+        conditionings = self.denoising_unet.condition(nothing), conditioning
+        poses = unpair(pose) if is_paired(pose, row) else (pose, pose)
+        deep_features = (None, None) if deep is None else unpair(deep)
         halves = []
-        for which, seen in enumerate((self.denoising_unet.condition(nothing), conditioning)):
-            each = jax.tree.map(lambda pairs, which=which: pairs.reshape(clips, 2, *pairs.shape[1:])[:, which], rows)
-            x, t, pose, deep = each
-            prediction, _, deep = self.denoising_unet(x, t, seen, pose, temporal, deep)
+        for x_, t, seen, pose_, deep_ in zip(
+            unpair(x), unpair(timesteps), conditionings, poses, deep_features, strict=True
+        ):
+            prediction, _, deep = self.denoising_unet(x_, t, seen, pose_, temporal, deep_)
             halves.append((prediction, deep))
-        return jax.tree.map(lambda *pair: jnp.stack(pair, 1).reshape(-1, *pair[0].shape[1:]), *halves)
+        return jax.tree.map(pair, *halves)

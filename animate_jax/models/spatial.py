@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from animate_jax.config import ReferenceUse
 from animate_jax.models.attention import Attention, FeedForward, attend, attend_with_reference
 from animate_jax.models.embeddings import picture_positions
+from animate_jax.models.guidance_pairs import is_paired, pair, unpair
 from animate_jax.models.resnet import Conv1x1, GroupNorm
 
 
@@ -56,18 +57,19 @@ class BasicTransformerBlock(nnx.Module):
                  ) -> tuple[Float[Array, "r f n c"], Float[Array, "r f n c"]]:  # fmt: skip
         """Returns the hidden states and the normed input of self-attention: what ReferenceNet lends.
 
-        With twice as many rows as the condition has, they are pairs of classifier-free guidance, [unconditional,
-        conditional]: the unconditional row sees no reference and a zero CLIP token, as in the peers.
+        Rows may be pairs of classifier-free guidance (`guidance_pairs`): the unconditional row sees no reference and a
+        zero CLIP token, as in the PyTorch implementations.
         """
         normed = self.norm1(x)
         x = x + self.attend_to_reference(normed, condition)
+        guided = is_paired(x, condition.cross)
         if condition.added is not None:
-            by_clip = x.reshape(len(condition.added), -1, *x.shape[1:])
-            x = by_clip.at[:, -1].add(condition.added[:, None]).reshape(x.shape)
+            added = condition.added[:, None]
+            x = x + (pair(jnp.zeros_like(added), added) if guided else added)
         cross = condition.cross
-        if x.shape[0] == 2 * cross.shape[0]:
+        if guided:
             unconditional = jnp.broadcast_to(self.attn2.to_out[0].bias[...].astype(cross.dtype), cross.shape)
-            cross = jnp.stack([unconditional, cross], 1).reshape(x.shape[0], -1)
+            cross = pair(unconditional, cross)
         x = x + cross[:, None, None]
         return x + self.ff(self.norm3(x)), normed
 
@@ -76,14 +78,11 @@ class BasicTransformerBlock(nnx.Module):
         if key is None:
             return attn(x)
         qkv = attn.to_q(x), attn.to_k(x), attn.to_v(x)
-
-        def each(which: int) -> tuple[Array, ...]:  # the first or the last row of every pair
-            return tuple(part.reshape(len(key), -1, *part.shape[1:])[:, which] for part in qkv)
-
-        mixed = attend_with_reference(*each(-1), key, value, attn.heads, condition.mask)
-        if x.shape[0] > len(key):
-            mixed = jnp.stack([attend(*each(0), attn.heads), mixed], 1)
-        return attn.to_out[0](mixed.reshape(*x.shape[:-1], -1))
+        if not is_paired(x, key):
+            return attn.to_out[0](attend_with_reference(*qkv, key, value, attn.heads, condition.mask))
+        unconditional, conditional = zip(*map(unpair, qkv), strict=True)
+        mixed = attend_with_reference(*conditional, key, value, attn.heads, condition.mask)
+        return attn.to_out[0](pair(attend(*unconditional, attn.heads), mixed))
 
 
 class Transformer2DModel(nnx.Module):

@@ -131,7 +131,7 @@ class UNet(nnx.Module):
         """One denoising evaluation.
 
         Args:
-            x: noisy latents. With classifier-free guidance the rows are pairs of [unconditional, conditional].
+            x: noisy latents. With classifier-free guidance the rows are pairs, see `guidance_pairs`.
             timesteps: 0..999, one per clip (f = 1) or per frame.
             conditioning: from `condition`, of the conditional rows only.
             pose: the Pose Guider's features, added after the first convolution; behind them, in models with

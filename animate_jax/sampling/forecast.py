@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from animate_jax.config import DType, MeshConfig, Preset
+from animate_jax.models.guidance_pairs import pair
 from animate_jax.models.params import abstract_model
 from animate_jax.models.sharding import ROWS
 from animate_jax.parallel.forecast import Plan, compile_plan, topology_devices
@@ -43,7 +44,10 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     def inputs(*sides: int, dtype=dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sides, dtype, sharding=rows)
 
-    windows, halves, side = pipeline.rows, 1 + (options.guidance > 1), preset.model.image_encoder.image_size
+    def paired(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return inputs(*jax.eval_shape(pair, leaf, leaf).shape, dtype=leaf.dtype)
+
+    windows, side = pipeline.rows, preset.model.image_encoder.image_size
     latents = (options.height // preset.model.vae.downscale, options.width // preset.model.vae.downscale)
     picture = inputs(windows, options.height, options.width, 3)
     conditioning = jax.eval_shape(
@@ -54,9 +58,12 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     seen = inputs(windows, *latents, preset.model.unet.in_channels)
     warped = (seen, seen, inputs(windows, options.height, options.width, 2)) if pipeline.copies else ()
     pose = jax.eval_shape(pipeline._guide_pose, params, picture, *warped)
-    x = inputs(halves * windows, options.window, *latents, preset.model.unet.in_channels)
-    t = inputs(halves * windows, 1, dtype=jnp.float32)
-    pose = inputs(1 if windows == 1 else halves * windows, options.window, *pose.shape[1:])  # see `Pipeline.sample`
+    x = inputs(windows, options.window, *latents, preset.model.unet.in_channels)
+    t = inputs(windows, 1, dtype=jnp.float32)
+    pose = inputs(windows, options.window, *pose.shape[1:])
+    if options.guidance > 1:
+        x, t = paired(x), paired(t)
+        pose = pose if windows == 1 else paired(pose)  # see `Pipeline.sample`
     kinds = {
         "denoising UNet": {path: leaf for path, leaf in params.items() if path.startswith("denoising_unet")},
         "other networks": {path: leaf for path, leaf in params.items() if not path.startswith("denoising_unet")},

@@ -30,6 +30,7 @@ from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.diffusion.windowed import Latents, evaluations, sample
 from animate_jax.errors import UserError
 from animate_jax.images import Image, Images, resize_lanczos, to_signed, to_uint8, to_unit
+from animate_jax.models.guidance_pairs import is_paired, pair, unpair
 from animate_jax.models.kernels.int8 import in_int8
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.sharding import ROWS
@@ -386,8 +387,8 @@ class Pipeline:
             pose, *more = [features(tuple(frames)) for frames in window.tolist()]
             if more:
                 pose = jnp.stack([pose, *more], 1).reshape(-1, *pose.shape[1:])  # [videos * windows, frames, h, w, c]
-            if len(x) > len(pose) > 1:  # a single row serves both halves of guidance as it is
-                pose = jnp.repeat(pose, 2, 0)
+            if is_paired(x, pose) and len(pose) > 1:  # a single row serves both halves of guidance as it is
+                pose = pair(pose, pose)
             prediction = evaluate(*self.over_rows((x, t)), window, self.over_rows(pose))
             if watch:
                 shown = prediction[-1:, :1], x[-1:, :1], t[-1:].astype(int)
@@ -422,7 +423,7 @@ class Pipeline:
             key = tuple(window.ravel().tolist())
             kept, used = deep.pop(key, (None, options.reuse))
             if used < options.reuse:  # of both halves, the conditional one comes last, where guidance has ended
-                shared = self.over_rows(jnp.asarray(kept if len(x) == len(kept) else kept[1::2]))
+                shared = self.over_rows(jnp.asarray(unpair(kept)[1] if is_paired(kept, x) else kept))
                 prediction, _ = self._denoise_keeping(params, x, t, conditioning, pose, shared, **int8)
             else:
                 used = 0
