@@ -1,15 +1,23 @@
 """Animate Anyone in JAX: one picture and a driving motion become a video of that character moving."""
 
+import importlib
+
 from animate_jax.xla_flags import avoid_wrong_fusions
 
 __version__ = "0.1.0"
 avoid_wrong_fusions()
 
+# Public names, imported when they are asked for: `animate-jax --version` needs no JAX.
+_PUBLIC = {
+    "Pipeline": "animate_jax.sampling.pipeline",
+    "Animation": "animate_jax.sampling.results",
+    "UserError": "animate_jax.errors",
+    "read_poses": "animate_jax.pose.files",
+    "write_poses": "animate_jax.pose.files",
+}
+
 
 def __getattr__(name: str):
-    """`animate_jax.Pipeline`, without JAX being imported for `animate-jax --version`."""
-    if name == "Pipeline":
-        from animate_jax.sampling.pipeline import Pipeline
-
-        return Pipeline
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'animate_jax' has no attribute {name!r}")

@@ -43,8 +43,10 @@ import sys, time
 began = time.monotonic()
 import jax
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
-from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
-stream = Pipeline.load().stream(EXAMPLE / "reference.png", EXAMPLE / "driving.mp4", frames=16, progress=False)
+from animate_jax.sampling.inputs import EXAMPLE
+from animate_jax.sampling.pipeline import Pipeline
+pipeline = Pipeline.from_pretrained()
+stream = pipeline.stream(EXAMPLE / "reference.png", EXAMPLE / "driving.mp4", frames=16, progress=False)
 next(iter(stream))
 print(time.monotonic() - began)
 """

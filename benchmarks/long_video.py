@@ -24,7 +24,8 @@ import cv2
 import jax
 import tyro
 
-from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
+from animate_jax.sampling.inputs import EXAMPLE
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.files import read_video, write_video
 
 
@@ -45,7 +46,7 @@ def write_driving(path: pathlib.Path, frames: int) -> None:
 
 def measure(args: Arguments) -> dict[str, float]:
     """One video, in this process."""
-    pipeline, most = Pipeline.load(args.checkpoint), 0
+    pipeline, most = Pipeline.from_pretrained(args.checkpoint), 0
 
     def watched(function):
         def call(*inputs):

@@ -36,7 +36,7 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
-    pipeline, weights = Pipeline.load(args.checkpoint), lpips.load(args.lpips_weights)
+    pipeline, weights = Pipeline.from_pretrained(args.checkpoint), lpips.load(args.lpips_weights)
     cases, poses, conditioning = held_out(pipeline, args.videos, args.frames)
     distance = jax.jit(functools.partial(lpips.lpips, weights))
     truth, boxes = [case.frames for case in cases], [person_box(case.masks[1:]) for case in cases]

@@ -13,7 +13,7 @@ import pytest
 
 from animate_jax.__main__ import COMMANDS
 from animate_jax.commands import train
-from animate_jax.sampling.pipeline import EXAMPLE
+from animate_jax.sampling.inputs import EXAMPLE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

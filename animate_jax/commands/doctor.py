@@ -28,7 +28,7 @@ from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import UserError, exit_status
 from animate_jax.models.self_test import wrong_results
 from animate_jax.pose.dwpose import DETECTOR, READER
-from animate_jax.sampling.pipeline import BUNDLED
+from animate_jax.sampling.pipeline import find_checkpoint
 from animate_jax.xla_flags import WITHOUT_YNNPACK, concerned
 
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "av", "opencv-python-headless")
@@ -172,7 +172,7 @@ def memory() -> Finding:
 
 def weights(path: str) -> Finding:
     try:
-        found = checkpoint.find(BUNDLED if path == "tiny" else path)
+        found = find_checkpoint(path)
         preset = checkpoint.read_preset(found)
         if missing := checkpoint.missing_parts_of(found, preset):
             raise UserError(f"{found}: lacks {', '.join(missing)}: {checkpoint.import_advice(found, missing)}")

@@ -30,7 +30,8 @@ from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pose.dwpose import DWPose
 from animate_jax.pose.retarget import Alignment
 from animate_jax.presets import find_preset
-from animate_jax.sampling.pipeline import BUNDLED, EXAMPLE, DrivingKind, Pipeline, check_request
+from animate_jax.sampling.inputs import EXAMPLE, DrivingKind, check_request
+from animate_jax.sampling.pipeline import Pipeline, find_checkpoint
 from animate_jax.sampling.results import check_poses_folder
 from animate_jax.storage import keep_compiled_programs
 from animate_jax.video.files import check_output, made_here, same_file
@@ -87,7 +88,7 @@ def animate(args: Arguments) -> None:
     keep_compiled_programs()
     mesh = make_mesh(args.mesh)  # refuses what one device cannot do, too
     mesh = mesh if mesh.size > 1 else None
-    pipeline = Pipeline.load(args.checkpoint, preset, mesh, args.dtype)
+    pipeline = Pipeline.from_pretrained(args.checkpoint, preset, mesh, args.dtype)
     streams = pipeline.stream(
         args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
         progress=sys.stderr.isatty(), speed=args.speed, steps=args.steps, sampler=args.sampler, guidance=args.guidance,
@@ -105,7 +106,7 @@ def animate(args: Arguments) -> None:
 def tell_plan(args: Arguments) -> NoReturn:
     from animate_jax.sampling.forecast import plan
 
-    path = checkpoint.find(BUNDLED if args.checkpoint == "tiny" else args.checkpoint)
+    path = find_checkpoint(args.checkpoint)
     preset = find_preset(args.preset) if args.preset else checkpoint.read_preset(path)
     options = {name: getattr(args, name) for name in ("speed", "guidance", "width", "height")}
     print(plan(preset, args.plan, args.dtype, args.mesh, **options), flush=True)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Float32, Int, Key
 CHUNK = 32  # frames drawn at once
 
 
-def normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float32[np.ndarray, "b f *rest"]:
+def per_frame_normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float32[np.ndarray, "b f *rest"]:
     """Standard normal [B, F, ...]. A frame's numbers depend on its video's key and on its own number alone."""
     frames = np.arange(-(-shape[1] // CHUNK) * CHUNK).reshape(-1, CHUNK)
     return np.concatenate([np.asarray(_draw(keys, chunk, shape[2:])) for chunk in frames], axis=1)[:, : shape[1]]
@@ -26,5 +26,5 @@ def _draw(keys: Key[Array, " b"], frames: Int[Array, " n"], shape: tuple[int, ..
 def initial_noise(keys: Key[Array, " b"], shape: tuple[int, ...], shared: bool) -> Float32[np.ndarray, "b f *rest"]:
     """x_T, [B, F, h, w, C], one key per video; `shared` gives every frame of a video the same noise."""
     if shared:
-        return np.repeat(normal(keys, (shape[0], 1, *shape[2:])), shape[1], axis=1)
-    return normal(keys, shape)
+        return np.repeat(per_frame_normal(keys, (shape[0], 1, *shape[2:])), shape[1], axis=1)
+    return per_frame_normal(keys, shape)

@@ -1,6 +1,6 @@
 """Samplers: from noise to a clean sample, one function each. The letters are those of the cited papers.
 
-A sampler is called as `sampler(denoise, x, schedule, steps, keys)`, where `denoise(x, t)` returns what the UNet
+A sampler is called as `sampler(predict, x, schedule, steps, keys)`, where `predict(x, t)` returns what the UNet
 predicts at timestep t. x lies in host memory: NumPy in, NumPy out. All are deterministic but `euler_ancestral`, the
 only one to use `keys`, one per video. Numerics are those of diffusers'
 schedulers of the same names, which the tests compare.
@@ -14,27 +14,27 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from animate_jax.diffusion.noise import normal
+from animate_jax.diffusion.noise import per_frame_normal
 from animate_jax.diffusion.schedule import Sample, Schedule
 from animate_jax.errors import UserError
 
-Denoise = Callable[[Sample, np.integer], Sample]
-Sampler = Callable[[Denoise, Sample, Schedule, int, Key[Array, " b"]], Sample]
+Predict = Callable[[Sample, np.integer], Sample]
+Sampler = Callable[[Predict, Sample, Schedule, int, Key[Array, " b"]], Sample]
 
 
-def timesteps(steps: int, schedule: Schedule, beyond: int = 0) -> Int[np.ndarray, " steps"]:
+def timesteps(steps: int, schedule: Schedule, extra: int = 0) -> Int[np.ndarray, " steps"]:
     """The timesteps to denoise at, noisiest first, spaced as `schedule.config.timestep_spacing` says.
 
     "trailing" starts at the very last training step, which a zero-terminal-SNR schedule needs; "leading" is
     Stable Diffusion's original choice, shifted by `steps_offset`; the multistep solvers leave room for one more step
-    (`beyond` = 1) and drop the least noisy. Raises UserError for an impossible number.
+    (`extra` = 1) and drop the least noisy. Raises UserError for an impossible number.
     """
     train_steps = schedule.config.train_steps
     if not 1 <= steps <= train_steps:
         raise UserError(f"sampling steps must be between 1 and {train_steps}, not {steps}")
     if schedule.config.timestep_spacing == "leading":
-        places = np.arange(beyond, steps + beyond)[::-1]
-        chosen = places * (train_steps // (steps + beyond)) + schedule.config.steps_offset
+        places = np.arange(extra, steps + extra)[::-1]
+        chosen = places * (train_steps // (steps + extra)) + schedule.config.steps_offset
         if chosen[0] >= train_steps:
             raise UserError(
                 f"{steps} sampling steps with leading spacing begin at timestep {chosen[0]}, but the last "
@@ -46,7 +46,9 @@ def timesteps(steps: int, schedule: Schedule, beyond: int = 0) -> Int[np.ndarray
     return chosen.astype(np.int32)
 
 
-def levels(t: Int[np.ndarray, " steps"], schedule: Schedule) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+def alphas_and_sigmas(
+    t: Int[np.ndarray, " steps"], schedule: Schedule
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Signal alpha and noise sigma at every timestep, and after the last: 1 and 0. Pure noise keeps a trace of signal,
     as in diffusers, so that log(alpha / sigma) is finite."""
     alpha_bar = np.maximum(np.asarray(schedule.alphas_cumprod, np.float64)[t], 2.0**-24)
@@ -72,69 +74,69 @@ def ddim_step(schedule: Schedule, prediction: Sample, x_t: Sample, t: int | np.i
     return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * epsilon
 
 
-def ddim(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
+def ddim(predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
     """Song et al. 2020, without added noise (eta = 0)."""
     for t in timesteps(steps, schedule):
-        x = ddim_step(schedule, denoise(x, t), x, t, steps)
+        x = ddim_step(schedule, predict(x, t), x, t, steps)
     return x
 
 
-def euler(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
+def euler(predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
     """Karras et al. 2022, algorithm 2 without churn. In this scaling of x it is DDIM between the actual timesteps."""
     t = timesteps(steps, schedule)
-    alpha, sigma = levels(t, schedule)
+    alpha, sigma = alphas_and_sigmas(t, schedule)
     for i in range(steps):
-        x0 = clean(denoise(x, t[i]), x, schedule, alpha[i], sigma[i])
+        x0 = predict_x0(predict(x, t[i]), x, schedule, alpha[i], sigma[i])
         ratio = sigma[i + 1] / sigma[i]
         x = float(ratio) * x + float(alpha[i + 1] - ratio * alpha[i]) * x0
     return x
 
 
-def euler_ancestral(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"]) -> Sample:
+def euler_ancestral(predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"]) -> Sample:
     """k-diffusion's ancestral Euler: a step down to sigma_down, and fresh noise sigma_up. Here sigma is noise over
     signal, and x is scaled to unit variance before and after."""
     t = timesteps(steps, schedule)
-    alpha, noise = levels(t, schedule)
+    alpha, noise = alphas_and_sigmas(t, schedule)
     sigma = noise / alpha
     for i in range(steps):
-        x0 = clean(denoise(x, t[i]), x, schedule, alpha[i], noise[i])
+        x0 = predict_x0(predict(x, t[i]), x, schedule, alpha[i], noise[i])
         up = (sigma[i + 1] ** 2 * (sigma[i] ** 2 - sigma[i + 1] ** 2) / sigma[i] ** 2) ** 0.5
         down = (sigma[i + 1] ** 2 - up**2) ** 0.5
         ratio = down / sigma[i]
         x = float(alpha[i + 1] * ratio / alpha[i]) * x + float(alpha[i + 1] * (1 - ratio)) * x0
-        x = x + float(alpha[i + 1] * up) * normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape)
+        x = x + float(alpha[i + 1] * up) * per_frame_normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape)
     return x
 
 
 def dpm_solver(
-    denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None
+    predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None
 ) -> Sample:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, midpoint; first and last step are of first order."""
-    t = timesteps(steps, schedule, beyond=1)
-    alpha, sigma = levels(t, schedule)
+    t = timesteps(steps, schedule, extra=1)
+    alpha, sigma = alphas_and_sigmas(t, schedule)
     lam = log_snr(alpha, sigma)
-    before = None
+    previous_x0 = None
     for i in range(steps):
-        x0 = clean(denoise(x, t[i]), x, schedule, alpha[i], sigma[i])
+        x0 = predict_x0(predict(x, t[i]), x, schedule, alpha[i], sigma[i])
         h = lam[i + 1] - lam[i]
         d = x0
-        if before is not None and i < steps - 1:
+        if previous_x0 is not None and i < steps - 1:
             r = (lam[i] - lam[i - 1]) / h
-            d = x0 + float(0.5 / r) * (x0 - before)
+            d = x0 + float(0.5 / r) * (x0 - previous_x0)
         x = float(sigma[i + 1] / sigma[i]) * x - float(alpha[i + 1] * np.expm1(-h)) * d
-        before = x0
+        previous_x0 = x0
     return x
 
 
-def unipc(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
+def unipc(predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
     """UniPC of second order (Zhao et al. 2023, B2(h), data prediction): each step is predicted, and corrected with the
     prediction made at its end. First and last step are of first order."""
-    t = timesteps(steps, schedule, beyond=1)
-    alpha, sigma = levels(t, schedule)
+    t = timesteps(steps, schedule, extra=1)
+    alpha, sigma = alphas_and_sigmas(t, schedule)
     lam = log_snr(alpha, sigma)
     start, x0s, order = x, [], 1  # the sample the last step began with, its x0 and the one before, its order
     for i in range(steps):
-        x0 = clean(denoise(x, t[i]), x, schedule, alpha[i], sigma[i])
+        x0 = predict_x0(predict(x, t[i]), x, schedule, alpha[i], sigma[i])
         if i > 0:
             h = lam[i] - lam[i - 1]
             b = np.expm1(-h)
@@ -157,8 +159,8 @@ def unipc(denoise: Denoise, x: Sample, schedule: Schedule, steps: int, keys: Key
     return x
 
 
-def clean(prediction: Sample, x: Sample, schedule: Schedule, alpha: float, sigma: float) -> Sample:
-    """x0 out of what the UNet predicts; pure noise counts as `levels` has it."""
+def predict_x0(prediction: Sample, x: Sample, schedule: Schedule, alpha: float, sigma: float) -> Sample:
+    """x0 out of what the UNet predicts; pure noise counts as `alphas_and_sigmas` has it."""
     kind = schedule.config.prediction
     if kind == "x0":
         return prediction

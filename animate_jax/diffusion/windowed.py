@@ -18,51 +18,51 @@ from animate_jax.diffusion.windows import blend, windows
 from animate_jax.models.guidance_pairs import pair, unpair
 
 Latents = Float[np.ndarray, "b f h w c"]
-# denoise(x, t, frames) -> prediction: `x` [rows, window, h, w, c], video by video and in each window by window, in
-# pairs when guided (`models.guidance_pairs`); `frames` the indices of each window's frames in the video.
-Denoise = Callable[
+# predict_windows(x, t, frames) -> prediction: `x` [rows, window, h, w, c], video by video and in each window by
+# window, in pairs when guided (`models.guidance_pairs`); `frames` the indices of each window's frames in the video.
+PredictWindows = Callable[
     [Float[np.ndarray, "r n h w c"], Float[np.ndarray, "r 1"], Int[np.ndarray, "w n"]],
     Float[Array | np.ndarray, "r n h w c"],
 ]
 
 
-def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: SamplingConfig,
+def sample_windowed(predict_windows: PredictWindows, noise: Latents, schedule: Schedule, options: SamplingConfig,
            progress: Callable[[], None] | None = None, keys: Key[Array, " b"] | None = None,
-           together: int = 1) -> Latents:  # fmt: skip
+           windows_per_call: int = 1) -> Latents:  # fmt: skip
     """The sampler of `options` with classifier-free guidance over overlapping windows.
 
-    The video's latents stay in host memory and `denoise` gets a few windows at a time, so that a device needs the same
-    memory for a video of any length. The predictions of overlapping windows are averaged before guidance, as in the
-    peers (unlike them also when guidance is off).
+    The video's latents stay in host memory and `predict_windows` gets a few windows at a time, so that a device needs
+    the same memory for a video of any length. The predictions of overlapping windows are averaged before guidance, as
+    in the PyTorch implementations (unlike them also when guidance is off).
 
     Args:
-        denoise: see `Denoise`.
+        predict_windows: see `PredictWindows`.
         noise: x_T, [B, F, h, w, C].
         options: sampler, steps, guidance, window, overlap and their variants are used.
-        progress: called after every evaluation of `denoise`.
+        progress: called after every evaluation of `predict_windows`.
         keys: of the noise that "euler_ancestral" adds, one per video.
-        together: so many windows go into one call of `denoise`; the last ones are repeated where there are fewer.
+        windows_per_call: so many windows go into one call; the last ones are repeated where there are fewer.
 
     Raises:
         UserError: impossible steps or windows.
     """
     frames = noise.shape[1]
-    plan = iter(plans(frames, schedule, options))
+    plan = iter(step_windows(frames, schedule, options))
 
     def predict(x: Latents, t: np.integer) -> Latents:
         chunks, guided = next(plan)
 
         def predictions() -> Iterator[Float[np.ndarray, "r n h w c"]]:
-            for start in range(0, len(chunks), together):
-                group = chunks[start : start + together]
-                group = np.array(group + [group[-1]] * (together - len(group)))
+            for start in range(0, len(chunks), windows_per_call):
+                group = chunks[start : start + windows_per_call]
+                group = np.array(group + [group[-1]] * (windows_per_call - len(group)))
                 rows = x[:, group].reshape(-1, *group.shape[1:], *x.shape[2:])
                 rows = pair(rows, rows) if guided else rows
-                prediction = np.asarray(denoise(rows, np.full((len(rows), 1), t, np.float32), group))
+                prediction = np.asarray(predict_windows(rows, np.full((len(rows), 1), t, np.float32), group))
                 if progress:
                     progress()
-                by_window = prediction.reshape(len(x), together, -1, *rows.shape[1:]).swapaxes(0, 1)
-                yield from by_window.reshape(together, -1, *rows.shape[1:])
+                by_window = prediction.reshape(len(x), windows_per_call, -1, *rows.shape[1:]).swapaxes(0, 1)
+                yield from by_window.reshape(windows_per_call, -1, *rows.shape[1:])
 
         prediction = blend(itertools.islice(predictions(), len(chunks)), chunks, frames, options.blend == "flat")
         if guided:
@@ -73,10 +73,10 @@ def sample(denoise: Denoise, noise: Latents, schedule: Schedule, options: Sampli
     return SAMPLERS[options.sampler](predict, noise, schedule, options.steps, keys)
 
 
-def plans(frames: int, schedule: Schedule, options: SamplingConfig) -> list[tuple[list[list[int]], bool]]:
+def step_windows(frames: int, schedule: Schedule, options: SamplingConfig) -> list[tuple[list[list[int]], bool]]:
     """For every step: its windows, and whether it is guided."""
     last, (low, high) = schedule.config.train_steps - 1, options.guidance_interval
-    visited = timesteps(options.steps, schedule, beyond=int(options.sampler in MULTISTEP))
+    visited = timesteps(options.steps, schedule, extra=int(options.sampler in MULTISTEP))
     stride = options.window - options.overlap
     return [
         (
@@ -89,6 +89,8 @@ def plans(frames: int, schedule: Schedule, options: SamplingConfig) -> list[tupl
     ]  # fmt: skip
 
 
-def evaluations(frames: int, schedule: Schedule, options: SamplingConfig, together: int = 1) -> int:
-    """How often `sample` will call `denoise`: the length of a progress bar."""
-    return sum(math.ceil(len(chunks) / together) for chunks, _ in plans(frames, schedule, options))
+def num_function_evaluations(
+    frames: int, schedule: Schedule, options: SamplingConfig, windows_per_call: int = 1
+) -> int:
+    """How often `sample_windowed` will call `predict_windows`: the length of a progress bar."""
+    return sum(math.ceil(len(chunks) / windows_per_call) for chunks, _ in step_windows(frames, schedule, options))

@@ -5,7 +5,7 @@
     from animate_jax.evaluation.evaluate import evaluate
     from animate_jax.evaluation.scores import Networks
 
-    evaluation = evaluate(open_clips("mocap_people:test_both", clips=4), "report", Pipeline.load("tiny"))
+    evaluation = evaluate(open_clips("mocap_people:test_both", clips=4), "report", Pipeline.from_pretrained("tiny"))
     evaluation.estimates["result"]["box_psnr"]
 
 Without `networks=Networks.load()` no figures of LPIPS and FVD are measured. docs/evaluation.md says what the figures

@@ -93,7 +93,7 @@ class AnimateAnyone(nnx.Module):
         """The raw prediction (epsilon, v or x0, as trained). See `UNet.__call__`; `pose` comes from `guide`."""
         return self._evaluate(x, timesteps, conditioning, pose, temporal, None)[0]
 
-    def denoise_keeping(
+    def denoise_cached(
         self,
         x: Float[Array, "r f h w c"],
         timesteps: Float[Array, "r #f"],

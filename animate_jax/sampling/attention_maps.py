@@ -14,7 +14,8 @@ from animate_jax.images import Images, to_unit
 from animate_jax.models.attention import scores, split_heads
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.unet import Conditioning
-from animate_jax.sampling.pipeline import Pipeline, Poses
+from animate_jax.sampling.inputs import Poses
+from animate_jax.sampling.pipeline import Pipeline
 
 Features = dict[str, Float[Array, "f n c"]]
 

@@ -47,7 +47,7 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     def paired(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return inputs(*jax.eval_shape(pair, leaf, leaf).shape, dtype=leaf.dtype)
 
-    windows, side = pipeline.rows, preset.model.image_encoder.image_size
+    windows, side = pipeline.num_shards, preset.model.image_encoder.image_size
     latents = (options.height // preset.model.vae.downscale, options.width // preset.model.vae.downscale)
     picture = inputs(windows, options.height, options.width, 3)
     conditioning = jax.eval_shape(
@@ -57,13 +57,13 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     conditioning = jax.tree.map(lambda leaf: leaf.update(sharding=rows), conditioning)
     seen = inputs(windows, *latents, preset.model.unet.in_channels)
     warped = (seen, seen, inputs(windows, options.height, options.width, 2)) if pipeline.copies else ()
-    pose = jax.eval_shape(pipeline._guide_pose, params, picture, *warped)
+    pose = jax.eval_shape(pipeline._pose_features, params, picture, *warped)
     x = inputs(windows, options.window, *latents, preset.model.unet.in_channels)
     t = inputs(windows, 1, dtype=jnp.float32)
     pose = inputs(windows, options.window, *pose.shape[1:])
     if options.guidance > 1:
         x, t = paired(x), paired(t)
-        pose = pose if windows == 1 else paired(pose)  # see `Pipeline.sample`
+        pose = pose if windows == 1 else paired(pose)  # see `Denoiser.sample`
     kinds = {
         "denoising UNet": {path: leaf for path, leaf in params.items() if path.startswith("denoising_unet")},
         "other networks": {path: leaf for path, leaf in params.items() if not path.startswith("denoising_unet")},
@@ -71,6 +71,6 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     }
 
     def step(x, params, t, conditioning, pose):
-        return pipeline._denoise(params, x, t, conditioning, pose)
+        return pipeline._run_unet(params, x, t, conditioning, pose)
 
     return compile_plan(step, (x, params, t, conditioning, pose), kinds, mesh, CUTS)

@@ -17,6 +17,7 @@ from animate_jax.images import Image, Images
 from animate_jax.pose.draw import Drawn
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.sampling.inputs import DrivingMotion
 from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.files import (
     encode_mp4,
@@ -26,25 +27,8 @@ from animate_jax.video.files import (
     write_video,
 )
 
-POSES_FOLDER = "debug folder"  # what `Stream.save_poses` writes, in messages
+POSES_FOLDER = "debug folder"  # what `AnimationStream.save_poses` writes, in messages
 SHEET_HEIGHT = 192  # pixels that small pictures of a contact sheet are enlarged to
-
-
-@dataclasses.dataclass(frozen=True)
-class Motion:
-    """A driving motion: keypoints of somebody else's picture, or ready-made pose pictures."""
-
-    fps: float
-    keypoints: Keypoints | None = None
-    canvas: tuple[int, int] = (1, 1)  # height, width of the pictures the keypoints come from
-    pictures: Images | None = None
-
-    def __len__(self) -> int:
-        return len(self.pictures if self.keypoints is None else self.keypoints)
-
-    def __getitem__(self, frames: slice) -> Motion:
-        keypoints, pictures = (part if part is None else part[frames] for part in (self.keypoints, self.pictures))
-        return dataclasses.replace(self, keypoints=keypoints, pictures=pictures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +46,15 @@ class Animation:
 
     def side_by_side(self) -> Images:
         """Frames that show reference, pose and result beside each other."""
-        return np.stack([beside(self.reference, *pair) for pair in zip(self.poses, self.frames, strict=True)])
+        return np.stack([hconcat(self.reference, *pair) for pair in zip(self.poses, self.frames, strict=True)])
 
     def contact_sheet(self, columns: int = 8, zoom: int = 1) -> Image:
         """Reference, driving poses and results of evenly spaced frames, enlarged `zoom` times."""
-        chosen = spread(len(self.frames), columns)
-        return sheet(self.reference, chosen, self.poses[chosen], self.frames[chosen], self.fps, zoom)
+        chosen = evenly_spaced(len(self.frames), columns)
+        return make_contact_sheet(self.reference, chosen, self.poses[chosen], self.frames[chosen], self.fps, zoom)
 
     def save_contact_sheet(self, path: str | os.PathLike, columns: int = 8) -> None:
-        write_image(path, self.contact_sheet(columns, zoom_of(self.reference)))
+        write_image(path, self.contact_sheet(columns, zoom_factor(self.reference)))
 
     def show(self, zoom: int = 2, side_by_side: bool = False):
         """Plays in a notebook, over and over."""
@@ -83,13 +67,13 @@ class Animation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
+class AnimationStream:
     """An animation whose frames are decoded when they are asked for: once, in order, a few at a time.
 
     Attributes:
         chunks: the frames.
         fps: frames/s.
-        reference, own_keypoints: the cut picture, and its person.
+        reference, reference_keypoints: the cropped image, and its person.
         motion: what drives, before it was fitted to the reference.
         poses: its pictures; a `Drawn` holds the keypoints that were fitted.
     """
@@ -97,8 +81,8 @@ class Stream:
     chunks: Iterator[Images]
     fps: float
     reference: Image
-    own_keypoints: Keypoints
-    motion: Motion
+    reference_keypoints: Keypoints
+    motion: DrivingMotion
     poses: Images | Drawn
 
     def __len__(self) -> int:
@@ -115,19 +99,19 @@ class Stream:
              contact_sheet: str | os.PathLike | None = None, columns: int = 8) -> None:  # fmt: skip
         """Writes an .mp4 or .gif while frames come, and if wanted a second one that shows reference, pose and result
         beside each other, and a contact sheet. Every file appears under its name when it is complete."""
-        chosen, shown = spread(len(self), columns), []
+        chosen, shown = evenly_spaced(len(self), columns), []
         with contextlib.ExitStack() as files:
             write = files.enter_context(video_writer(path, self.fps))
             write_beside = files.enter_context(video_writer(side_by_side, self.fps)) if side_by_side else None
             for index, frame in enumerate(self):
                 write(frame)
                 if write_beside:
-                    write_beside(beside(self.reference, self.poses[index], frame))
+                    write_beside(hconcat(self.reference, self.poses[index], frame))
                 if index in chosen:
                     shown.append(frame)
         if contact_sheet:
-            zoom = zoom_of(self.reference)
-            picture = sheet(self.reference, chosen, self.poses[chosen], np.stack(shown), self.fps, zoom)
+            zoom = zoom_factor(self.reference)
+            picture = make_contact_sheet(self.reference, chosen, self.poses[chosen], np.stack(shown), self.fps, zoom)
             write_image(contact_sheet, picture)
 
     def save_poses(self, folder: str | os.PathLike) -> None:
@@ -140,7 +124,7 @@ class Stream:
         size = self.reference.shape[:2]
         with atomic_folder(folder, POSES_FOLDER) as fresh:
             write_image(fresh / "reference.png", self.reference)
-            write_poses(fresh / "reference.npz", Keypoints.stack([self.own_keypoints]), size)
+            write_poses(fresh / "reference.npz", Keypoints.stack([self.reference_keypoints]), size)
             if isinstance(self.poses, Drawn):
                 write_poses(fresh / "driving.npz", self.motion.keypoints, self.motion.canvas)
                 write_poses(fresh / "fitted.npz", self.poses.keypoints, size)
@@ -151,7 +135,7 @@ class Stream:
 def check_poses_folder(
     folder: pathlib.Path, inputs: Iterable[pathlib.Path] = (), outputs: Iterable[pathlib.Path] = ()
 ) -> None:
-    """Makes sure that the folder of `Stream.save_poses` is new, empty, or whole from an earlier call.
+    """Makes sure that the folder of `AnimationStream.save_poses` is new, empty, or whole from an earlier call.
 
     Raises:
         UserError: it is not, cannot be written, or one of this call's inputs and outputs lies in it.
@@ -163,20 +147,20 @@ def check_poses_folder(
     check_folder(folder, POSES_FOLDER)
 
 
-def beside(*pictures: Image) -> Image:
+def hconcat(*pictures: Image) -> Image:
     return np.concatenate(pictures, axis=1)
 
 
-def spread(frames: int, columns: int) -> list[int]:
+def evenly_spaced(frames: int, columns: int) -> list[int]:
     """Numbers of evenly spaced frames, the first and the last among them."""
     return np.unique(np.linspace(0, frames - 1, columns).round().astype(int)).tolist()
 
 
-def zoom_of(picture: Image) -> int:
+def zoom_factor(picture: Image) -> int:
     return max(1, SHEET_HEIGHT // picture.shape[0])
 
 
-def sheet(reference: Image, chosen: list[int], poses: Iterable[Image], frames: Iterable[Image], fps: float,
+def make_contact_sheet(reference: Image, chosen: list[int], poses: Iterable[Image], frames: Iterable[Image], fps: float,
           zoom: int) -> Image:  # fmt: skip
     """The reference; driving poses above results, under their times."""
     enlarge = lambda picture: picture.repeat(zoom, 0).repeat(zoom, 1)  # noqa: E731

@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 from animate_jax.config import Speed
 from animate_jax.errors import UserError
-from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
+from animate_jax.sampling.inputs import EXAMPLE
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.web.studio import Request, Studio, VisitorLimits
 from animate_jax.web.uploads import UploadGuard, temporary_folder
 
@@ -176,7 +177,7 @@ def serving(
                 "ANIMATE_JAX_PASSWORD=... asks for a password",
                 file=sys.stderr,
             )
-        pipeline = Pipeline.load(pipeline) if isinstance(pipeline, str) else pipeline
+        pipeline = Pipeline.from_pretrained(pipeline) if isinstance(pipeline, str) else pipeline
         studio = Studio(pipeline, visitor_limits or VisitorLimits(), folder)
         blocks = build_page(studio, queue_size)
         studio.store.keep_existing()  # the examples

@@ -28,6 +28,7 @@ from animate_jax import limits
 from animate_jax.config import AnimationConfig, Preset, Speed
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import Drawn, draw
+from animate_jax.sampling.inputs import crop_reference, draw_motion
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.files import IMAGE_SUFFIXES, frame_count, frame_rate, read_image, write_image, write_video
 from animate_jax.video.open import check_size, open_video
@@ -124,11 +125,11 @@ class Studio:
         config = self.sampling_config(request)
         height, width = config.height, config.width
         with self.with_client_paths((reference, driving)), self.device_lock:
-            image, keypoints = self.pipeline.frame_reference(shrink(read_image(reference)), config)
+            image, keypoints = crop_reference(shrink(read_image(reference)), config)
             motion = self.pipeline.read_motion(
                 driving, self.clamp_frames(request), progress=False, person=request.person, size=(height, width)
             )
-            fitted = self.pipeline.draw_motion(motion, keypoints, config, request.align)
+            fitted = draw_motion(motion, keypoints, config, request.align)
             if motion.keypoints is None:
                 detected = fitted
             else:
@@ -190,7 +191,7 @@ class Studio:
                     progress=False,
                     align=request.align,
                     person=request.person,
-                    watch=progress,
+                    callback=progress,
                     width=config.width,
                     height=config.height,
                     steps=request.steps,

@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 
-from animate_jax.diffusion.noise import CHUNK, initial_noise, normal
+from animate_jax.diffusion.noise import CHUNK, initial_noise, per_frame_normal
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 SHAPE = (2, CHUNK + 5, 4, 3, 2)
 
 
 def test_noise_is_standard_normal():
-    noise = normal(KEYS, SHAPE)
+    noise = per_frame_normal(KEYS, SHAPE)
     assert noise.shape == SHAPE and noise.dtype == np.float32 and isinstance(noise, np.ndarray)
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
     assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.1
@@ -18,8 +18,8 @@ def test_noise_is_standard_normal():
 
 
 def test_a_frame_depends_on_its_number_and_its_videos_key_alone():
-    noise = normal(KEYS, SHAPE)
-    np.testing.assert_array_equal(normal(KEYS[1:], (1, 7, *SHAPE[2:])), noise[1:, :7])
+    noise = per_frame_normal(KEYS, SHAPE)
+    np.testing.assert_array_equal(per_frame_normal(KEYS[1:], (1, 7, *SHAPE[2:])), noise[1:, :7])
 
 
 def test_shared_noise_is_the_same_for_every_frame_and_differs_between_videos():

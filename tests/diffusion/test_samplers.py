@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from animate_jax.config import ScheduleConfig
-from animate_jax.diffusion.noise import normal
+from animate_jax.diffusion.noise import per_frame_normal
 from animate_jax.diffusion.samplers import SAMPLERS, ddim_step, timesteps
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
@@ -146,7 +146,9 @@ def test_euler_is_diffusers(sampler, config, steps, monkeypatch):
     theirs.set_timesteps(steps)
     noise = np.random.default_rng(0).normal(size=(1, 2, 4, 3)).astype(np.float32)
     ours = SAMPLERS[sampler](model, noise, schedule, steps, KEYS)
-    fresh = [torch.from_numpy(normal(jax.random.fold_in(KEYS[0], i)[None], noise.shape)) for i in range(steps)]
+    fresh = [
+        torch.from_numpy(per_frame_normal(jax.random.fold_in(KEYS[0], i)[None], noise.shape)) for i in range(steps)
+    ]
     module = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
     monkeypatch.setattr(module, lambda *_, **__: fresh.pop(0))
     # Theirs is x / signal, of variance sigma^2 + 1.

@@ -11,7 +11,7 @@ from animate_jax.config import SamplingConfig, ScheduleConfig
 from animate_jax.diffusion.noise import initial_noise
 from animate_jax.diffusion.samplers import SAMPLERS
 from animate_jax.diffusion.schedule import make_schedule
-from animate_jax.diffusion.windowed import evaluations, sample
+from animate_jax.diffusion.windowed import num_function_evaluations, sample_windowed
 from animate_jax.diffusion.windows import windows
 from animate_jax.errors import UserError
 
@@ -39,7 +39,7 @@ def test_a_perfect_denoiser_returns_the_clean_clip(prediction, guidance):
     schedule = make_schedule(config)
     start = schedule.add_noise(CLEAN, NOISE, 999)
     options = dataclasses.replace(OPTIONS, guidance=guidance)
-    result = sample(perfect(schedule), start, schedule, options)
+    result = sample_windowed(perfect(schedule), start, schedule, options)
     np.testing.assert_allclose(result, CLEAN, atol=1e-4)
 
 
@@ -55,10 +55,12 @@ def test_every_window_is_denoised_once_per_step(frames, closed_loop):
         assert x.shape[1] == chunk.size and t.shape == (1, 1)
         return x
 
-    result = sample(denoise, np.ones((1, frames, 2, 2, 1), np.float32), schedule, options, lambda: progress.append(1))
+    result = sample_windowed(
+        denoise, np.ones((1, frames, 2, 2, 1), np.float32), schedule, options, lambda: progress.append(1)
+    )
     expected = [(t, chunk) for t in (999, 799, 599, 399, 199) for chunk in windows(frames, 4, 2, closed_loop)]
     assert seen == expected
-    assert len(progress) == len(seen) == evaluations(frames, schedule, options)
+    assert len(progress) == len(seen) == num_function_evaluations(frames, schedule, options)
     assert result.shape == (1, frames, 2, 2, 1)
 
 
@@ -76,7 +78,7 @@ def test_a_device_sees_one_window_at_a_time(sampler):
         assert not [a for a in jax.live_arrays() if a.size >= 100 * 2 * 2 * 3 and id(a) not in before]
         return jnp.sin(x)
 
-    result = sample(denoise, noise, schedule, options)
+    result = sample_windowed(denoise, noise, schedule, options)
     assert isinstance(result, np.ndarray) and result.dtype == np.float32 and np.isfinite(result).all()
 
 
@@ -88,7 +90,7 @@ def test_a_batch_is_its_videos(sampler):
 
     def run(keys):
         noise = initial_noise(keys, (len(keys), *SHAPE[1:]), shared=True)
-        return sample(lambda x, t, frames: np.sin(x), noise, schedule, options, keys=keys)
+        return sample_windowed(lambda x, t, frames: np.sin(x), noise, schedule, options, keys=keys)
 
     together = run(KEYS)
     assert np.abs(together[0] - together[1]).max() > 0.1
@@ -106,7 +108,7 @@ def test_overlapping_windows_are_averaged_and_the_rest_is_not_touched():
     def denoise(x, t, frames):
         return jnp.full(x.shape, float(number[tuple(frames[0].tolist())]))
 
-    result = sample(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, steps=1))
+    result = sample_windowed(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, steps=1))
     expected = [0, 0, (0 + 1) / 2, (0 + 1 + 2) / 3, (1 + 2) / 2, (1 + 2) / 2, 2]
     np.testing.assert_allclose(result[0, :, 0, 0, 0], expected, atol=1e-6)
     assert np.ptp(result, axis=(2, 3, 4)).max() < 1e-6
@@ -125,11 +127,13 @@ def test_windows_denoised_together_are_the_same(together):
         halves = np.array([0.5, 1.5]).reshape(2, 1, 1, 1, 1)
         return (by_video * halves + frames[None, :, :1, None, None, None, None]).reshape(x.shape).astype(np.float32)
 
-    alone, several = (sample(denoise, noise, schedule, options, together=count) for count in (1, together))
+    alone, several = (
+        sample_windowed(denoise, noise, schedule, options, windows_per_call=count) for count in (1, together)
+    )
     np.testing.assert_allclose(several, alone, rtol=1e-6)
     number = len(windows(7, options.window, options.overlap))
     assert number % together and calls == 2 * number * [(1, 4)] + 2 * -(-number // together) * [(together, 4)]
-    assert evaluations(7, schedule, options, together) == 2 * -(-number // together)
+    assert num_function_evaluations(7, schedule, options, together) == 2 * -(-number // together)
 
 
 @pytest.mark.parametrize("scale, expected", [(1.5, 1 + 1.5 * 2), (4.0, 1 + 4.0 * 2)])
@@ -142,7 +146,7 @@ def test_guidance_starts_from_the_unconditional_half(scale, expected):
         assert t.shape == (2, 1)
         return jnp.stack([jnp.full(x.shape[1:], 1.0), jnp.full(x.shape[1:], 3.0)])
 
-    result = sample(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, steps=1, guidance=scale))
+    result = sample_windowed(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, steps=1, guidance=scale))
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
@@ -154,7 +158,7 @@ def test_without_guidance_only_the_conditional_half_is_computed(scale):
         assert x.shape[0] == t.shape[0] == 1
         return x
 
-    sample(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, guidance=scale))
+    sample_windowed(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, guidance=scale))
 
 
 def test_guidance_is_limited_to_its_interval():
@@ -165,7 +169,7 @@ def test_guidance_is_limited_to_its_interval():
         rows.append((int(t[0, 0]), x.shape[0]))
         return x
 
-    sample(denoise, NOISE, schedule, options)
+    sample_windowed(denoise, NOISE, schedule, options)
     assert rows == [(999, 1), (749, 2), (499, 2), (249, 1)]
 
 
@@ -178,7 +182,7 @@ def test_shifted_windows_put_no_seam_twice_in_the_same_place():
 
     noise = np.ones((1, 60, 1, 1, 1), np.float32)
     options = dataclasses.replace(OPTIONS, steps=4, window=16, overlap=4, shift_windows=True)
-    sample(denoise, noise, schedule, options)
+    sample_windowed(denoise, noise, schedule, options)
     inner = [tuple(s for s in step if 0 < s < 44) for step in starts.values()]
     assert len(inner) == 4 and len({s for step in inner for s in step}) == sum(map(len, inner))
 
@@ -192,13 +196,13 @@ def test_every_sampler_denoises_long_guided_videos(sampler):
     def denoise(x, t, frames):
         return jnp.broadcast_to(CLEAN[:, frames[0]], x.shape)
 
-    result = sample(denoise, NOISE, schedule, options, lambda: calls.append(1))
+    result = sample_windowed(denoise, NOISE, schedule, options, lambda: calls.append(1))
     np.testing.assert_allclose(result, CLEAN, atol=1e-5)
-    assert len(calls) == evaluations(SHAPE[1], schedule, options)
+    assert len(calls) == num_function_evaluations(SHAPE[1], schedule, options)
 
 
 @pytest.mark.parametrize("field", [{"steps": 0}, {"overlap": 4}])
 def test_impossible_options(field):
     schedule = make_schedule(ScheduleConfig(prediction="x0"))
     with pytest.raises(UserError):
-        sample(lambda x, t, frames: x, NOISE, schedule, dataclasses.replace(OPTIONS, **field))
+        sample_windowed(lambda x, t, frames: x, NOISE, schedule, dataclasses.replace(OPTIONS, **field))

@@ -43,7 +43,8 @@ from animate_jax.errors import UserError
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
+from animate_jax.sampling.inputs import EXAMPLE, crop_reference, draw_motion
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.torch_weights.inspect import inspect
 from animate_jax.torch_weights.read import read_state_dict
 from animate_jax.video.files import read_image, read_video
@@ -200,7 +201,7 @@ class Pictures(Kind):
     def read(self, path):
         read_image(path)
         if path.stem == "person":
-            pipeline().frame_reference(path, pipeline().options())
+            crop_reference(path, pipeline().options())
 
 
 class Videos(Kind):
@@ -250,7 +251,7 @@ class Poses(Kind):
         options, reference = pipeline().options(), some_keypoints(1)[0]
         motion = pipeline().read_motion(path, frames=4, progress=False, canvas=(64, 48))
         for align in ("bones", "global", "musepose", "none"):
-            pipeline().draw_motion(motion, reference, options, align)[:]
+            draw_motion(motion, reference, options, align)[:]
 
 
 class Weights(Kind):

@@ -233,7 +233,7 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
     ddim = samplers.ddim_step
     with mock.patch.object(samplers, "ddim_step", ddim_step):
-        x = windowed.sample(denoise_window, np.moveaxis(golden["latents_init"], 1, -1), schedule, options)
+        x = windowed.sample_windowed(denoise_window, np.moveaxis(golden["latents_init"], 1, -1), schedule, options)
     ours["scheduler/timesteps"], ours["scheduler/alphas_cumprod"] = steps, schedule.alphas_cumprod
     ours["latents_final"] = channels_first(x)
     ours["video"] = channels_first(decode(whole, x[0])[None])

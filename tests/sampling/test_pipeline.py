@@ -9,13 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from animate_jax.diffusion.windowed import evaluations
+from animate_jax.diffusion.windowed import num_function_evaluations
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import Drawn, draw
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.sampling import pipeline as module
-from animate_jax.sampling.pipeline import Motion, Pipeline
+from animate_jax.sampling import inputs as module
+from animate_jax.sampling import pipeline as pipeline_module
+from animate_jax.sampling.inputs import DrivingMotion, crop_reference, draw_motion
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.files import read_image, write_video
 from tests.conftest import random_params
 
@@ -37,7 +39,7 @@ def waving(frames: int) -> Keypoints:
 
 @pytest.fixture(scope="module")
 def pipeline(micro_checkpoint, compile_fast):
-    return Pipeline.load(micro_checkpoint)
+    return Pipeline.from_pretrained(micro_checkpoint)
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def picture():
 
 
 def walk(frames=3, fps=10.0):
-    return Motion(fps, waving(frames), (320, 240))
+    return DrivingMotion(fps, waving(frames), (320, 240))
 
 
 def test_one_seed_gives_one_video(pipeline, anybody, picture, capsys):
@@ -82,7 +84,7 @@ def test_frames_see_their_neighbours_through_the_temporal_layers(pipeline, anybo
     one = pipeline(picture, walk(4), progress=False).frames[0].astype(int)
     keypoints = waving(4)
     keypoints.body[1:, :, 0] += 0.2
-    other = pipeline(picture, Motion(10.0, keypoints, (320, 240)), progress=False)
+    other = pipeline(picture, DrivingMotion(10.0, keypoints, (320, 240)), progress=False)
     assert np.abs(other.frames[0] - one).max() > 2
 
 
@@ -94,22 +96,24 @@ def test_frames_and_size_are_honoured(pipeline, anybody, picture):
 
 @pytest.mark.parametrize("frames, guidance", [(1, 1.0), (4, 2.0), (9, 2.0)])
 def test_videos_of_any_length_are_made_window_by_window(frames, guidance, pipeline, anybody, picture, monkeypatch):
-    calls, denoise = [], pipeline._denoise
+    calls, denoise = [], pipeline._run_unet
     monkeypatch.setattr(
-        pipeline, "_denoise", lambda params, x, *rest: calls.append(x.shape) or denoise(params, x, *rest)
+        pipeline, "_run_unet", lambda params, x, *rest: calls.append(x.shape) or denoise(params, x, *rest)
     )
     options = pipeline.options(guidance=guidance)
     animation = pipeline(picture, walk(frames), guidance=guidance, progress=False)
     assert len(animation.frames) == frames
-    assert calls == [(1 + (guidance > 1), min(frames, 4), 16, 12, 4)] * evaluations(frames, pipeline.schedule, options)
+    assert calls == [(1 + (guidance > 1), min(frames, 4), 16, 12, 4)] * num_function_evaluations(
+        frames, pipeline.schedule, options
+    )
 
 
 def test_every_window_gets_its_own_poses(pipeline, anybody, picture):
     """Windows are frames 0-3, 3-6 and 5-8; in two steps the last pose cannot reach the first three frames."""
     keypoints = waving(9)
-    usual = pipeline(picture, Motion(10.0, keypoints, (320, 240)), progress=False).frames.astype(int)
+    usual = pipeline(picture, DrivingMotion(10.0, keypoints, (320, 240)), progress=False).frames.astype(int)
     keypoints.body[8, :, 0] += 0.2
-    other = pipeline(picture, Motion(10.0, keypoints, (320, 240)), progress=False).frames
+    other = pipeline(picture, DrivingMotion(10.0, keypoints, (320, 240)), progress=False).frames
     np.testing.assert_array_equal(other[:3], usual[:3])
     assert np.abs(other[8] - usual[8]).max() > 2
 
@@ -117,7 +121,7 @@ def test_every_window_gets_its_own_poses(pipeline, anybody, picture):
 @pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
 def test_lists_give_every_pair_and_each_is_what_it_is_alone(sampler, pipeline, anybody, picture):
     """Two characters, two motions of one length and a longer one. A batch may sum in another order."""
-    other = Motion(10.0, waving(3).moved((0.5, 1), (0.2, 0)), (320, 240))
+    other = DrivingMotion(10.0, waving(3).moved((0.5, 1), (0.2, 0)), (320, 240))
     options = {"seed": 3, "progress": False, "sampler": sampler}
     pictures, motions = [picture, picture[::-1].copy()], [walk(3), other, walk(6)]
     found = pipeline(pictures, motions, **options)
@@ -144,7 +148,7 @@ def test_a_list_reads_and_compiles_everything_once(pipeline, picture, monkeypatc
     for pictures in ([picture] * 3, [picture[::-1].copy()] * 3):
         fresh(pictures, walk(9), guidance=2.0, progress=False)
     assert len(looked) == 6
-    assert [fresh._denoise._cache_size(), fresh._condition._cache_size(), fresh._decode._cache_size()] == [1, 1, 1]
+    assert [fresh._run_unet._cache_size(), fresh._condition._cache_size(), fresh._decode._cache_size()] == [1, 1, 1]
 
 
 def test_a_stream_decodes_when_asked_and_is_the_animation(pipeline, anybody, picture, monkeypatch):
@@ -163,7 +167,7 @@ def test_a_stream_decodes_when_asked_and_is_the_animation(pipeline, anybody, pic
 
 def test_the_device_never_holds_the_video(pipeline, anybody, picture, monkeypatch):
     """Neither latents nor poses nor frames: what lives on the device is as large for 60 frames as for 20."""
-    held, denoise, decode = [], pipeline._denoise, pipeline._decode
+    held, denoise, decode = [], pipeline._run_unet, pipeline._decode
 
     def measured(function):
         def call(*inputs):
@@ -172,7 +176,7 @@ def test_the_device_never_holds_the_video(pipeline, anybody, picture, monkeypatc
 
         return call
 
-    monkeypatch.setattr(pipeline, "_denoise", measured(denoise))
+    monkeypatch.setattr(pipeline, "_run_unet", measured(denoise))
     monkeypatch.setattr(pipeline, "_decode", measured(decode))
     most = []
     for frames in (20, 20, 60):
@@ -209,7 +213,7 @@ def test_keypoint_files(name, pipeline, anybody, picture, tmp_path):
 
 def test_keypoints_are_aligned_to_the_reference(pipeline, anybody, picture):
     """Half as large and in a corner of a picture of another shape: the same poses."""
-    small = Motion(10.0, waving(3).moved((0.25, 0.5), (0.7, 0.4)), (320, 480))
+    small = DrivingMotion(10.0, waving(3).moved((0.25, 0.5), (0.7, 0.4)), (320, 480))
     expected = pipeline(picture, walk(), progress=False)
     drawn = pipeline(picture, small, progress=False).poses
     assert np.abs(drawn.astype(int) - expected.poses).mean() < 0.5
@@ -255,8 +259,8 @@ def test_drawn_poses_that_begin_with_nobody(pipeline, tmp_path):
     drawn = np.concatenate([np.zeros((12, 128, 96, 3), np.uint8), draw(waving(3), 128, 96, "tiny")])
     write_video(tmp_path / "poses.mp4", drawn, 10)
     motion = pipeline.read_motion(tmp_path / "poses.mp4", size=(64, 48))
-    assert motion.keypoints is None and motion.pictures.shape == (15, 64, 48, 3)
-    assert motion.pictures[:12].max() < 24 and motion.pictures[12:].max() > 150
+    assert motion.keypoints is None and motion.images.shape == (15, 64, 48, 3)
+    assert motion.images[:12].max() < 24 and motion.images[12:].max() > 150
 
 
 # The reference picture
@@ -270,7 +274,7 @@ def test_the_reference_is_cut_around_its_person(pipeline, monkeypatch):
         x, y = (found.body[0, point] * (400, 300)).round().astype(int)
         picture[y - 6 : y + 6, x - 6 : x + 6] = color
     monkeypatch.setattr(module, "detect", lambda frames, progress=None, person="largest": found)
-    cut, keypoints = pipeline.frame_reference(picture, pipeline.options(width=192, height=256))
+    cut, keypoints = crop_reference(picture, pipeline.options(width=192, height=256))
     assert cut.shape == (256, 192, 3)
     for point, channel in ((0, 0), (10, 1)):
         y, x = np.argwhere((cut[..., channel] > 200) & (cut[..., 2] < 50)).mean(0) + 0.5
@@ -283,16 +287,14 @@ def test_a_cut_beyond_the_picture_repeats_its_edge(pipeline, monkeypatch):
     picture[0], picture[-1] = (0, 0, 255), (255, 0, 0)
     narrow = waving(1).moved((0.2, 1), (0.4, 0))
     monkeypatch.setattr(module, "detect", lambda frames, progress=None, person="largest": narrow)
-    cut, keypoints = pipeline.frame_reference(picture, pipeline.options(width=96, height=128))
+    cut, keypoints = crop_reference(picture, pipeline.options(width=96, height=128))
     assert (cut[0, :, 2] > 200).all() and (cut[-1, :, 0] > 200).all()
     assert (keypoints.body > 0).all() and (keypoints.body < 1).all()
 
 
 def test_files_and_arrays_are_the_same_reference(pipeline):
     options = pipeline.options()
-    (from_file, found), (from_array, _) = (
-        pipeline.frame_reference(r, options) for r in (ASTRONAUT, read_image(ASTRONAUT))
-    )
+    (from_file, found), (from_array, _) = (crop_reference(r, options) for r in (ASTRONAUT, read_image(ASTRONAUT)))
     np.testing.assert_array_equal(from_file, from_array)
     nose = found.body[0]
     assert 0.3 < nose[0] < 0.7 and 0.1 < nose[1] < 0.6
@@ -363,13 +365,13 @@ def test_a_missing_reference_is_noticed_before_a_long_video_is_searched(pipeline
 
 
 def test_loading_the_bundled_model_and_another_preset(micro, micro_checkpoint, monkeypatch):
-    monkeypatch.setattr(module, "BUNDLED", micro_checkpoint)
-    assert Pipeline.load().preset == micro
+    monkeypatch.setattr(pipeline_module, "BUNDLED", micro_checkpoint)
+    assert Pipeline.from_pretrained().preset == micro
     other = dataclasses.replace(micro, name="other", schedule=dataclasses.replace(micro.schedule, prediction="v"))
-    pipeline = Pipeline.load("tiny", other)
+    pipeline = Pipeline.from_pretrained("tiny", other)
     assert pipeline.preset == other and pipeline.schedule.config.prediction == "v"
     with pytest.raises(UserError, match="no such checkpoint"):
-        Pipeline.load("nowhere")
+        Pipeline.from_pretrained("nowhere")
 
 
 def test_malformed_keypoints(pipeline, anybody, picture, tmp_path):
@@ -390,8 +392,8 @@ def copying(micro_copying, compile_fast):
 
 def test_every_frame_sees_the_reference_in_its_own_pose(copying, anybody, picture, monkeypatch):
     monkeypatch.setattr(module, "segment", lambda picture, person: None)  # capsules
-    own, motion = copying.frame_reference(picture, copying.options())
-    poses = copying.draw_motion(walk(6), motion, copying.options())
+    own, motion = crop_reference(picture, copying.options())
+    poses = draw_motion(walk(6), motion, copying.options())
     warped = copying.warp(own, motion, poses)
     expected, masks = warped[:]
     assert len(np.unique(expected.reshape(6, -1), axis=0)) > 3 and (masks[..., 0] == 255).mean() > 0.1
@@ -403,7 +405,7 @@ def test_every_frame_sees_the_reference_in_its_own_pose(copying, anybody, pictur
     )
     np.testing.assert_allclose(latents, copying.encode(expected), atol=1e-3)
     shown = []
-    copying(picture, walk(6), progress=False, watch=lambda share, preview: shown.append(preview()))
+    copying(picture, walk(6), progress=False, callback=lambda share, preview: shown.append(preview()))
     assert np.abs(shown[-1].astype(int) - expected[2]).max() <= 1  # the last window's first frame
 
 
@@ -417,8 +419,8 @@ def test_several_references_keep_their_own_warp(copying, anybody, picture, monke
 
 def test_pose_pictures_without_joints_show_the_background(copying, anybody, picture, monkeypatch):
     monkeypatch.setattr(module, "segment", lambda picture, person: None)
-    own, motion = copying.frame_reference(picture, copying.options())
-    drawn = Motion(10.0, pictures=np.zeros((3, 64, 48, 3), np.uint8))
+    own, motion = crop_reference(picture, copying.options())
+    drawn = DrivingMotion(10.0, images=np.zeros((3, 64, 48, 3), np.uint8))
     made = copying(picture, drawn, progress=False).frames
-    background = copying.warp(own, motion, drawn.pictures).background
+    background = copying.warp(own, motion, drawn.images).background
     assert np.abs(made.astype(int) - background).max() <= 1

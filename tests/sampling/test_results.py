@@ -8,7 +8,8 @@ import pytest
 from animate_jax.pose.draw import Drawn
 from animate_jax.pose.files import read_poses
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.sampling.results import Animation, Motion, Stream
+from animate_jax.sampling.inputs import DrivingMotion
+from animate_jax.sampling.results import Animation, AnimationStream
 from animate_jax.video.files import frame_rate, read_image, read_video
 
 
@@ -27,8 +28,10 @@ def keypoints(frames: int) -> Keypoints:
 @pytest.fixture
 def stream(animation):
     chunks = iter([animation.frames[:3], animation.frames[3:]])
-    motion = Motion(10.0, keypoints(5), (320, 240))
-    return Stream(chunks, 10.0, animation.reference, keypoints(1)[0], motion, Drawn(keypoints(5), 64, 48, "tiny"))
+    motion = DrivingMotion(10.0, keypoints(5), (320, 240))
+    return AnimationStream(
+        chunks, 10.0, animation.reference, keypoints(1)[0], motion, Drawn(keypoints(5), 64, 48, "tiny")
+    )
 
 
 @pytest.mark.parametrize("name", ["new folder/out.mp4", "out.gif"])
@@ -106,7 +109,7 @@ def test_what_drove_it_is_kept(stream, tmp_path):
     assert canvas == (64, 48)
     np.testing.assert_array_equal(after.body, stream.poses.keypoints.body)
     own, _ = read_poses(tmp_path / "debug" / "reference.npz")
-    np.testing.assert_array_equal(own.body[0], stream.own_keypoints.body)
+    np.testing.assert_array_equal(own.body[0], stream.reference_keypoints.body)
     pictures = sorted((tmp_path / "debug" / "poses").iterdir())
     assert len(pictures) == 5
     np.testing.assert_array_equal(read_image(pictures[4]), stream.poses[4])
@@ -114,6 +117,6 @@ def test_what_drove_it_is_kept(stream, tmp_path):
 
 
 def test_ready_made_poses_have_pictures_only(stream, animation, tmp_path):
-    ready = dataclasses.replace(stream, motion=Motion(10.0, pictures=animation.poses), poses=animation.poses)
+    ready = dataclasses.replace(stream, motion=DrivingMotion(10.0, images=animation.poses), poses=animation.poses)
     ready.save_poses(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"reference.png", "reference.npz", "poses"}
+    assert {path.name for path in tmp_path.iterdir()} == {"animate_jax.json", "reference.png", "reference.npz", "poses"}

@@ -11,7 +11,7 @@ import pytest
 from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.presets import presets, speeds
-from animate_jax.sampling import pipeline as pipeline_module
+from animate_jax.sampling import denoiser
 from animate_jax.sampling.pipeline import Pipeline
 
 POSES = np.random.default_rng(0).integers(0, 256, (10, 64, 48, 3), np.uint8)
@@ -42,7 +42,7 @@ def test_nothing_compiles_again(pipeline):
     """For another seed, guidance scale, picture, number of steps or of windows."""
     latents(pipeline)
     before = compiled(pipeline)
-    assert before["_denoise"] == before["_condition"] == before["_decode"] == before["_guide_pose"] == 1
+    assert before["_run_unet"] == before["_condition"] == before["_decode"] == before["_pose_features"] == 1
     for changed in ({"seed": 3}, {"guidance": 5.0}, {"shown": 4}, {"steps": 3}, {"frames": 7}, {"frames": 10}):
         latents(pipeline, **changed)
         assert compiled(pipeline) == before, changed
@@ -59,19 +59,19 @@ def test_deep_features_of_the_same_step_change_nothing(micro):
     token = jnp.asarray(random.normal(size=(1, 8)), jnp.float32)
     conditioning = model.denoising_unet.condition(token)
     inputs = x, jnp.full((1, 1), 20.0), conditioning, pose
-    full, deep = model.denoise_keeping(*inputs)
+    full, deep = model.denoise_cached(*inputs)
     np.testing.assert_allclose(full, model.denoise(*inputs), rtol=1e-5, atol=1e-6)
-    again, kept = model.denoise_keeping(*inputs, deep)
+    again, kept = model.denoise_cached(*inputs, deep)
     np.testing.assert_allclose(again, full, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(kept, deep)
-    other = model.denoise_keeping(*inputs, jnp.zeros_like(deep))[0]
+    other = model.denoise_cached(*inputs, jnp.zeros_like(deep))[0]
     assert np.abs(other - full).max() > 1e-2
 
 
 def test_deep_features_are_reused_as_often_as_asked(pipeline, monkeypatch):
-    calls, original = [], pipeline._denoise_keeping
+    calls, original = [], pipeline._run_unet_cached
     monkeypatch.setattr(
-        pipeline, "_denoise_keeping",
+        pipeline, "_run_unet_cached",
         lambda params, x, *rest: calls.append((len(x), len(rest) - 3)) or original(params, x, *rest),
     )  # fmt: skip
     exact = latents(pipeline, steps=5)
@@ -101,7 +101,7 @@ def test_the_device_never_holds_the_features_of_a_long_video(pipeline, shift):
     (short, _), (longer, _), (long, made) = map(most, (20, 60, 180))
     assert longer <= short * 1.001 and long <= short * 1.001
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_module, "KEPT_WINDOWS", 1000)
+        patch.setattr(denoiser, "CACHED_WINDOWS", 1000)
         everything, same = most(180)
     assert everything > 1.2 * long
     np.testing.assert_array_equal(made, same)
@@ -135,8 +135,8 @@ def test_8_bit_products_of_the_bundled_model_can_be_traced():
     def step(params, picture, square, t):
         latents = pipeline._encode(params, picture)
         conditioning = pipeline._condition(params, latents, square, picture)
-        pose = pipeline._guide_pose(params, picture[None])
-        return pipeline._denoise(params, latents[None], t, conditioning, pose, int8=True)
+        pose = pipeline._pose_features(params, picture[None])
+        return pipeline._run_unet(params, latents[None], t, conditioning, pose, int8=True)
 
     sides = (1, 128, 96, 3), (1, 64, 64, 3), (1, 1)
     assert jax.eval_shape(step, shapes, *(jax.ShapeDtypeStruct(side, jnp.float32) for side in sides)).shape[-1] == 48

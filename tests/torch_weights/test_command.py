@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from animate_jax.checkpoints import checkpoint
 from animate_jax.commands import train
 from animate_jax.commands.weights import main
-from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
+from animate_jax.sampling.inputs import EXAMPLE
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.torch_weights import importing
 from animate_jax.torch_weights.families import find_files
 from animate_jax.torch_weights.importing import import_checkpoint
@@ -42,7 +43,7 @@ def test_import_export_inspect(moore_directory, small_presets, tmp_path, capsys)
 @pytest.mark.filterwarnings("ignore:no hands in any frame")
 def test_what_was_imported_makes_a_video(moore_directory, small_presets, tmp_path):
     assert main(["import", "moore", "--directory", str(moore_directory), "--output", str(tmp_path / "ckpt")]) == 0
-    animation = Pipeline.load(tmp_path / "ckpt")(
+    animation = Pipeline.from_pretrained(tmp_path / "ckpt")(
         EXAMPLE / "reference.png", EXAMPLE / "driving.mp4", frames=2, progress=False
     )
     assert animation.frames.shape == (2, 64, 64, 3) and animation.frames.std() > 1

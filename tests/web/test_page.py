@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from animate_jax.errors import UserError
-from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
+from animate_jax.sampling.inputs import EXAMPLE
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.files import read_video, write_video
 from animate_jax.web.page import serving
 

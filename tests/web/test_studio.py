@@ -11,7 +11,8 @@ import pytest
 from animate_jax import limits
 from animate_jax.errors import UserError
 from animate_jax.presets import presets
-from animate_jax.sampling.pipeline import EXAMPLE, Pipeline
+from animate_jax.sampling.inputs import EXAMPLE
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.files import frame_count, read_video, write_video
 from animate_jax.web.studio import Request, Studio, VisitorLimits, shrink, size_choices
 

@@ -6,10 +6,10 @@ from animate_jax.errors import UserError
 from animate_jax.models.unet import UNet
 
 # Latents enter and leave as they are; an upsampler's products are with sums of its weights, which qwix cannot round.
-EXACT = r"conv_in|conv_out|.*upsamplers"
+NOT_QUANTIZED = r"conv_in|conv_out|.*upsamplers"
 
 
-def in_int8(unet: UNet) -> UNet:
+def quantize_int8(unet: UNet) -> UNet:
     """Weights and what they are multiplied with are rounded to 8 bits for every product, one scale per channel.
 
     Raises:
@@ -19,5 +19,5 @@ def in_int8(unet: UNet) -> UNet:
         import qwix
     except ImportError as error:
         raise UserError("dtype int8: needs qwix; pip install 'animate-jax[int8]'") from error
-    rule = qwix.QuantizationRule(module_path=f"(?!{EXACT}).*", weight_qtype=jnp.int8, act_qtype=jnp.int8)
+    rule = qwix.QuantizationRule(module_path=f"(?!{NOT_QUANTIZED}).*", weight_qtype=jnp.int8, act_qtype=jnp.int8)
     return qwix.quantize_model(unet, qwix.QtProvider([rule]), skip_nnx_init=True)

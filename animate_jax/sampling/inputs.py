@@ -1,0 +1,184 @@
+"""What a video is made from: the reference cropped around its person, and a driving motion as keypoints or images."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import math
+import operator
+import pathlib
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from animate_jax.config import AnimationConfig
+from animate_jax.errors import UserError
+from animate_jax.images import Image, Images, resize_lanczos
+from animate_jax.pose.align import portrait
+from animate_jax.pose.detect import Detector, detect, require_person, segment
+from animate_jax.pose.draw import Drawn
+from animate_jax.pose.files import read_poses
+from animate_jax.pose.inspect import shows_drawn_poses, warn, warn_of_fit, warn_of_gaps
+from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.retarget import Alignment, bring
+from animate_jax.pose.smooth import smooth
+from animate_jax.pose.track import check_person
+from animate_jax.pose.warp import Warped, warp
+from animate_jax.video.files import check_rate, frame_count, frame_rate, iter_frames, read_image
+
+EXAMPLE = pathlib.Path(__file__).parents[1] / "assets" / "example"  # reference.png and driving.mp4
+KEYPOINT_FILES = (".json", ".npz", ".npy")
+SEEDS = 2**32  # JAX takes a seed modulo this
+
+Number = float | int
+Poses = Images | Drawn
+DrivingKind = Literal["video", "poses"]  # of a video: of a person, or of drawn poses
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrivingMotion:
+    """A driving motion: keypoints of somebody else's picture, or ready-made pose images."""
+
+    fps: float
+    keypoints: Keypoints | None = None
+    canvas: tuple[int, int] = (1, 1)  # height, width of the pictures the keypoints come from
+    images: Images | None = None
+
+    def __len__(self) -> int:
+        return len(self.images if self.keypoints is None else self.keypoints)
+
+    def __getitem__(self, frames: slice) -> DrivingMotion:
+        keypoints, images = (part if part is None else part[frames] for part in (self.keypoints, self.images))
+        return dataclasses.replace(self, keypoints=keypoints, images=images)
+
+
+def read_motion(
+    path: str | pathlib.Path,
+    frames: int | None = None,
+    fps: Number | None = None,
+    progress: bool = True,
+    person: str = "largest",
+    detector: Detector | None = None,
+    canvas: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    driving_kind: DrivingKind | None = None,
+) -> DrivingMotion:
+    """Reads a keypoints file (.json, .npz, .npy, a folder of them), a video of a person or of drawn poses.
+
+    Of a video, its beginning is looked at, then it is read once, frame by frame. Warns (`InputWarning`) of what will
+    look odd.
+
+    Args:
+        frames: at most that many.
+        fps: frames/s to read a video at, at most its own; None keeps the video's, and takes 30 for keypoints.
+        person, detector, canvas, driving_kind: as in `Pipeline.stream`.
+        size: height, width that drawn poses are resized to; None keeps theirs.
+
+    Raises:
+        UserError: missing or damaged, or nobody is in it.
+    """
+    check_request(fps, 0, person)
+    path = pathlib.Path(path)
+    if path.is_dir() or path.suffix.lower() in KEYPOINT_FILES:
+        return _read_keypoints(path, frames, fps, person, canvas)
+    rate = min(fps or math.inf, frame_rate(path))
+    if driving_kind is None:
+        with contextlib.closing(iter_frames(path, frames=frames, fps=rate)) as images:
+            driving_kind = "poses" if shows_drawn_poses(images) else "video"
+    if driving_kind == "poses":
+        images = iter_frames(path, frames=frames, fps=rate)
+        motion = DrivingMotion(rate, images=np.stack([resize_lanczos(x, size or x.shape[:2]) for x in images]))
+    else:
+        motion = _detect_motion(path, frames, rate, progress, person, detector or detect)
+    log.info("%s: %s", path, "drawn poses" if driving_kind == "poses" else "a video of a person")
+    return motion
+
+
+def _read_keypoints(
+    path: pathlib.Path, frames: int | None, fps: Number | None, person: str, canvas: tuple[int, int] | None
+) -> DrivingMotion:
+    keypoints, canvas = read_poses(path, canvas)
+    keypoints = keypoints[:frames]
+    require_person(keypoints, path)
+    if person != "largest":
+        warn(f"{path}: keypoints of one person: --person {person} has no effect")
+    warn_of_gaps(path, keypoints)
+    return DrivingMotion(float(fps or 30.0), keypoints, canvas)
+
+
+def _detect_motion(
+    path: pathlib.Path, frames: int | None, rate: Number, progress: bool, person: str, detector: Detector
+) -> DrivingMotion:
+    images = iter_frames(path, frames=frames, fps=rate)
+    first = next(images)
+    total = min(frames or math.inf, frame_count(path, rate))
+    with tqdm(total=total, desc="poses", unit="frame", dynamic_ncols=True, disable=not progress) as bar:
+        keypoints = detector(itertools.chain([first], images), lambda done: bar.update(), person)
+    require_person(keypoints, path)
+    warn_of_gaps(path, keypoints)
+    return DrivingMotion(rate, smooth(keypoints, first.shape[:2], rate), first.shape[:2])
+
+
+def crop_reference(
+    reference: str | pathlib.Path | Image, options: AnimationConfig, detector: Detector | None = None
+) -> tuple[Image, Keypoints]:
+    """The reference cropped around its person to the result's size, and the person's keypoints there.
+
+    Raises:
+        UserError: unreadable, or nobody in it.
+    """
+    name = "the reference picture" if isinstance(reference, np.ndarray) else str(reference)
+    image = reference if isinstance(reference, np.ndarray) else read_image(reference)
+    detected = (detector or detect)(image[None])
+    require_person(detected, name)
+    height, width = image.shape[:2]
+    box = portrait(detected[0], (height, width), options.width / options.height)
+    left, top, right, bottom = box
+    margin = int(max(-left, -top, right - width, bottom - height, 0)) + 1
+    padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    cropped = resize_lanczos(padded, (options.height, options.width), tuple(side + margin for side in box))
+    scale = width / (right - left), height / (bottom - top)
+    keypoints = detected[0].moved(scale, (-left / (right - left), -top / (bottom - top)))
+    return cropped, keypoints
+
+
+def draw_motion(
+    motion: DrivingMotion, reference: Keypoints, options: AnimationConfig, align: Alignment = "bones"
+) -> Poses:
+    """The pose pictures that drive the result: keypoints are fitted to the reference's body, and drawn when they
+    are needed."""
+    size = (options.height, options.width)
+    if motion.keypoints is None:
+        return resize_lanczos(motion.images, size)
+    fitted = bring(motion.keypoints, motion.canvas, reference, size, align)
+    warn_of_fit(fitted, options.pose_style)
+    return Drawn(fitted, *size, options.pose_style)
+
+
+def warp_reference(image: Image, keypoints: Keypoints, poses: Poses) -> Warped:
+    """The reference warped into every frame, for models with `appearance`.
+
+    Args:
+        image, keypoints: from `crop_reference`.
+        poses: from `draw_motion`; ready-made pose pictures do not tell where joints are: their frames show the
+            reference's background alone.
+    """
+    driven = poses.keypoints if isinstance(poses, Drawn) else Keypoints.missing(len(poses))
+    return warp(image, segment(image, keypoints), keypoints, driven)
+
+
+def check_request(fps: Number | None, seed: int, person: str) -> None:
+    """
+    Raises:
+        UserError: no rate for a video, no seed, or no choice of a person.
+    """
+    if fps is not None:
+        check_rate(fps, "--fps")
+    if not 0 <= operator.index(seed) < SEEDS:
+        raise UserError(f"--seed {seed}: must be a whole number from 0 to {SEEDS - 1}")
+    check_person(person)
