@@ -22,7 +22,7 @@ from animate_jax.config import (
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.presets import presets  # fmt: skip
 from animate_jax.training.forecast import abstract_batch
-from animate_jax.training.losses import diffusion_loss
+from animate_jax.training.losses import DiffusionLoss
 from animate_jax.training.program import make_program
 
 BOTH = TrainConfig("stage1", "", trainable=r"(?!vae\.)(?!image_encoder\.)(?!.*motion_modules)",
@@ -57,7 +57,7 @@ def main() -> None:
         frames = dataclasses.replace(paper.frames, width=side, height=side)
         preset = dataclasses.replace(paper, model=model, frames=frames)
         config = dataclasses.replace(config, preset=preset)
-        program = make_program(config, diffusion_loss(config), mesh)
+        program = make_program(config, DiffusionLoss(config), mesh)
         pixels = abstract_batch(config, everywhere)
         return program, (pixels, encoded(pixels, preset))
 

@@ -121,7 +121,7 @@ def train(config: TrainConfig) -> int:
     from animate_jax.parallel.mesh import make_mesh, rows_of_process
     from animate_jax.training.guards import Interrupt
     from animate_jax.training.loop import open_folder, run
-    from animate_jax.training.losses import diffusion_loss, vae_loss
+    from animate_jax.training.losses import DiffusionLoss, VAELoss
     from animate_jax.training.preview import Preview
 
     keep_compiled_programs()
@@ -137,7 +137,7 @@ def train(config: TrainConfig) -> int:
 
         if encoding := encoding_of(config.data.root, config.data.split):
             check_encoded(config, encoding)
-    loss = vae_loss(config, perceptual) if config.stage == "vae" else diffusion_loss(config, perceptual)
+    loss = VAELoss(config, perceptual) if config.stage == "vae" else DiffusionLoss(config, perceptual)
     mesh = make_mesh(config.mesh)
     data = batches(config, *rows_of_process(mesh))
     stop = Interrupt()

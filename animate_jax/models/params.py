@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from animate_jax.config import ModelConfig
+from animate_jax.config import ModelConfig, Remat
 from animate_jax.models.animate_anyone import AnimateAnyone
 
 # "denoising_unet.down_blocks.0.resnets.0.conv1.kernel" -> array, or its shape and dtype
@@ -52,9 +52,15 @@ class PresplitRngs(nnx.Rngs):
 
 
 @functools.cache  # a pipeline, its checkpoint and a training run ask for the same
-def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
-    """Structure and shapes of the whole model without memory for its arrays."""
-    return split_model(nnx.eval_shape(lambda: AnimateAnyone(config, rngs=PresplitRngs(jax.random.key(0)))))
+def abstract_model(config: ModelConfig, remat: Remat = "none") -> tuple[nnx.GraphDef, Params]:
+    """Structure and shapes of the whole model without memory for its arrays.
+
+    Args:
+        remat: what the UNets' layers keep for the backward pass.
+    """
+    model = nnx.eval_shape(lambda: AnimateAnyone(config, rngs=PresplitRngs(jax.random.key(0))))
+    model.denoising_unet.remat = model.reference_unet.remat = remat
+    return split_model(model)
 
 
 def init_params(config: ModelConfig, seed: int, wanted: Collection[str] | None = None) -> Params:

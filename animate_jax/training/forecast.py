@@ -11,7 +11,7 @@ from animate_jax.errors import UserError
 from animate_jax.parallel.forecast import Plan, compile_plan, topology_devices
 from animate_jax.parallel.mesh import batch_sharding, make_mesh
 from animate_jax.presets import preset_of
-from animate_jax.training.losses import diffusion_loss
+from animate_jax.training.losses import DiffusionLoss
 from animate_jax.training.program import make_program
 
 CUTS = {
@@ -34,7 +34,7 @@ def plan(config: TrainConfig, topology: str) -> Plan:
         raise UserError("--plan: does not know LPIPS; leave out --loss.perceptual")
     jax.config.update("jax_platforms", "cpu")  # nothing runs; libtpu must not look for a TPU
     mesh = make_mesh(config.mesh, topology_devices(topology))
-    program = make_program(config, diffusion_loss(config), mesh)
+    program = make_program(config, DiffusionLoss(config), mesh)
     state = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), program.abstract, program.layout)
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=NamedSharding(mesh, PartitionSpec()))
     batch = abstract_batch(config, batch_sharding(mesh))
@@ -47,7 +47,7 @@ def plan(config: TrainConfig, topology: str) -> Plan:
 
 
 def abstract_batch(config: TrainConfig, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what the loader yields (see `diffusion_loss`), over all processes."""
+    """Shapes of what the loader yields (see `DiffusionLoss`), over all processes."""
     preset = preset_of(config)
     clips, frames, side = config.data.batch, config.data.frames, preset.model.image_encoder.image_size
     picture = (preset.frames.height, preset.frames.width)

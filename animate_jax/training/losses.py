@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,185 +22,233 @@ from animate_jax.presets import preset_of
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
-Value = tuple[Float[Array, ""], Metrics]
+LossAndMetrics = tuple[Float[Array, ""], Metrics]
+PerceptualDistance = Callable[  # of images in [-1, 1]
+    [Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Float[Array, " b"]
+]
 
 
-@dataclasses.dataclass(frozen=True)
 class Loss:
-    """Everything random is drawn for the whole batch first, so that cutting the batch changes nothing.
+    """Everything random is sampled for the whole batch first, so that cutting the batch changes nothing."""
 
-    Attributes:
-        draw: (batch, key) -> random arrays, as many rows as the batch has.
-        of: (model, batch with what was drawn) -> mean over the rows, and metrics.
-    """
+    def sample_randomness(self, batch: Batch, key: Key[Array, ""]) -> Batch:
+        """Random arrays, as many rows as the batch has."""
+        raise NotImplementedError
 
-    draw: Callable[[Batch, Key[Array, ""]], Batch]
-    of: Callable[[AnimateAnyone, Batch], Value]
+    def compute(self, model: AnimateAnyone, batch: Batch) -> LossAndMetrics:
+        """Of a batch and what was sampled for it: the mean over the rows, and metrics."""
+        raise NotImplementedError
 
-    def __call__(self, model: AnimateAnyone, batch: Batch, key: Key[Array, ""]) -> Value:
-        return self.of(model, {**batch, **self.draw(batch, key)})
-
-
-Distance = Callable[[Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Float[Array, " b"]]  # of [-1, 1] pictures
+    def __call__(self, model: AnimateAnyone, batch: Batch, key: Key[Array, ""]) -> LossAndMetrics:
+        return self.compute(model, {**batch, **self.sample_randomness(batch, key)})
 
 
-def diffusion_loss(config: TrainConfig, perceptual: Distance | None = None) -> Loss:
+class WarpedReference(NamedTuple):
+    """What models with `appearance` see beside the poses; empty for others."""
+
+    images: tuple[Array, ...] = ()  # warped reference and background in [-1, 1], and masks
+    latents: tuple[Array, ...] = ()  # the same as the UNet sees them
+
+
+class DiffusionLoss(Loss):
     """Stage 1 (single frames, each with its own timestep, no temporal layers) and stage 2 (clips, one timestep).
 
-    Follows Hu et al. 2023, section 3.3; the options of `config.loss` are the peers'. Batches are uint8:
-    `reference` [B, H, W, 3], `reference_pose` likewise, `clip_pixels` [B, S, S, 3] float, `frames` and `poses`
-    [B, F, H, W, 3], `masks` [B, F, H, W] the person; of models with `appearance` also `background` [B, H, W, 3], `warp`
-    [B, F, H, W, 3] and `warp_masks` [B, F, H, W, 2]. Of encoded frames (data/latents.py) `reference_moments`
-    [B, h, w, 2c], `moments` [B, F, h, w, 2c] and `clip_embedding` [B, D] stand for reference, frames and CLIP's pixels.
-    `perceptual` is needed if `config.loss.perceptual` is not 0.
+    Follows Hu et al. 2023, section 3.3; most options of `config.loss` are those of the PyTorch implementations. Batches
+    are uint8: `reference` [B, H, W, 3], `reference_pose` likewise, `clip_pixels` [B, S, S, 3] float, `frames` and
+    `poses` [B, F, H, W, 3], `masks` [B, F, H, W] the person; of models with `appearance` also `background`
+    [B, H, W, 3], `warp` [B, F, H, W, 3] and `warp_masks` [B, F, H, W, 2]. Of encoded frames (data/latents.py)
+    `reference_moments` [B, h, w, 2c], `moments` [B, F, h, w, 2c] and `clip_embedding` [B, D] stand for reference,
+    frames and CLIP's pixels.
+
+    Args:
+        perceptual: needed if `config.loss.perceptual` is not 0.
 
     Raises:
         UserError: more frames than the temporal layers take, a size that the autoencoder cannot halve, a square that
             does not fit, a shift of the timesteps that is not positive, a share outside 0..1, no frame to see, or a
             model with `appearance` that does not predict x0.
     """
-    preset = preset_of(config)
-    schedule, options, temporal = make_schedule(preset.schedule), config.loss, config.stage == "stage2"
-    dtype = jnp.dtype(config.compute_dtype)
-    longest = preset.model.unet.motion_max_length
-    if temporal and config.data.frames > longest:
-        raise UserError(f"--data.frames {config.data.frames}: this model's temporal layers take at most {longest}")
 
-    appearance = preset.model.unet.appearance != "none"
-    if appearance and preset.schedule.prediction != "x0":
-        raise UserError(f"--preset {preset.name}: copies from the warped reference: give --prediction x0")
-    if options.timestep_shift <= 0:
-        raise UserError(f"--loss.timestep-shift {options.timestep_shift}: must be positive; 1 draws evenly")
-    if not 0 <= options.scheduled_sampling <= 1:
-        raise UserError(f"--loss.scheduled-sampling {options.scheduled_sampling}: must be a share, 0 to 1")
-    if options.perceptual_frames < 1:
-        raise UserError(f"--loss.perceptual-frames {options.perceptual_frames}: must be at least 1")
-    width, height, size = preset.frames.width, preset.frames.height, preset.model.vae.downscale
-    last = preset.schedule.train_steps - 1
-    if width % size or height % size:
-        raise UserError(f"--size {width} {height}: width and height must be multiples of {size}")
+    def __init__(self, config: TrainConfig, perceptual: PerceptualDistance | None = None):
+        preset = preset_of(config)
+        self.preset, self.options, self.distance = preset, config.loss, perceptual
+        self.schedule, self.temporal = make_schedule(preset.schedule), config.stage == "stage2"
+        self.dtype = jnp.dtype(config.compute_dtype)
+        self.appearance = preset.model.unet.appearance != "none"
+        self.downscale, self.last = preset.model.vae.downscale, preset.schedule.train_steps - 1
+        self._check(config)
 
-    def draw(batch: Batch, key: Key[Array, ""]) -> Batch:
-        clips, frames, height, width, _ = batch["poses"].shape
-        keys, latent = jax.random.split(key, 5), (height // size, width // size, preset.model.vae.latent_channels)
-        # One stratified draw over the batch: every step sees all noise levels.
-        count = clips if temporal else clips * frames
+    def _check(self, config: TrainConfig) -> None:
+        preset, options, longest = self.preset, self.options, self.preset.model.unet.motion_max_length
+        width, height = preset.frames.width, preset.frames.height
+        if self.temporal and config.data.frames > longest:
+            raise UserError(f"--data.frames {config.data.frames}: this model's temporal layers take at most {longest}")
+        if self.appearance and preset.schedule.prediction != "x0":
+            raise UserError(f"--preset {preset.name}: copies from the warped reference: give --prediction x0")
+        if options.timestep_shift <= 0:
+            raise UserError(f"--loss.timestep-shift {options.timestep_shift}: must be positive; 1 draws evenly")
+        if not 0 <= options.scheduled_sampling <= 1:
+            raise UserError(f"--loss.scheduled-sampling {options.scheduled_sampling}: must be a share, 0 to 1")
+        if options.perceptual_frames < 1:
+            raise UserError(f"--loss.perceptual-frames {options.perceptual_frames}: must be at least 1")
+        if width % self.downscale or height % self.downscale:
+            raise UserError(f"--size {width} {height}: width and height must be multiples of {self.downscale}")
+
+    def sample_randomness(self, batch: Batch, key: Key[Array, ""]) -> Batch:
+        options, (clips, frames, height, width, _) = self.options, batch["poses"].shape
+        latent = height // self.downscale, width // self.downscale, self.preset.model.vae.latent_channels
+        keys = jax.random.split(key, 5)
+        # Stratified over the batch: every step sees all noise levels.
+        count = clips if self.temporal else clips * frames
         strata = (jax.random.permutation(keys[1], count) + jax.random.uniform(keys[4], (count,))) / count
         strata = options.timestep_shift * strata / (1 + (options.timestep_shift - 1) * strata)
+        t = (strata * self.preset.schedule.train_steps).astype(jnp.int32)
         noise = draw_noise(keys[2], (clips, frames, *latent), options.noise_offset)
-        if temporal and options.shared_noise:
+        if self.temporal and options.shared_noise:
             noise = jnp.broadcast_to(noise[:, :1], noise.shape)
-        optional = {}
+        sampled = {
+            "posterior": jax.random.normal(keys[0], (clips, 1 + frames, *latent)),
+            "t": jnp.minimum(t, self.last).reshape(clips, -1),  # rounding could leave the schedule
+            "noise": noise,
+            "keep_condition": jax.random.bernoulli(keys[3], 1 - options.condition_dropout, (clips,)),
+        }
         if options.perceptual or options.pixels:
             shuffled = jax.vmap(functools.partial(jax.random.permutation, x=frames))
-            optional["squares"] = jax.random.split(jax.random.fold_in(key, 5), clips)
-            optional["seen"] = shuffled(jax.random.split(jax.random.fold_in(key, 7), clips))
+            sampled["crop_keys"] = jax.random.split(jax.random.fold_in(key, 5), clips)
+            sampled["decoded_frames"] = shuffled(jax.random.split(jax.random.fold_in(key, 7), clips))
         if options.scheduled_sampling:
-            own = jax.random.bernoulli(jax.random.fold_in(key, 6), options.scheduled_sampling, (clips, 1, 1, 1, 1))
-            optional["own"] = own
-        return optional | {
-            "posterior": jax.random.normal(keys[0], (clips, 1 + frames, *latent)),
-            # rounding could leave the schedule
-            "t": jnp.minimum((strata * preset.schedule.train_steps).astype(jnp.int32), last).reshape(clips, -1),
-            "noise": noise,
-            "keep": jax.random.bernoulli(keys[3], 1 - options.condition_dropout, (clips,)),
-        }
+            sampled["use_own_sample"] = jax.random.bernoulli(
+                jax.random.fold_in(key, 6), options.scheduled_sampling, (clips, 1, 1, 1, 1)
+            )
+        return sampled
 
-    def of(model: AnimateAnyone, batch: Batch) -> Value:
-        model.denoising_unet.remat = model.reference_unet.remat = config.remat
-        t, noise, (clips, frames) = batch["t"], batch["noise"], batch["poses"].shape[:2]
-        # Apart, so that the frames can be divided over devices.
-        draws = batch["posterior"][:, :1], batch["posterior"][:, 1:]
-        if "moments" in batch:
-            moments, clip = (
-                (batch["reference_moments"][:, None], frames_apart(batch["moments"])),
-                batch["clip_embedding"],
-            )
-            reference, x0 = (from_moments(model.vae, *each) for each in zip(moments, draws, strict=True))
-        else:
-            pictures, clip = (batch["reference"][:, None], frames_apart(batch["frames"])), batch["clip_pixels"]
-            reference, x0 = (
-                jax.lax.stop_gradient(encode(model.vae, to_signed(seen).astype(dtype), noise))
-                for seen, noise in zip(pictures, draws, strict=True)
-            )
-        reference = reference[:, 0]
+    def compute(self, model: AnimateAnyone, batch: Batch) -> LossAndMetrics:
+        options, t, (clips, frames) = self.options, batch["t"], batch["poses"].shape[:2]
+        reference, x0, clip = self._encode(model, batch)
         per_frame = jnp.broadcast_to(t, (clips, frames))
-        reference_pose, poses = (to_unit(batch[name]).astype(dtype) for name in ("reference_pose", "poses"))
-        conditioning = model.condition(reference.astype(dtype), clip.astype(dtype), reference_pose, batch["keep"])
-        shown, seen_so = (), ()  # the warped reference, its background and masks: as pictures, as the UNet sees them
-        if appearance:
-            pictures = frames_apart(to_signed(batch["warp"])), to_signed(batch["background"])[:, None]
-            masks = frames_apart(to_unit(batch["warp_masks"]))
-            latents = (jax.lax.stop_gradient(latents_of(model.vae, x.astype(dtype))) for x in pictures)
-            shown, seen_so = (*pictures, masks), (*latents, masks.astype(dtype))
-        pose = model.guide(frames_apart(poses), *seen_so)
+        reference_pose, poses = (to_unit(batch[name]).astype(self.dtype) for name in ("reference_pose", "poses"))
+        conditioning = model.condition(
+            reference.astype(self.dtype), clip.astype(self.dtype), reference_pose, batch["keep_condition"]
+        )
+        warped = self._warped(model, batch) if self.appearance else WarpedReference()
+        pose = model.guide(frames_apart(poses), *warped.latents)
 
         def denoise(x: Array, t: Array) -> Array:
-            return model.denoise(x.astype(dtype), t.astype(jnp.float32), conditioning, pose, temporal)
+            return model.denoise(x.astype(self.dtype), t.astype(jnp.float32), conditioning, pose, self.temporal)
 
+        noise = batch["noise"]
         if options.scheduled_sampling:
-            at_last = jnp.full_like(per_frame, last)
-            x_last = schedule.add_noise(x0, noise, at_last)
-            made = denoise(x_last, jnp.full_like(t, last)).astype(jnp.float32)
-            made = jax.lax.stop_gradient(schedule.to_x0_epsilon(made, x_last, at_last)[0])
-            # Its error counts as noise: then x_t holds `made` in place of x0, and the target is still x0's. As x_t then
-            # says no more about x0 than pure noise did, it weighs as much.
-            ratio = jnp.sqrt(schedule.snr(per_frame))[..., None, None, None]
-            noise = noise + jnp.where(batch["own"], ratio * (made - x0), 0)
-        x_t = schedule.add_noise(x0, noise, per_frame)
+            noise = self._with_own_error(denoise, x0, noise, t, per_frame, batch["use_own_sample"])
+        x_t = self.schedule.add_noise(x0, noise, per_frame)
         prediction = denoise(x_t, t)
-
-        person = None
-        if options.person:
-            masks = to_unit(batch["masks"])
-            inside = masks.reshape(clips, frames, x0.shape[2], size, x0.shape[3], size).mean((3, 5))[..., None]
-            person = flat(1 + options.person * inside)
-        target = schedule.target(x0, noise, per_frame)
-        seen_as = jnp.where(batch["own"][..., 0, 0, 0], last, per_frame) if options.scheduled_sampling else per_frame
-        weight = loss_weight(schedule, seen_as.reshape(-1), options.weighting, options.gamma)
-        error = weighted_mse(flat(prediction), flat(target), jnp.ones_like(weight), person)
-        quarters = per_frame.reshape(-1) * 4 // preset.schedule.train_steps
-        # NaN where no sample of the batch falls into that quarter of the noise levels.
-        by_noise = {f"mse_q{q}": jnp.sum(error * (quarters == q)) / jnp.sum(quarters == q) for q in range(4)}
-        total, metrics = jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
-        expected = schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0]
-        if temporal and options.flicker:
-            metrics["flicker"] = flicker(expected, batch["frames"]).mean()
+        total, metrics = self._denoising(prediction, x0, noise, per_frame, batch)
+        predicted_x0 = self.schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0]
+        if self.temporal and options.flicker:
+            metrics["flicker"] = flicker(predicted_x0, batch["frames"]).mean()
             total += options.flicker * metrics["flicker"]
         if options.perceptual or options.pixels:
-            square = functools.partial(crops, flag="--loss.perceptual-crop")
-
-            def seen(x: Array, step: int) -> Array:
-                """The same places of the same frames, whether of pixels or latents."""
-                side, frames = options.perceptual_crop * step // size, batch["seen"][:, : options.perceptual_frames]
-                return flat(jax.vmap(lambda x, i, key: square(x[i], side, step, key))(x, frames, batch["squares"]))
-
-            true = seen(to_signed(batch["frames"]), size)
-            made = model.vae.to_images(seen(expected, 1).astype(dtype))
-            if appearance:
-                parts = (jnp.broadcast_to(x, (clips, frames, *x.shape[2:])) for x in shown)
-                made = model.appearance_blend(made, *(seen(x, size).astype(dtype) for x in parts))
-            made = made.astype(jnp.float32)
+            truth, decoded = self._decoded_crops(model, predicted_x0, batch, warped)
             if options.perceptual:
-                metrics["lpips"] = perceptual(true, made).mean()
+                assert self.distance is not None
+                metrics["lpips"] = self.distance(truth, decoded).mean()
                 total += options.perceptual * metrics["lpips"]
             if options.pixels:
-                metrics["l1"] = jnp.abs(true - made).mean()
+                metrics["l1"] = jnp.abs(truth - decoded).mean()
                 total += options.pixels * metrics["l1"]
         return total, metrics
 
-    return Loss(draw, of)
+    def _encode(self, model: AnimateAnyone, batch: Batch) -> tuple[Array, Array, Array]:
+        """Latents of reference [B, h, w, c] and frames [B, F, h, w, c], and what CLIP takes or has made of it."""
+        # Apart, so that the frames can be divided over devices.
+        reference_noise, noise = batch["posterior"][:, :1], batch["posterior"][:, 1:]
+        if "moments" in batch:
+            reference = from_moments(model.vae, batch["reference_moments"][:, None], reference_noise)
+            return (
+                reference[:, 0],
+                from_moments(model.vae, frames_apart(batch["moments"]), noise),
+                batch["clip_embedding"],
+            )
+
+        def encoded(images: Array, noise: Array) -> Array:
+            return jax.lax.stop_gradient(encode(model.vae, to_signed(images).astype(self.dtype), noise))
+
+        reference = encoded(batch["reference"][:, None], reference_noise)
+        return reference[:, 0], encoded(frames_apart(batch["frames"]), noise), batch["clip_pixels"]
+
+    def _warped(self, model: AnimateAnyone, batch: Batch) -> WarpedReference:
+        images = frames_apart(to_signed(batch["warp"])), to_signed(batch["background"])[:, None]
+        masks = frames_apart(to_unit(batch["warp_masks"]))
+        latents = (jax.lax.stop_gradient(latents_of(model.vae, x.astype(self.dtype))) for x in images)
+        return WarpedReference((*images, masks), (*latents, masks.astype(self.dtype)))
+
+    def _with_own_error(
+        self, denoise: Callable[[Array, Array], Array], x0: Array, noise: Array, t: Array, per_frame: Array, own: Array
+    ) -> Array:
+        """Scheduled sampling: `noise` such that x_t holds, where `own`, what the model makes of pure noise."""
+        at_last = jnp.full_like(per_frame, self.last)
+        x_last = self.schedule.add_noise(x0, noise, at_last)
+        sample = denoise(x_last, jnp.full_like(t, self.last)).astype(jnp.float32)
+        sample = jax.lax.stop_gradient(self.schedule.to_x0_epsilon(sample, x_last, at_last)[0])
+        # Its error counts as noise: then x_t holds the sample in place of x0, and the target is still x0's.
+        ratio = jnp.sqrt(self.schedule.snr(per_frame))[..., None, None, None]
+        return noise + jnp.where(own, ratio * (sample - x0), 0)
+
+    def _denoising(
+        self, prediction: Array, x0: Array, noise: Array, per_frame: Array, batch: Batch
+    ) -> tuple[Array, Metrics]:
+        """The weighted mean squared error, and the plain one by quarters of the noise levels."""
+        options = self.options
+        target = self.schedule.target(x0, noise, per_frame)
+        # An own sample says no more about x0 than pure noise did, so it weighs as much.
+        own = batch["use_own_sample"][..., 0, 0, 0] if options.scheduled_sampling else None
+        effective_t = per_frame if own is None else jnp.where(own, self.last, per_frame)
+        weight = loss_weight(self.schedule, effective_t.reshape(-1), options.weighting, options.gamma)
+        person = self._person_weight(batch["masks"]) if options.person else None
+        error = weighted_mse(merge_frames(prediction), merge_frames(target), jnp.ones_like(weight), person)
+        quarter = per_frame.reshape(-1) * 4 // self.preset.schedule.train_steps
+        # NaN where no sample of the batch falls into that quarter of the noise levels.
+        by_noise = {f"mse_q{q}": jnp.sum(error * (quarter == q)) / jnp.sum(quarter == q) for q in range(4)}
+        return jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
+
+    def _person_weight(self, masks: UInt8[Array, "b f h w"]) -> Float[Array, "bf y x 1"]:
+        clips, frames, height, width = masks.shape
+        step = self.downscale
+        masks = masks.astype(jnp.float32) / 255
+        inside = masks.reshape(clips, frames, height // step, step, width // step, step).mean((3, 5))[..., None]
+        return merge_frames(1 + self.options.person * inside)
+
+    def _decoded_crops(
+        self, model: AnimateAnyone, predicted_x0: Array, batch: Batch, warped: WarpedReference
+    ) -> tuple[Float[Array, "n s s 3"], Float[Array, "n s s 3"]]:
+        """The same random squares of the true frames and of what the prediction decodes to."""
+        chosen, size = batch["decoded_frames"][:, : self.options.perceptual_frames], self.options.perceptual_crop
+
+        def crop(x: Array, step: int) -> Array:
+            """`step` is 1 for latents, and their size in pixels for pixels."""
+
+            def of_clip(x: Array, chosen: Array, key: Array) -> Array:
+                return random_crop(x[chosen], size * step // self.downscale, step, key, "--loss.perceptual-crop")
+
+            return merge_frames(jax.vmap(of_clip)(x, chosen, batch["crop_keys"]))
+
+        truth = crop(to_signed(batch["frames"]), self.downscale)
+        decoded = model.vae.to_images(crop(predicted_x0, 1).astype(self.dtype))
+        if self.appearance:
+            shape = batch["poses"].shape[:2]
+            parts = (jnp.broadcast_to(x, (*shape, *x.shape[2:])) for x in warped.images)
+            decoded = model.appearance_blend(decoded, *(crop(x, self.downscale).astype(self.dtype) for x in parts))
+        return truth, decoded.astype(jnp.float32)
 
 
-def flat(x: Float[Array, "b f *rest"]) -> Float[Array, "bf *rest"]:
+def merge_frames(x: Float[Array, "b f *rest"]) -> Float[Array, "bf *rest"]:
     return x.reshape(-1, *x.shape[2:])
 
 
 def encode(
     vae: AutoencoderKL, pictures: Float[Array, "b f h w 3"], noise: Float[Array, "b f y x c"]
 ) -> Float[Array, "b f y x c"]:
-    """Scaled latents drawn from the posterior, as the peers train, in float32; [-1, 1] pictures."""
-    moments = jnp.concatenate(vae.encode(flat(pictures)), -1)
+    """Scaled latents drawn from the posterior, as the PyTorch implementations train, in float32; [-1, 1] pictures."""
+    moments = jnp.concatenate(vae.encode(merge_frames(pictures)), -1)
     return from_moments(vae, moments.reshape(*noise.shape[:-1], -1), noise)
 
 
@@ -214,55 +262,62 @@ def from_moments(
 
 def latents_of(vae: AutoencoderKL, pictures: Float[Array, "b f h w 3"]) -> Float[Array, "b f y x c"]:
     """Scaled latents without chance; [-1, 1] pictures."""
-    latents = vae.to_latents(flat(pictures))
+    latents = vae.to_latents(merge_frames(pictures))
     return latents.reshape(*pictures.shape[:2], *latents.shape[1:])
 
 
-def vae_loss(config: TrainConfig, perceptual: Distance) -> Loss:
+class VAELoss(Loss):
     """Reconstruction of crops of the frames."""
-    options, dtype = config.vae_loss, jnp.dtype(config.compute_dtype)
 
-    def draw(batch: Batch, key: Key[Array, ""]) -> Batch:
+    def __init__(self, config: TrainConfig, perceptual: PerceptualDistance):
+        self.options, self.distance = config.vae_loss, perceptual
+        self.dtype = jnp.dtype(config.compute_dtype)
+
+    def sample_randomness(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         return {"keys": jax.random.split(key, (len(batch["frames"]), 2))}
 
-    def of(model: AnimateAnyone, batch: Batch) -> Value:
-        def cut(frames: Array, key: Key[Array, ""]) -> Array:
-            return crops(frames, options.crop, model.vae.config.downscale, key)
+    def compute(self, model: AnimateAnyone, batch: Batch) -> LossAndMetrics:
+        options = self.options
 
-        images = flat(jax.vmap(cut)(to_signed(batch["frames"]), batch["keys"][:, 0]))
-        mean, log_variance = (x.astype(jnp.float32) for x in model.vae.encode(images.astype(dtype)))
+        def crop(frames: Array, key: Key[Array, ""]) -> Array:
+            return random_crop(frames, options.crop, model.vae.config.downscale, key)
+
+        images = merge_frames(jax.vmap(crop)(to_signed(batch["frames"]), batch["keys"][:, 0]))
+        mean, log_variance = (x.astype(jnp.float32) for x in model.vae.encode(images.astype(self.dtype)))
         shape = (batch["frames"].shape[1], *mean.shape[1:])
-        noise = flat(jax.vmap(lambda key: jax.random.normal(key, shape))(batch["keys"][:, 1]))
+        noise = merge_frames(jax.vmap(lambda key: jax.random.normal(key, shape))(batch["keys"][:, 1]))
         latents = mean + jnp.exp(0.5 * log_variance) * noise
-        result = model.vae.decode(latents.astype(dtype)).astype(jnp.float32)
+        result = model.vae.decode(latents.astype(self.dtype)).astype(jnp.float32)
         difference = result - images
-        kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).sum(-1).mean()
-        seen = slice(0, options.perceptual_crops)
+        first = slice(0, options.perceptual_crops)
         parts: Metrics = {
             "l1": jnp.abs(difference).mean(),
             "mse": jnp.square(difference).mean(),
-            "lpips": perceptual(images[seen], result[seen]).mean(),
-            "kl": kl,
+            "lpips": self.distance(images[first], result[first]).mean(),
+            "kl": 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).sum(-1).mean(),
         }
-        total = parts["l1"] + options.mse * parts["mse"] + options.perceptual * parts["lpips"] + options.kl * kl
+        total = (
+            parts["l1"] + options.mse * parts["mse"] + options.perceptual * parts["lpips"] + options.kl * parts["kl"]
+        )
         psnr = -10 * jnp.log10(parts["mse"] / 4)
         return total, {**parts, "psnr": psnr, "latent_std": mean.std()}
 
-    return Loss(draw, of)
 
-
-def crops(
+def random_crop(
     images: Float[Array, "b h w c"], size: int, step: int, key: Key[Array, ""], flag: str = "--vae-loss.crop"
 ) -> Float[Array, "b s s c"]:
-    """One random square of every picture, its corner on the VAE's grid.
+    """One random square of every image, its corner on the VAE's grid.
 
     Raises:
-        UserError: the square is not on the grid or larger than the pictures.
+        UserError: the square is not on the grid or larger than the images.
     """
     if size % step or not 0 < size <= min(images.shape[1:3]):
         raise UserError(f"{flag} {size}: must be a multiple of {step}, at most {min(images.shape[1:3])}")
-    rows, columns = ((side - size) // step + 1 for side in images.shape[1:3])
-    y, x = (jax.random.randint(k, images.shape[:1], 0, n) * step for k, n in zip(jax.random.split(key), (rows, columns),
-                                                                              strict=True))  # fmt: skip
-    cut = lambda image, y, x: jax.lax.dynamic_slice(image, (y, x, 0), (size, size, image.shape[-1]))  # noqa: E731
-    return jax.vmap(cut)(images, y, x)
+    counts = [(side - size) // step + 1 for side in images.shape[1:3]]
+    keys = jax.random.split(key)
+    y, x = (jax.random.randint(k, images.shape[:1], 0, n) * step for k, n in zip(keys, counts, strict=True))
+
+    def crop(image: Array, y: Array, x: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (y, x, 0), (size, size, image.shape[-1]))
+
+    return jax.vmap(crop)(images, y, x)

@@ -42,7 +42,7 @@ def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> 
         raise UserError(f"preset {preset.name}: {found[0]} is {found[1]} and must be {found[2]}: see --size")
     # The autoencoder sees single pictures.
     check_batch(mesh, config.data.batch // config.accumulate, 1 if config.stage == "vae" else config.data.frames)
-    graphdef, shapes = abstract_model(preset.model)
+    graphdef, shapes = abstract_model(preset.model, config.remat)
     tx = optimizer(config.optim, config.steps)
     initial = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0,
                                 freeze=config.freeze, half=config.half)  # fmt: skip

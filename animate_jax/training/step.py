@@ -15,13 +15,13 @@ from jaxtyping import Array, Key
 from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import Params, merge_model
-from animate_jax.training.losses import Batch, Loss, Metrics, Value
+from animate_jax.training.losses import Batch, Loss, LossAndMetrics, Metrics
 from animate_jax.training.state import State, update_ema
 
 
 def make_step(
     graphdef: nnx.GraphDef,
-    loss: Loss | Callable[[AnimateAnyone, Batch, Key[Array, ""]], Value],
+    loss: Loss | Callable[[AnimateAnyone, Batch, Key[Array, ""]], LossAndMetrics],
     tx: optax.GradientTransformation,
     ema: float,
     accumulate: int = 1,
@@ -40,8 +40,8 @@ def make_step(
     """
 
     def step(state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
-        def value_and_grads(loss: Callable[..., Value], *inputs: Any) -> tuple[Value, Params]:
-            def objective(trainable: Params) -> Value:
+        def value_and_grads(loss: Callable[..., LossAndMetrics], *inputs: Any) -> tuple[LossAndMetrics, Params]:
+            def objective(trainable: Params) -> LossAndMetrics:
                 params = {**state["frozen"], **trainable}
                 params = {path: array.astype(compute_dtype) for path, array in params.items()}
                 return loss(merge_model(graphdef, params), *inputs)
@@ -52,10 +52,10 @@ def make_step(
         if accumulate == 1:
             (value, metrics), grads = value_and_grads(loss, batch, key)
         else:
-            parts = micro_batches({**batch, **loss.draw(batch, key)}, accumulate)
+            parts = micro_batches({**batch, **loss.sample_randomness(batch, key)}, accumulate)
 
-            def add(total: Params, part: Batch) -> tuple[Params, Value]:
-                value, grads = value_and_grads(loss.of, part)
+            def add(total: Params, part: Batch) -> tuple[Params, LossAndMetrics]:
+                value, grads = value_and_grads(loss.compute, part)
                 return jax.tree.map(lambda a, b: a + b / accumulate, total, grads), value
 
             grads, (values, metrics) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state["trainable"]), parts)

@@ -17,7 +17,7 @@ from animate_jax.data.records import RecordedClips, pictures
 from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.training.encoding import ENCODERS, EncodeOptions, check_encoded, encode
-from animate_jax.training.losses import diffusion_loss
+from animate_jax.training.losses import DiffusionLoss
 from tests.conftest import MICRO, training
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -47,7 +47,7 @@ def first_batch(root, preset, **options):
 def test_loss_and_gradients_on_encoded_frames_are_those_on_pixels(stage, videos, encoded, micro, micro_params):
     """Half of the clips mirrored, the posterior's noise drawn alike."""
     graphdef, _ = abstract_model(micro.model)
-    loss = diffusion_loss(TrainConfig(stage=stage, output="", preset=micro))
+    loss = DiffusionLoss(TrainConfig(stage=stage, output="", preset=micro))
     still = {path: array for path, array in micro_params.items() if ENCODERS.match(path)}
     trained = {path: array for path, array in micro_params.items() if path not in still}
 

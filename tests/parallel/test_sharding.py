@@ -25,7 +25,7 @@ from animate_jax.parallel import rules
 from animate_jax.parallel.mesh import check_batch, make_mesh, to_devices
 from animate_jax.training.forecast import abstract_batch
 from animate_jax.training.state import make_state, optimizer
-from animate_jax.training.losses import diffusion_loss
+from animate_jax.training.losses import DiffusionLoss
 from animate_jax.training.step import make_step
 
 jax.config.update("jax_disable_most_optimizations", True)
@@ -47,7 +47,7 @@ def losses(mesh, passes):
     state = make_state(jax.tree.map(jnp.asarray, params), config.trainable, tx, True)
     layout = rules.shardings(state, mesh)
     state = jax.device_put(state, layout)
-    step = jax.jit(make_step(graphdef, diffusion_loss(config), tx, 0.9, passes), donate_argnums=0,
+    step = jax.jit(make_step(graphdef, DiffusionLoss(config), tx, 0.9, passes), donate_argnums=0,
                    out_shardings=(layout, None))
     with jax.set_mesh(mesh):
         compiled = step.lower(state, to_devices(batch, mesh), jax.random.key(0)).compile()

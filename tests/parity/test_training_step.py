@@ -207,7 +207,7 @@ class Torch:
 
         reference = self.latents(pictures(batch["reference"]) / 127.5 - 1, pictures(batch["posterior"][:, 0]))
         x0 = self.latents(pictures(batch["frames"]) / 127.5 - 1, pictures(batch["posterior"][:, 1:]))
-        keep = torch.tensor(np.asarray(batch["keep"]))
+        keep = torch.tensor(np.asarray(batch["keep_condition"]))
         with torch.no_grad():
             token = self.parts["image_encoder"](pictures(batch["clip_pixels"])).image_embeds
 
@@ -284,15 +284,15 @@ def batch() -> dict[str, jax.Array]:
 def test_loss_and_gradients(case, params, batch):
     stage, schedule, options = CASES[case]
     preset = Preset("test", MODEL, schedule, FrameConfig(), SamplingConfig())
-    loss = losses.diffusion_loss(TrainConfig(stage=stage, output="runs/test", preset=preset, loss=options))
-    drawn = loss.draw(batch, jax.random.key(3))
+    loss = losses.DiffusionLoss(TrainConfig(stage=stage, output="runs/test", preset=preset, loss=options))
+    drawn = loss.sample_randomness(batch, jax.random.key(3))
     if options.condition_dropout:
-        drawn["keep"] = jnp.array([True, False])
+        drawn["keep_condition"] = jnp.array([True, False])
     batch = {**batch, **drawn}
 
     state = make_state(params, TRAINED[stage], optax.identity(), ema=False)
     graphdef = abstract_model(MODEL)[0]
-    objective = lambda trainable: loss.of(merge_model(graphdef, {**state["frozen"], **trainable}), batch)[0]  # noqa: E731
+    objective = lambda trainable: loss.compute(merge_model(graphdef, {**state["frozen"], **trainable}), batch)[0]  # noqa: E731
     value, found = jax.jit(jax.value_and_grad(objective))(state["trainable"])
 
     theirs = Torch(params, temporal=stage == "stage2")

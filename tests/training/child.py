@@ -72,9 +72,9 @@ def train(options):
     with (output / f"read_{jax.process_index()}.txt").open("a") as log:
         if real:
             from animate_jax.data.loader import batches
-            from animate_jax.training.losses import diffusion_loss
+            from animate_jax.training.losses import DiffusionLoss
 
-            state = run(config, diffusion_loss(config), batches(config), mesh)
+            state = run(config, DiffusionLoss(config), batches(config), mesh)
         else:
             stream = Numbers(*rows_of_process(mesh), options.get("delay", 0), log)
             state = run(config, pull, stream, mesh, preview)

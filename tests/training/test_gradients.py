@@ -15,7 +15,9 @@ from animate_jax.errors import UserError
 from animate_jax.images import to_signed
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import abstract_model, merge_model, split_model
+from animate_jax.parallel.mesh import make_mesh
 from animate_jax.training import losses, step
+from animate_jax.training.program import make_program
 from animate_jax.training.state import make_state, optimizer
 from tests.conftest import MICRO
 
@@ -50,7 +52,7 @@ def batch():
 
 def gradients(micro, micro_params, config, batch, trainable=r".*", **options):
     """Loss, metrics and gradients of one step with the config's own loss."""
-    loss = losses.vae_loss(config, perceptual) if config.stage == "vae" else losses.diffusion_loss(config)
+    loss = losses.VAELoss(config, perceptual) if config.stage == "vae" else losses.DiffusionLoss(config)
     keeper = optax.trace(decay=0.0)  # an optimizer whose state is the last gradient
     state = make_state(micro_params, trainable, keeper, ema=False)
     after, metrics = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, keeper, ema=0.0, **options))(
@@ -132,13 +134,18 @@ def test_rematerialisation_changes_no_gradient(unet_gradients):
         assert furthest(found, expected) < 1e-5
 
 
-def test_rematerialisation_reaches_both_unets(micro, model, batch, monkeypatch):
-    monkeypatch.setattr(AnimateAnyone, "condition", lambda self, *_: seen.append(self.reference_unet.remat) or {})
-    monkeypatch.setattr(AnimateAnyone, "denoise", lambda self, x, *_: seen.append(self.denoising_unet.remat) or x)
+def test_rematerialisation_reaches_both_unets(micro_params):
+    """Of the model that a run's step is given."""
+
+    def loss(model, batch, key):
+        seen.extend([model.reference_unet.remat, model.denoising_unet.remat])
+        return model.vae.quant_conv.bias[...].sum(), {}
+
     for policy in ("dots", "none"):
-        seen = []
-        losses.diffusion_loss(dataclasses.replace(STAGE1, remat=policy))(model, batch, KEY)
-        assert seen == [policy] * 2
+        seen: list[str] = []
+        program = make_program(dataclasses.replace(STAGE1, remat=policy, trainable="vae"), loss, make_mesh())
+        jax.eval_shape(program.step, program.abstract, {"x": jnp.zeros(1)}, KEY)
+        assert set(seen) == {policy} and len(seen) >= 2
 
 
 def test_bfloat16_passes_keep_float32_masters(whole, micro, micro_params, batch):
@@ -160,7 +167,7 @@ def test_bfloat16_reaches_the_unet(micro, micro_params, batch, monkeypatch):
 
     monkeypatch.setattr(AnimateAnyone, "denoise", denoise)
     config = dataclasses.replace(STAGE2, compute_dtype="bfloat16")
-    loss = losses.diffusion_loss(config)
+    loss = losses.DiffusionLoss(config)
     state = make_state(micro_params, r".*motion_modules", optax.sgd(1.0), ema=False, half=r"vae|image_encoder")
     assert state["frozen"]["vae.quant_conv.bias"].dtype == jnp.bfloat16
     assert state["frozen"]["denoising_unet.conv_in.bias"].dtype == jnp.float32
@@ -173,7 +180,7 @@ def floor_of(model, schedule, batch):
     """The least loss of x0 prediction. Targets are drawn from the autoencoder's posterior, so even who knows every
     clip's mean by heart is left with a Gaussian's uncertainty: v (1 - a) / (a v + 1 - a) of variance v at alpha_bar a.
     """
-    variance = np.exp(model.vae.encode(losses.flat(to_signed(batch["frames"])))[1]).astype(np.float64).ravel()
+    variance = np.exp(model.vae.encode(losses.merge_frames(to_signed(batch["frames"])))[1]).astype(np.float64).ravel()
     a = schedule.alphas_cumprod[::20, None].astype(np.float64)
     return (variance * (1 - a) / (a * variance + 1 - a)).mean()
 
@@ -190,7 +197,7 @@ def test_overfitting_four_clips(name, micro, micro_params, model):
     batch, steps = four_clips(), {"stage1": 450, "stage2": 150}[name]
     tx = optimizer(dataclasses.replace(config.optim, learning_rate=3e-3, weight_decay=0.0), 600)
     first = make_state(micro_params, config.trainable, tx, ema=False, half=config.half)
-    loss = losses.diffusion_loss(config)
+    loss = losses.DiffusionLoss(config)
     apply = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, tx, ema=0.0))
     state, values = first, []
     for _ in range(steps):

@@ -28,7 +28,7 @@ from animate_jax.models.params import init_params
 from animate_jax.training.goodput import read
 from animate_jax.training.guards import Interrupt, alone
 from animate_jax.training.loop import Skips, run
-from animate_jax.training.losses import diffusion_loss, vae_loss
+from animate_jax.training.losses import DiffusionLoss, VAELoss
 from animate_jax.training.state import sampling_params
 from tests.conftest import MICRO, using
 
@@ -544,21 +544,21 @@ def batch():
 
 def test_stage_1_learns_one_batch(stage, micro, micro_params, batch):
     config = stage("stage1", steps=150)  # its timesteps are mostly noisy, where there is little to see
-    state = run(config, diffusion_loss(config), Same(batch))
+    state = run(config, DiffusionLoss(config), Same(batch))
     assert_only_moved(state, micro_params, lambda path: "motion_modules" not in path and not path.startswith("vae."))
     assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])
 
 
 def test_stage_2_learns_one_batch_and_moves_no_spatial_weight(stage, micro, micro_params, batch):
     config = stage("stage2", steps=50)
-    state = run(config, diffusion_loss(config), Same(batch))
+    state = run(config, DiffusionLoss(config), Same(batch))
     assert_only_moved(state, micro_params, lambda path: "motion_modules" in path)
     assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])
 
 
 def test_the_autoencoder_learns_one_batch(stage, micro, micro_params, batch):
     config = stage("vae", steps=50, trainable=r"vae\.", vae_loss=VAELossConfig(crop=32))
-    loss = vae_loss(config, lambda a, b: jnp.square(a - b).mean((1, 2, 3)))
+    loss = VAELoss(config, lambda a, b: jnp.square(a - b).mean((1, 2, 3)))
     state = run(config, loss, Same(batch))
     assert_only_moved(state, micro_params, lambda path: path.startswith("vae."))
     assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])

@@ -92,7 +92,7 @@ class Watched:
 def test_the_perfect_predictor_has_no_loss(config, prediction, micro, model, batch, monkeypatch):
     preset = predicting(micro, prediction)
     watched = Watched(monkeypatch, preset)
-    loss = losses.diffusion_loss(using(with_loss(config, weighting="min_snr", person=2.0, noise_offset=0.05), preset))
+    loss = losses.DiffusionLoss(using(with_loss(config, weighting="min_snr", person=2.0, noise_offset=0.05), preset))
     value, metrics = loss(model, batch, KEY)
     assert value < 1e-4 and metrics["mse"] < 1e-4
     assert abs(watched.noise.std() - 1) < 0.1  # it was asked about noisy latents
@@ -115,20 +115,20 @@ def test_the_warped_reference_costs_nothing_at_first_and_is_learned(micro, micro
         objective = lambda params: loss(merge_model(graphdef, params), batch | seen, KEY)  # noqa: E731
         return jax.value_and_grad(objective, has_aux=True)(params)
 
-    loss = losses.diffusion_loss(using(config, micro_copying))
+    loss = losses.DiffusionLoss(using(config, micro_copying))
     (_, metrics), grads = gradients(fresh)
-    _, plain = jax.jit(losses.diffusion_loss(config))(model, batch, KEY)
+    _, plain = jax.jit(losses.DiffusionLoss(config))(model, batch, KEY)
     assert metrics["mse"] == pytest.approx(float(plain["mse"]), rel=1e-5)
     assert metrics["l1"] != pytest.approx(float(plain["l1"]), rel=1e-3)  # half of the warp's pixels already
     added = [path for path in fresh if "appearance_" in path and not path.startswith("appearance_blend.conv_in")]
     assert len(added) == 6 and all(jnp.abs(grads[path]).max() > 1e-6 for path in added)
     with pytest.raises(UserError, match="give --prediction x0"):
-        losses.diffusion_loss(using(config, predicting(micro_copying, "v")))
+        losses.DiffusionLoss(using(config, predicting(micro_copying, "v")))
 
 
 def test_stage_1_gives_every_frame_its_own_time_and_skips_the_temporal_layers(micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
-    losses.diffusion_loss(STAGE1)(model, batch, KEY)
+    losses.DiffusionLoss(STAGE1)(model, batch, KEY)
     assert watched.temporal is False and watched.t.shape == (CLIPS, FRAMES)
     # stratified: one time in every eighth of the noise levels
     assert sorted((watched.t.ravel() // 125).tolist()) == list(range(8))
@@ -138,12 +138,12 @@ def test_stage_1_gives_every_frame_its_own_time_and_skips_the_temporal_layers(mi
 def test_a_timestep_shift_of_3_puts_the_middle_of_the_draws_at_three_quarters(config, micro, model, batch, monkeypatch):
     watched, drawn = Watched(monkeypatch, micro), []
     for seed in range(20):
-        losses.diffusion_loss(with_loss(config, timestep_shift=3.0))(model, batch, jax.random.key(seed))
+        losses.DiffusionLoss(with_loss(config, timestep_shift=3.0))(model, batch, jax.random.key(seed))
         drawn.append(watched.t)
     drawn = np.concatenate(drawn)
     assert abs(np.median(drawn) - 750) < 60 and drawn.min() < 200 and 950 < drawn.max() < 1000
     with pytest.raises(UserError, match=r"--loss\.timestep-shift 0"):
-        losses.diffusion_loss(with_loss(config, timestep_shift=0.0))
+        losses.DiffusionLoss(with_loss(config, timestep_shift=0.0))
 
 
 @pytest.mark.parametrize("config", [STAGE1, STAGE2], ids=["stage1", "stage2"])
@@ -161,30 +161,30 @@ def test_scheduled_sampling_denoises_what_the_model_made_of_pure_noise(
 
     monkeypatch.setattr(AnimateAnyone, "denoise", lambda self, *inputs: denoise(*inputs))
     full = with_loss(config, scheduled_sampling=1.0, weighting="x0")
-    value, metrics = losses.diffusion_loss(using(full, preset))(model, batch, KEY)
+    value, metrics = losses.DiffusionLoss(using(full, preset))(model, batch, KEY)
     (pure, last), (x_t, t) = asked
     assert (np.asarray(last) == 999).all()
     np.testing.assert_allclose(x_t, watched.schedule.add_noise(watched.x0 + 0.5, pure, t), atol=1e-4)
     assert metrics["mse"] == pytest.approx(0.25, rel=1e-3)  # the target is still x0's
     assert value == pytest.approx(0.25, rel=1e-3)  # the weight that pure noise has, not up to 5
     watched.error, asked[:] = 0.0, []
-    assert losses.diffusion_loss(using(full, preset))(model, batch, KEY)[0] < 1e-4
-    losses.diffusion_loss(using(config, preset))(model, batch, KEY)
+    assert losses.DiffusionLoss(using(full, preset))(model, batch, KEY)[0] < 1e-4
+    losses.DiffusionLoss(using(config, preset))(model, batch, KEY)
     assert len(asked) == 3  # twice with, once without
     with pytest.raises(UserError, match=r"--loss\.scheduled-sampling 1\.5"):
-        losses.diffusion_loss(using(with_loss(config, scheduled_sampling=1.5), preset))
+        losses.DiffusionLoss(using(with_loss(config, scheduled_sampling=1.5), preset))
 
 
 def test_scheduled_sampling_takes_its_share_of_the_clips(micro, micro_params, batch):
-    loss = losses.diffusion_loss(with_loss(STAGE1, scheduled_sampling=0.5))
-    owned = [loss.draw(batch, jax.random.key(seed))["own"].mean() for seed in range(200)]
+    loss = losses.DiffusionLoss(with_loss(STAGE1, scheduled_sampling=0.5))
+    owned = [loss.sample_randomness(batch, jax.random.key(seed))["use_own_sample"].mean() for seed in range(200)]
     assert 0.4 < np.mean(owned) < 0.6
-    drawn = {**batch, **loss.draw(batch, KEY)}
+    drawn = {**batch, **loss.sample_randomness(batch, KEY)}
 
     @jax.jit
     def value(own):
         model = merge_model(abstract_model(micro.model)[0], micro_params)
-        return loss.of(model, {**drawn, "own": own.reshape(CLIPS, 1, 1, 1, 1)})[0]
+        return loss.compute(model, {**drawn, "use_own_sample": own.reshape(CLIPS, 1, 1, 1, 1)})[0]
 
     rows = [float(value(jnp.array(own))) for own in ([True, False], [False, True], [False, False], [True, True])]
     # the mean of rows: what each changes adds up
@@ -195,7 +195,7 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
     preset, weight = predicting(micro, "x0"), 3.0
     watched = Watched(monkeypatch, preset)
     watched.x0 = jnp.broadcast_to(watched.x0[:, :1], watched.x0.shape)
-    loss = losses.diffusion_loss(using(with_loss(STAGE2, flicker=weight), preset))
+    loss = losses.DiffusionLoss(using(with_loss(STAGE2, flicker=weight), preset))
     right = np.arange(12) >= 6  # of the latents' columns
     pixels = np.repeat(right, 4)
     moves = 3 * np.arange(FRAMES, dtype=np.uint8).reshape(FRAMES, 1, 1, 1)
@@ -213,7 +213,7 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
     assert metrics["flicker"] == pytest.approx(1.0, rel=1e-3) and value == pytest.approx(0.125 + weight, rel=1e-3)
     nothing_still = {**batch, "frames": jnp.asarray(np.broadcast_to(moves, batch["frames"].shape))}
     assert loss(model, nothing_still, KEY)[1]["flicker"] == 0
-    stage1 = losses.diffusion_loss(using(with_loss(STAGE1, flicker=weight), preset))
+    stage1 = losses.DiffusionLoss(using(with_loss(STAGE1, flicker=weight), preset))
     assert stage1(model, batch, KEY)[0] == pytest.approx(0.125, rel=1e-3)
 
 
@@ -229,7 +229,7 @@ def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, fr
         return jnp.full(len(a), 2.0)
 
     config = with_loss(config, perceptual=weight, perceptual_crop=16, perceptual_frames=frames)
-    value, metrics = losses.diffusion_loss(using(config, predicting(micro, "v")), distance)(model, batch, KEY)
+    value, metrics = losses.DiffusionLoss(using(config, predicting(micro, "v")), distance)(model, batch, KEY)
     (true, made), = seen  # fmt: skip
     assert true.shape == made.shape == (CLIPS * frames, 16, 16, 3)
     np.testing.assert_allclose(true[:, ::4, ::4], made[:, ::4, ::4], atol=1e-5)
@@ -237,14 +237,14 @@ def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, fr
     assert metrics["lpips"] == 2.0 and value == pytest.approx(weight * 2.0, abs=1e-4)
     with pytest.raises(UserError, match=r"--loss\.perceptual-crop 52: must be a multiple of 4, at most 48"):
         config = with_loss(config, perceptual=weight, perceptual_crop=52)
-        losses.diffusion_loss(config, distance)(model, batch, KEY)
+        losses.DiffusionLoss(config, distance)(model, batch, KEY)
     with pytest.raises(UserError, match=r"--loss\.perceptual-frames 0: must be at least 1"):
-        losses.diffusion_loss(with_loss(config, perceptual_frames=0), distance)
+        losses.DiffusionLoss(with_loss(config, perceptual_frames=0), distance)
 
 
 def test_stage_2_gives_every_clip_one_time_and_runs_the_temporal_layers(micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
-    losses.diffusion_loss(STAGE2)(model, batch, KEY)
+    losses.DiffusionLoss(STAGE2)(model, batch, KEY)
     assert watched.temporal is True and watched.t.shape == (CLIPS, 1)
     assert sorted((watched.t.ravel() // 500).tolist()) == [0, 1]
 
@@ -254,7 +254,7 @@ def test_noise_is_shared_by_the_frames_of_a_clip_only_if_asked_and_only_in_stage
     config, shared, micro, model, batch, monkeypatch
 ):
     watched = Watched(monkeypatch, micro)
-    losses.diffusion_loss(with_loss(config, shared_noise=shared))(model, batch, KEY)
+    losses.DiffusionLoss(with_loss(config, shared_noise=shared))(model, batch, KEY)
     spread = np.abs(watched.noise - watched.noise[:, :1]).max()
     assert spread < 1e-2 if shared and config is STAGE2 else spread > 1
 
@@ -262,14 +262,14 @@ def test_noise_is_shared_by_the_frames_of_a_clip_only_if_asked_and_only_in_stage
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
 def test_condition_dropout(dropout, micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
-    losses.diffusion_loss(with_loss(STAGE1, condition_dropout=dropout))(model, batch, KEY)
+    losses.DiffusionLoss(with_loss(STAGE1, condition_dropout=dropout))(model, batch, KEY)
     assert watched.keep.tolist() == [dropout == 0.0] * CLIPS
 
 
 def test_the_person_counts_more(micro, model, batch, monkeypatch):
     """The person is the left half. Weight 1 + 2 there and 1 elsewhere, scaled to mean 1: 1.5 and 0.5."""
     watched = Watched(monkeypatch, micro)
-    loss = losses.diffusion_loss(with_loss(STAGE1, person=2.0))
+    loss = losses.DiffusionLoss(with_loss(STAGE1, person=2.0))
     left = jnp.zeros(watched.x0.shape).at[:, :, :, :6].set(1.0)
     for error, expected in ((left, 1.5 / 2), (1 - left, 0.5 / 2)):
         watched.error = error
@@ -279,7 +279,7 @@ def test_the_person_counts_more(micro, model, batch, monkeypatch):
 def test_the_weighting_is_that_of_each_samples_own_time(micro, model, batch, monkeypatch):
     watched = Watched(monkeypatch, micro)
     watched.error = 1.0
-    value, metrics = losses.diffusion_loss(with_loss(STAGE1, weighting="x0"))(model, batch, KEY)
+    value, metrics = losses.DiffusionLoss(with_loss(STAGE1, weighting="x0"))(model, batch, KEY)
     weights = loss_weight(watched.schedule, watched.t.ravel().astype(jnp.int32), "x0")
     assert np.ptp(weights) > 1
     assert value == pytest.approx(float(weights.mean()), rel=1e-4)
@@ -290,7 +290,7 @@ def test_errors_are_reported_by_noise_level(micro, model, batch, monkeypatch):
     """Two clips of stage 2 hit two of the four quarters; the others say that they have no number."""
     watched = Watched(monkeypatch, micro)
     watched.error = jnp.array([1.0, 2.0]).reshape(2, 1, 1, 1, 1)
-    _, metrics = losses.diffusion_loss(STAGE2)(model, batch, KEY)
+    _, metrics = losses.DiffusionLoss(STAGE2)(model, batch, KEY)
     expected = dict.fromkeys(range(4), np.nan)
     for quarter, error in zip((watched.t.ravel() // 250).astype(int).tolist(), (1.0, 4.0), strict=True):
         expected[quarter] = error
@@ -301,8 +301,8 @@ def test_errors_are_reported_by_noise_level(micro, model, batch, monkeypatch):
 def test_more_frames_than_the_temporal_layers_take(micro):
     config = dataclasses.replace(STAGE2, data=DataConfig(frames=9))
     with pytest.raises(UserError, match=r"--data\.frames 9: .* at most 8"):
-        losses.diffusion_loss(config)
-    losses.diffusion_loss(dataclasses.replace(STAGE1, data=DataConfig(frames=9)))
+        losses.DiffusionLoss(config)
+    losses.DiffusionLoss(dataclasses.replace(STAGE1, data=DataConfig(frames=9)))
 
 
 def test_latents_are_drawn_from_the_scaled_posterior(model, monkeypatch):
@@ -334,7 +334,7 @@ def test_the_autoencoders_loss(error, mean, sigma, model, batch, monkeypatch):
     monkeypatch.setattr(AutoencoderKL, "encode", encode)
     monkeypatch.setattr(AutoencoderKL, "decode", lambda self, latents: seen[-1] + error)
     perceptual = lambda a, b: jnp.full(len(a), 7.0) * jnp.abs(a - b).mean((1, 2, 3))  # noqa: E731
-    value, metrics = losses.vae_loss(VAE, perceptual)(model, batch, KEY)
+    value, metrics = losses.VAELoss(VAE, perceptual)(model, batch, KEY)
     assert seen[0].shape == (CLIPS * FRAMES, 16, 16, 3)
     kl = 4 * (0.5 * (mean**2 + sigma**2 - 1) - np.log(sigma))  # of two normal distributions, per position
     assert metrics["l1"] == pytest.approx(error, abs=1e-6) and metrics["mse"] == pytest.approx(error**2, abs=1e-6)
@@ -348,7 +348,7 @@ def test_crops_are_pieces_of_their_pictures_on_the_grid():
     rows, columns = np.mgrid[:64, :48]
     picture = np.stack([rows, columns, 0 * rows], -1).astype(np.float32)
     images = jnp.asarray(np.stack([picture + np.array([0, 0, i]) for i in range(30)]), jnp.float32)
-    cut = np.asarray(losses.crops(images, 16, 8, KEY))
+    cut = np.asarray(losses.random_crop(images, 16, 8, KEY))
     corners = cut[:, 0, 0, :2].astype(int)
     for i, (y, x) in enumerate(corners):
         np.testing.assert_array_equal(cut[i], images[i, y : y + 16, x : x + 16])
@@ -358,7 +358,7 @@ def test_crops_are_pieces_of_their_pictures_on_the_grid():
 @pytest.mark.parametrize("size", [0, 12, 56])
 def test_impossible_crops(size):
     with pytest.raises(UserError, match=rf"--vae-loss\.crop {size}: must be a multiple of 8, at most 48"):
-        losses.crops(jnp.zeros((1, 64, 48, 3)), size, 8, KEY)
+        losses.random_crop(jnp.zeros((1, 64, 48, 3)), size, 8, KEY)
 
 
 def test_a_step_moves_only_what_is_trained_and_draws_new_noise_each_time(micro, micro_params):
