@@ -39,8 +39,8 @@ for config in (MeshConfig(), MeshConfig(fsdp=2, frames=2)):
     mesh = make_mesh(config)
     spread = jax.device_put(params, rules.shardings(params, mesh))
     calls, pipeline = [], Pipeline(spread, MICRO, mesh)
-    denoise = pipeline._denoise
-    pipeline._denoise = lambda params, x, *rest: calls.append(x) or denoise(params, x, *rest)
+    denoise = pipeline._run_unet
+    pipeline._run_unet = lambda params, x, *rest: calls.append(x) or denoise(params, x, *rest)
     together, seen = video(pipeline)
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
     assert np.abs(seen.astype(int) - shown).max() <= 1
