@@ -56,7 +56,7 @@ def measure(args: Arguments) -> dict[str, float]:
 
         return call
 
-    pipeline._denoise, pipeline._decode = watched(pipeline._denoise), watched(pipeline._decode)
+    pipeline._run_unet, pipeline._decode = watched(pipeline._run_unet), watched(pipeline._decode)
     started = time.monotonic()
     stream = pipeline.stream(EXAMPLE / "reference.png", args.driving, steps=args.steps, progress=sys.stderr.isatty())
     stream.save(pathlib.Path(args.driving).with_name("result.mp4"))

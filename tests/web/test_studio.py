@@ -82,7 +82,7 @@ def test_the_preview_nears_the_result(micro_params, micro):
         frames=2,
         guidance=1.0,
         progress=False,
-        watch=lambda done, preview: seen.append((done, preview())),
+        callback=lambda done, preview: seen.append((done, preview())),
     )
     assert [done for done, _ in seen] == [0.5, 1.0]
     first, last = (np.abs(preview.astype(int) - animation.frames[0]).mean() for _, preview in seen)
