@@ -26,9 +26,10 @@ from animate_jax.training.goodput import EVENTS, Events
 from animate_jax.training.guards import Interrupt, Watchdog, alone, check_memory, memory_used
 from animate_jax.training.losses import Loss
 from animate_jax.training.metrics import METRICS, Clock, MetricWriter, Profile
+from animate_jax.training.optimizer import learning_rate
 from animate_jax.training.program import LossFunction, make_program
 from animate_jax.training.progress import Progress, reason, say
-from animate_jax.training.state import State, learning_rate, sampling_params
+from animate_jax.training.state import State, sampling_params
 
 STARTS_AS_IDENTITY = ("pose_guider", "reference_pose_guider", "motion_module", "appearance")
 

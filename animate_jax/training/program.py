@@ -17,7 +17,8 @@ from animate_jax.parallel.mesh import check_batch
 from animate_jax.parallel.rules import shardings
 from animate_jax.presets import preset_of
 from animate_jax.training.losses import Batch, Loss
-from animate_jax.training.state import State, make_state, optimizer
+from animate_jax.training.optimizer import make_optimizer
+from animate_jax.training.state import State, make_state
 from animate_jax.training.step import make_step
 
 LossFunction = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]  # (model, batch, key) -> value, metrics
@@ -43,7 +44,7 @@ def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> 
     # The autoencoder sees single pictures.
     check_batch(mesh, config.data.batch // config.accumulate, 1 if config.stage == "vae" else config.data.frames)
     graphdef, shapes = abstract_model(preset.model, config.remat)
-    tx = optimizer(config.optim, config.steps)
+    tx = make_optimizer(config.optim, config.steps)
     initial = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0,
                                 freeze=config.freeze, half=config.half)  # fmt: skip
     abstract = jax.eval_shape(initial, shapes)

@@ -21,7 +21,8 @@ from animate_jax.models.temporal import MotionModule
 from animate_jax.parallel.mesh import batch_sharding, check_batch, make_mesh, rows_of_process, to_devices
 from animate_jax.parallel.hlo import COLLECTIVES
 from animate_jax.parallel.rules import SMALL, shardings, spec
-from animate_jax.training.state import make_state, optimizer
+from animate_jax.training.optimizer import make_optimizer
+from animate_jax.training.state import make_state
 
 assert jax.device_count() == 8
 mesh = make_mesh(MeshConfig(fsdp=4))
@@ -67,7 +68,7 @@ bytes_here = sum(np.prod(layout[path].shard_shape(leaf.shape)) for path, leaf in
 assert 0.25 < bytes_here / bytes_whole < 0.27, bytes_here / bytes_whole
 
 # Moments and averages lie where their parameter lies.
-state = jax.eval_shape(lambda p: make_state(p, ".*attn1", optimizer(OptimConfig(), 10), ema=True), shapes)
+state = jax.eval_shape(lambda p: make_state(p, ".*attn1", make_optimizer(OptimConfig(), 10), ema=True), shapes)
 places = shardings(state, mesh)
 assert jax.tree.structure(places) == jax.tree.structure(state)
 assert places["step"].spec == PartitionSpec()

@@ -24,7 +24,8 @@ from animate_jax.models.params import abstract_model
 from animate_jax.parallel import rules
 from animate_jax.parallel.mesh import check_batch, make_mesh, to_devices
 from animate_jax.training.forecast import abstract_batch
-from animate_jax.training.state import make_state, optimizer
+from animate_jax.training.optimizer import make_optimizer
+from animate_jax.training.state import make_state
 from animate_jax.training.losses import DiffusionLoss
 from animate_jax.training.step import make_step
 
@@ -43,7 +44,7 @@ def losses(mesh, passes):
     batch = {name: random.integers(0, 256, leaf.shape).astype(leaf.dtype)
              for name, leaf in abstract_batch(config, None).items()}
     check_batch(mesh, 8 // passes, 8)
-    tx = optimizer(config.optim, 10)
+    tx = make_optimizer(config.optim, 10)
     state = make_state(jax.tree.map(jnp.asarray, params), config.trainable, tx, True)
     layout = rules.shardings(state, mesh)
     state = jax.device_put(state, layout)

@@ -37,7 +37,8 @@ from animate_jax.torch_weights import names
 from animate_jax.torch_weights.convert import from_torch, to_torch
 from animate_jax.torch_weights.importing import match_part
 from animate_jax.training import losses
-from animate_jax.training.state import make_state, optimizer
+from animate_jax.training.optimizer import make_optimizer
+from animate_jax.training.state import make_state
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -325,7 +326,7 @@ def test_adamw_is_torchs(warmup):
     theirs = {name: torch.nn.Parameter(torch.from_numpy(array.copy())) for name, array in start.items()}
     adamw = torch.optim.AdamW(theirs.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     rate = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: min(step / warmup, 1) if warmup else 1.0)
-    tx = optimizer(config, 5)
+    tx = make_optimizer(config, 5)
     ours, opt = jax.tree.map(jnp.asarray, start), None
     for scale in (1e-3, 1.0, 10.0, 1e-5, 0.1):
         gradient = {name: (scale * random.normal(size=(7, 5))).astype(np.float32) for name in "ab"}

@@ -17,8 +17,9 @@ from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import abstract_model, merge_model, split_model
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.training import losses, step
+from animate_jax.training.optimizer import make_optimizer
 from animate_jax.training.program import make_program
-from animate_jax.training.state import make_state, optimizer
+from animate_jax.training.state import make_state
 from tests.conftest import MICRO
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -195,7 +196,7 @@ def test_overfitting_four_clips(name, micro, micro_params, model):
     config = dataclasses.replace(config, data=DataConfig(batch=4, frames=FRAMES), compute_dtype="float32",
                                  remat="none", loss=DiffusionLossConfig(condition_dropout=0.0))  # fmt: skip
     batch, steps = four_clips(), {"stage1": 450, "stage2": 150}[name]
-    tx = optimizer(dataclasses.replace(config.optim, learning_rate=3e-3, weight_decay=0.0), 600)
+    tx = make_optimizer(dataclasses.replace(config.optim, learning_rate=3e-3, weight_decay=0.0), 600)
     first = make_state(micro_params, config.trainable, tx, ema=False, half=config.half)
     loss = losses.DiffusionLoss(config)
     apply = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, tx, ema=0.0))

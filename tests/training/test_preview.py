@@ -18,6 +18,7 @@ from animate_jax.perceptual import lpips
 from animate_jax.training import preview as preview_module
 from animate_jax.training.preview import HeldOut, Preview
 from animate_jax.video.files import read_image, read_video
+from tests.conftest import MICRO
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -104,7 +105,6 @@ from animate_jax.perceptual import lpips
 from animate_jax.parallel import rules
 from animate_jax.training import preview
 from animate_jax.training.loop import run
-from tests.conftest import MICRO
 
 here = importlib.util.spec_from_file_location("here", "tests/training/test_preview.py")
 here.loader.exec_module(module := importlib.util.module_from_spec(here))

@@ -14,7 +14,8 @@ import pytest
 from animate_jax.config import ModelConfig, OptimConfig
 from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model
-from animate_jax.training.state import make_state, optimizer, sampling_params, update_ema
+from animate_jax.training.optimizer import make_optimizer
+from animate_jax.training.state import make_state, sampling_params, update_ema
 
 PARAMS = {"unet.conv.kernel": jnp.ones((2, 2)), "unet.motion.kernel": jnp.ones(3), "vae.conv.kernel": jnp.ones(4)}
 PLAIN = OptimConfig(learning_rate=1.0, warmup=4, weight_decay=0.0)
@@ -22,7 +23,7 @@ PLAIN = OptimConfig(learning_rate=1.0, warmup=4, weight_decay=0.0)
 
 def rates(config, steps):
     """The learning rate of every step: with a constant gradient, Adam moves by just that."""
-    tx, params = optimizer(config, steps), {"x": jnp.zeros(())}
+    tx, params = make_optimizer(config, steps), {"x": jnp.zeros(())}
     opt, found = tx.init(params), []
     for _ in range(steps):
         updates, opt = tx.update({"x": jnp.ones(())}, opt, params)
@@ -31,26 +32,26 @@ def rates(config, steps):
 
 
 def test_parameters_are_divided_by_their_paths():
-    state = make_state(PARAMS, r".*motion|vae", optimizer(PLAIN, 10), ema=True)
+    state = make_state(PARAMS, r".*motion|vae", make_optimizer(PLAIN, 10), ema=True)
     assert state["trainable"].keys() == state["ema"].keys() == {"unet.motion.kernel", "vae.conv.kernel"}
     assert state["frozen"].keys() == {"unet.conv.kernel"}
-    assert make_state(PARAMS, r"motion|unet\.motion", optimizer(PLAIN, 10), ema=False)["ema"] == {}
+    assert make_state(PARAMS, r"motion|unet\.motion", make_optimizer(PLAIN, 10), ema=False)["ema"] == {}
 
 
 def test_a_pattern_that_matches_nothing():
     with pytest.raises(UserError, match=r"--trainable 'motion' matches no parameter.*'unet.conv.kernel'"):
-        make_state(PARAMS, "motion", optimizer(PLAIN, 10), ema=True)
+        make_state(PARAMS, "motion", make_optimizer(PLAIN, 10), ema=True)
 
 
 def test_frozen_parts_of_what_is_trained():
-    state = make_state(PARAMS, r".*", optimizer(PLAIN, 10), ema=False, freeze=r"unet\.motion|vae")
+    state = make_state(PARAMS, r".*", make_optimizer(PLAIN, 10), ema=False, freeze=r"unet\.motion|vae")
     assert state["trainable"].keys() == {"unet.conv.kernel"}
     with pytest.raises(UserError, match=r"--trainable 'vae' and --freeze '\.\*' leave no parameter to train"):
-        make_state(PARAMS, "vae", optimizer(PLAIN, 10), ema=False, freeze=".*")
+        make_state(PARAMS, "vae", make_optimizer(PLAIN, 10), ema=False, freeze=".*")
 
 
 def test_only_frozen_parameters_are_held_in_bfloat16():
-    state = make_state(PARAMS, r"unet\.motion", optimizer(PLAIN, 10), ema=True, half=r"vae|unet\.motion")
+    state = make_state(PARAMS, r"unet\.motion", make_optimizer(PLAIN, 10), ema=True, half=r"vae|unet\.motion")
     assert {path: array.dtype for path, array in sampling_params(state).items()} == {
         "unet.conv.kernel": jnp.float32,
         "unet.motion.kernel": jnp.float32,
@@ -63,7 +64,7 @@ def test_muon_turns_kernels_and_adamw_moves_the_rest():
     key = jax.random.key(0)
     params = {"a.kernel": jnp.zeros((3, 3, 4, 8)), "conv_in.kernel": jnp.zeros((4, 8)), "a.bias": jnp.zeros(8)}
     gradients = {path: jax.random.normal(key, array.shape) for path, array in params.items()}
-    tx = optimizer(dataclasses.replace(PLAIN, optimizer="muon", warmup=0, clip_norm=1e9), 10)
+    tx = make_optimizer(dataclasses.replace(PLAIN, optimizer="muon", warmup=0, clip_norm=1e9), 10)
     updates, _ = tx.update(gradients, tx.init(params), params)
     values = np.linalg.svd(updates["a.kernel"].reshape(36, 8), compute_uv=False) / (0.2 * 6)
     np.testing.assert_allclose(values, 1, atol=0.35)  # five Newton-Schulz steps bring them to 0.7 ... 1.2
@@ -84,7 +85,7 @@ def test_muon_on_stacks_is_muon_on_each():
     }
     params = {path: jax.random.normal(jax.random.fold_in(key, i), s) for i, (path, s) in enumerate(shapes.items())}
     config = dataclasses.replace(PLAIN, optimizer="muon", warmup=0, clip_norm=1e9, weight_decay=0.1)
-    tx = optimizer(config, 10)
+    tx = make_optimizer(config, 10)
 
     @functools.partial(jax.jit, static_argnums=0)
     def walk(tx, params):
@@ -113,9 +114,9 @@ def test_factored_moments_are_small_and_go_down():
     params = {"x": jnp.zeros((256, 512)), "b": jnp.zeros(3)}
     wanted = {"x": jnp.outer(jnp.linspace(-1, 1, 256), jnp.ones(512)), "b": jnp.array([1.0, -1.0, 0.5])}
     config = dataclasses.replace(PLAIN, learning_rate=0.05, moments="factored", decay="cosine", clip_norm=1e9)
-    tx = optimizer(config, 200)
+    tx = make_optimizer(config, 200)
     opt = tx.init(params)
-    full = optimizer(PLAIN, 200).init(params)
+    full = make_optimizer(PLAIN, 200).init(params)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(opt)) < 0.27 * sum(leaf.nbytes for leaf in jax.tree.leaves(full))
 
     def one(_, carry):
@@ -145,7 +146,7 @@ def test_the_configurations_train_what_the_paper_and_the_peers_train():
 
 
 def test_averages_are_sampled_from_where_they_are_kept():
-    state = make_state(PARAMS, "vae", optimizer(PLAIN, 10), ema=True)
+    state = make_state(PARAMS, "vae", make_optimizer(PLAIN, 10), ema=True)
     state["ema"]["vae.conv.kernel"] = jnp.full(4, 5.0)
     sampled = sampling_params(state)
     assert sampled.keys() == PARAMS.keys()
@@ -171,7 +172,7 @@ def test_no_warm_up(warmup):
 
 
 def test_large_gradients_are_clipped_together():
-    tx = optimizer(dataclasses.replace(PLAIN, betas=(0.0, 0.0)), 10)
+    tx = make_optimizer(dataclasses.replace(PLAIN, betas=(0.0, 0.0)), 10)
     params = {"x": jnp.zeros(()), "y": jnp.zeros(())}
     _, opt = tx.update({"x": jnp.array(30.0), "y": jnp.array(40.0)}, tx.init(params), params)
     moments = opt[1][0].mu
