@@ -193,8 +193,7 @@ class Preset:
 class DataConfig:
     """What a training step is fed. Pictures have the preset's size and pose style."""
 
-    name: Literal["mocap_people"] = "mocap_people"  # people rendered on the fly
-    root: str | None = None  # recorded clips instead: a data set's folder (TFDS layout) or gs:// address
+    root: str | None = None  # recorded clips: a data set's folder (TFDS layout) or gs:// address; None renders people
     split: str = "train"
     seed: int = 0
     batch: int = 4  # clips per step, over all processes
