@@ -25,7 +25,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from animate_jax.config import DataConfig, TrainConfig
 from animate_jax.data import records
 from animate_jax.data.loader import batches, recorded
-from animate_jax.video.files import encode_mp4
+from animate_jax.video.write import encode_mp4
 
 CLIPS, FRAMES, FPS, KEYFRAMES = 4, 60, 30.0, 12
 STAGES = {"stage 1": DataConfig(frames=1), "stage 2": DataConfig(frames=24, consecutive=True)}

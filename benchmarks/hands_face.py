@@ -23,7 +23,9 @@ from animate_jax.data.mocap_people.scene import MocapPeople
 from animate_jax.pose.detect import detect
 from animate_jax.pose.hands_face import FACE_68
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import IMAGE_SUFFIXES, iter_frames, read_image
+from animate_jax.video.images import read_image
+from animate_jax.video.open import IMAGE_SUFFIXES
+from animate_jax.video.read import iter_frames
 
 HEIGHT, WIDTH = 1024, 768
 SIDES = "left", "right"

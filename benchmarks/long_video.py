@@ -26,7 +26,8 @@ import tyro
 
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
-from animate_jax.video.files import read_video, write_video
+from animate_jax.video.read import read_video
+from animate_jax.video.write import write_video
 
 
 @dataclasses.dataclass(frozen=True)

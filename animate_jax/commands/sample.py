@@ -34,7 +34,7 @@ from animate_jax.sampling.inputs import EXAMPLE, DrivingKind, check_request
 from animate_jax.sampling.pipeline import Pipeline, find_checkpoint
 from animate_jax.sampling.results import check_poses_folder
 from animate_jax.storage import keep_compiled_programs
-from animate_jax.video.files import check_output, made_here, same_file
+from animate_jax.video.write import check_output, made_here, same_file
 
 WHOLE_WINDOWS = MeshConfig()
 

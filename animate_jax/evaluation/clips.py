@@ -14,9 +14,9 @@ from animate_jax.errors import UserError
 from animate_jax.images import resize_lanczos
 from animate_jax.pose.detect import detect
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import read_video
+from animate_jax.video.open import VIDEO_SUFFIXES
+from animate_jax.video.read import read_video
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif")
 MARGINS = (0.1, 0.12)  # around the joints, in heights of their box: beside the person, above and below
 ASPECT_TOLERANCE = 0.02  # largest difference of two videos' proportions that a resize may hide
 

@@ -18,7 +18,8 @@ from animate_jax.evaluation.protocols import Protocol
 from animate_jax.evaluation.scores import ClipScores
 from animate_jax.evaluation.summary import Estimate
 from animate_jax.video.contact_sheet import contact_sheet
-from animate_jax.video.files import write_image, write_video
+from animate_jax.video.images import write_image
+from animate_jax.video.write import write_video
 
 Estimates = Mapping[str, Estimate]
 Frames = UInt8[np.ndarray, "frames height width 3"]

@@ -25,6 +25,7 @@ from animate_jax.pose.npy import read_npy
 
 Canvas = tuple[int, int]  # height, width in pixels
 
+KEYPOINT_SUFFIXES = (".json", ".npz", ".npy")  # what counts as a file of keypoints by its name
 # Where our points stand in OpenPose's layouts, keyed by the layout's number of points.
 LAYOUTS = {
     18: range(18),

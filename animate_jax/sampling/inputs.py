@@ -20,17 +20,18 @@ from animate_jax.images import Image, Images, resize_lanczos
 from animate_jax.pose.align import portrait
 from animate_jax.pose.detect import Detector, detect, require_person, segment
 from animate_jax.pose.draw import Drawn
-from animate_jax.pose.files import read_poses
+from animate_jax.pose.files import KEYPOINT_SUFFIXES, read_poses
 from animate_jax.pose.inspect import shows_drawn_poses, warn, warn_of_fit, warn_of_gaps
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.retarget import Alignment, bring
 from animate_jax.pose.smooth import smooth
 from animate_jax.pose.track import check_person
 from animate_jax.pose.warp import Warped, warp
-from animate_jax.video.files import check_rate, frame_count, frame_rate, iter_frames, read_image
+from animate_jax.video.images import read_image
+from animate_jax.video.open import check_rate
+from animate_jax.video.read import frame_count, frame_rate, iter_frames
 
 EXAMPLE = pathlib.Path(__file__).parents[1] / "assets" / "example"  # reference.png and driving.mp4
-KEYPOINT_FILES = (".json", ".npz", ".npy")
 SEEDS = 2**32  # JAX takes a seed modulo this
 
 Number = float | int
@@ -84,7 +85,7 @@ def read_motion(
     """
     check_request(fps, 0, person)
     path = pathlib.Path(path)
-    if path.is_dir() or path.suffix.lower() in KEYPOINT_FILES:
+    if path.is_dir() or path.suffix.lower() in KEYPOINT_SUFFIXES:
         return _read_keypoints(path, frames, fps, person, canvas)
     rate = min(fps or math.inf, frame_rate(path))
     if driving_kind is None:

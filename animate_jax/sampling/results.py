@@ -19,13 +19,8 @@ from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.sampling.inputs import DrivingMotion
 from animate_jax.video.contact_sheet import contact_sheet
-from animate_jax.video.files import (
-    encode_mp4,
-    same_file,
-    video_writer,
-    write_image,
-    write_video,
-)
+from animate_jax.video.images import write_image
+from animate_jax.video.write import encode_mp4, same_file, video_writer, write_video
 
 POSES_FOLDER = "debug folder"  # what `AnimationStream.save_poses` writes, in messages
 SHEET_HEIGHT = 192  # pixels that small pictures of a contact sheet are enlarged to

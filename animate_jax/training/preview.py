@@ -28,7 +28,8 @@ from animate_jax.pose.warp import Warped, warp
 from animate_jax.presets import preset_of
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.contact_sheet import contact_sheet
-from animate_jax.video.files import write_image, write_video
+from animate_jax.video.images import write_image
+from animate_jax.video.write import write_video
 
 GAP = 4  # rendered: frames between the reference and the first frame to make
 

@@ -12,6 +12,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -25,7 +26,12 @@ from animate_jax.errors import UserError, reading
 
 CONTAINERS = "asf,avi,flv,gif,matroska,webm,mov,mp4,mpeg,mpegts,ogg"
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
+# How files of such contents are named; here is the one table of what counts as a video or a picture by its name.
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEO_ADVICE, PICTURE_ADVICE = "give a whole mp4, mov, webm, mkv or gif file", "give a whole PNG, JPEG or WebP file"
+
+Number = float | int | Fraction
 
 
 @contextlib.contextmanager
@@ -112,6 +118,22 @@ def check_size(name: str, width: int, height: int, pixels: int) -> None:
         raise UserError(f"{name}: {width} x {height} pixels: {_too_large(pixels)}")
     if max(width, height) > limits.CANVAS_RATIO * min(width, height):
         raise UserError(f"{name}: {width} x {height} pixels: one side is over {limits.CANVAS_RATIO:g} times the other")
+
+
+def check_rate(fps: Number, what: str) -> None:
+    """
+    Raises:
+        UserError: no rate that a video can be written at; `what` asks for it, as in "--fps".
+    """
+    if not is_usual_rate(fps):
+        raise UserError(
+            f"{what} {float(fps):g}: must be {1 / limits.VIDEO_GAP:.3f} to {limits.VIDEO_RATE:.0f} frames/s"
+        )
+
+
+def is_usual_rate(fps: Number) -> bool:
+    """Whether videos of so many frames/s are read and written."""
+    return 1 / limits.VIDEO_GAP <= fps <= limits.VIDEO_RATE
 
 
 def _too_large(pixels: int) -> str:

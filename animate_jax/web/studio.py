@@ -28,14 +28,16 @@ from animate_jax import limits
 from animate_jax.config import AnimationConfig, Preset, Speed
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import Drawn, draw
+from animate_jax.pose.files import KEYPOINT_SUFFIXES
 from animate_jax.sampling.inputs import crop_reference, draw_motion
 from animate_jax.sampling.pipeline import Pipeline
-from animate_jax.video.files import IMAGE_SUFFIXES, frame_count, frame_rate, read_image, write_image, write_video
-from animate_jax.video.open import check_size, open_video
+from animate_jax.video.images import read_image, write_image
+from animate_jax.video.open import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_size, open_video
+from animate_jax.video.read import frame_count, frame_rate
+from animate_jax.video.write import write_video
 from animate_jax.web.uploads import FileStore
 
-KEYPOINT_SUFFIXES = (".json", ".npz")
-MOTION_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", *KEYPOINT_SUFFIXES)
+MOTION_SUFFIXES = (*VIDEO_SUFFIXES, *KEYPOINT_SUFFIXES)
 PREVIEW_EVERY = 2.0  # seconds
 KEEP_FILES = 3600.0  # seconds that uploads and results stay on the disk unused
 CLOSING_TIMEOUT = 60  # seconds that the end waits for the denoising step under way
@@ -127,7 +129,12 @@ class Studio:
         with self.with_client_paths((reference, driving)), self.device_lock:
             image, keypoints = crop_reference(shrink(read_image(reference)), config)
             motion = self.pipeline.read_motion(
-                driving, self.clamp_frames(request), progress=False, person=request.person, size=(height, width)
+                driving,
+                self.clamp_frames(request),
+                progress=False,
+                person=request.person,
+                canvas=assumed_canvas(driving, config),
+                size=(height, width),
             )
             fitted = draw_motion(motion, keypoints, config, request.align)
             if motion.keypoints is None:
@@ -191,6 +198,7 @@ class Studio:
                     progress=False,
                     align=request.align,
                     person=request.person,
+                    canvas=assumed_canvas(files[1], config),
                     callback=progress,
                     width=config.width,
                     height=config.height,
@@ -352,3 +360,8 @@ def shrink(image: RGB) -> RGB:
     smaller = Image.fromarray(image)
     smaller.thumbnail((limits.PAGE_PICTURE_SIDE, limits.PAGE_PICTURE_SIDE), Image.Resampling.LANCZOS)
     return np.array(smaller)
+
+
+def assumed_canvas(driving: pathlib.Path, config: AnimationConfig) -> tuple[int, int] | None:
+    """Height and width taken for the pictures behind a .npy of poses, which never says them: the result's."""
+    return (config.height, config.width) if driving.suffix.lower() == ".npy" else None

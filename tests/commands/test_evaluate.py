@@ -11,7 +11,7 @@ from animate_jax.errors import UserError
 from animate_jax.evaluation import clips, i3d, scores
 from animate_jax.perceptual import lpips
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import write_video
+from animate_jax.video.write import write_video
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,9 @@ from animate_jax.commands import sample, train
 from animate_jax.pose.draw import draw
 from animate_jax.pose.files import read_poses, write_poses
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import made_here, read_image, read_video, write_image, write_video
+from animate_jax.video.images import read_image, write_image
+from animate_jax.video.read import read_video
+from animate_jax.video.write import made_here, write_video
 
 ROOT = Path(__file__).parents[2]
 ASTRONAUT = ROOT / "tests" / "data" / "astronaut.jpg"

@@ -7,7 +7,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from animate_jax.data.records import POINTS, example_message
-from animate_jax.video.files import encode_mp4
+from animate_jax.video.write import encode_mp4
 
 HEIGHT, WIDTH, FPS = 96, 80, 30
 

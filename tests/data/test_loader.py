@@ -23,7 +23,7 @@ from animate_jax.data.records import RecordedClips
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import draw
 from animate_jax.pose.keypoints import BODY, Keypoints
-from animate_jax.video.files import encode_mp4
+from animate_jax.video.write import encode_mp4
 from tests.conftest import training
 
 FRAMES = DataConfig(batch=2, frames=3, span=8, workers=0)

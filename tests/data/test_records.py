@@ -14,7 +14,7 @@ from etils import epath
 
 from animate_jax.data.records import RecordedClips, decoded, example_message, find_data_set, parse, pictures, to_clip
 from animate_jax.errors import UserError
-from animate_jax.video.files import write_video
+from animate_jax.video.write import write_video
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from animate_jax.evaluation.clips import (
     video_files,
 )
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import encode_mp4, write_video
+from animate_jax.video.write import encode_mp4, write_video
 
 
 def film(path, frames=6, height=64, width=48):

@@ -10,7 +10,7 @@ from animate_jax.evaluation.protocols import PROTOCOLS
 from animate_jax.evaluation.report import REPEATED, RESULT, Report, cell, markdown, sheet_row, table, worst_median_best
 from animate_jax.evaluation.scores import ClipScores
 from animate_jax.evaluation.summary import Estimate
-from animate_jax.video.files import read_video
+from animate_jax.video.read import read_video
 
 ESTIMATES = {
     REPEATED: {"psnr": Estimate(19.184, 18.5, 20.0), "disco_psnr": Estimate(28.0), "fvd": Estimate(900.4)},

@@ -47,7 +47,8 @@ from animate_jax.sampling.inputs import EXAMPLE, crop_reference, draw_motion
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.torch_weights.inspect import inspect
 from animate_jax.torch_weights.read import read_state_dict
-from animate_jax.video.files import read_image, read_video
+from animate_jax.video.images import read_image
+from animate_jax.video.read import read_video
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 SECONDS = 30  # of one case

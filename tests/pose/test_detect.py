@@ -8,7 +8,7 @@ from animate_jax.errors import UserError
 from animate_jax.pose import litert
 from animate_jax.pose.detect import _with_steady_sides, detect, require_person, segment
 from animate_jax.pose.keypoints import BODY, LEFT_RIGHT, Keypoints
-from animate_jax.video.files import read_image
+from animate_jax.video.images import read_image
 
 # Eileen Collins, NASA, public domain. Where the points are was read off the picture, as fractions of it.
 ASTRONAUT = Path(__file__).parents[1] / "data" / "astronaut.jpg"

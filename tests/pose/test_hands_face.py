@@ -10,7 +10,7 @@ from animate_jax.data.mocap_people.scene import MocapPeople
 from animate_jax.pose.detect import _with_steady_sides, detect
 from animate_jax.pose.hands_face import read_face, read_hand
 from animate_jax.pose.keypoints import LEFT_RIGHT, Keypoints
-from animate_jax.video.files import read_image
+from animate_jax.video.images import read_image
 
 ASTRONAUT = Path(__file__).parents[1] / "data" / "astronaut.jpg"
 # iBUG 300-W points of her face, read off the picture as fractions of it.

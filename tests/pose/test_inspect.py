@@ -14,7 +14,9 @@ from animate_jax.pose.detect import detect
 from animate_jax.pose.draw import draw
 from animate_jax.pose.inspect import is_drawn, shows_drawn_poses, warn_of_fit, warn_of_gaps
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import iter_frames, read_image, read_video, write_video
+from animate_jax.video.images import read_image
+from animate_jax.video.read import iter_frames, read_video
+from animate_jax.video.write import write_video
 
 ASTRONAUT = Path(__file__).parents[1] / "data" / "astronaut.jpg"
 STANDING = np.float32([

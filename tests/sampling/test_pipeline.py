@@ -18,7 +18,8 @@ from animate_jax.sampling import inputs as module
 from animate_jax.sampling import pipeline as pipeline_module
 from animate_jax.sampling.inputs import DrivingMotion, crop_reference, draw_motion
 from animate_jax.sampling.pipeline import Pipeline
-from animate_jax.video.files import read_image, write_video
+from animate_jax.video.images import read_image
+from animate_jax.video.write import write_video
 from tests.conftest import random_params
 
 ASTRONAUT = Path(__file__).parents[1] / "data" / "astronaut.jpg"

@@ -10,7 +10,8 @@ from animate_jax.pose.files import read_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.sampling.inputs import DrivingMotion
 from animate_jax.sampling.results import Animation, AnimationStream
-from animate_jax.video.files import frame_rate, read_image, read_video
+from animate_jax.video.images import read_image
+from animate_jax.video.read import frame_rate, read_video
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from animate_jax.errors import UserError
 from animate_jax.perceptual import lpips
 from animate_jax.training import preview as preview_module
 from animate_jax.training.preview import HeldOut, Preview
-from animate_jax.video.files import read_image, read_video
+from animate_jax.video.images import read_image
+from animate_jax.video.read import read_video
 from tests.conftest import MICRO
 
 ROOT = Path(__file__).parents[2]

@@ -11,17 +11,9 @@ import pytest
 
 from animate_jax.errors import UserError
 from animate_jax.video.contact_sheet import contact_sheet
-from animate_jax.video.files import (
-    check_output,
-    frame_count,
-    frame_rate,
-    iter_frames,
-    read_image,
-    read_video,
-    video_writer,
-    write_image,
-    write_video,
-)
+from animate_jax.video.images import read_image, write_image
+from animate_jax.video.read import frame_count, frame_rate, iter_frames, read_video
+from animate_jax.video.write import check_output, video_writer, write_video
 
 RED, GREEN, BLUE, BROWN = (250, 10, 10), (20, 200, 30), (10, 20, 240), (150, 90, 40)
 
@@ -351,7 +343,7 @@ def noise(frames):
 WRITER = """
 import os, signal, sys
 import numpy as np
-from animate_jax.video.files import video_writer
+from animate_jax.video.write import video_writer
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with video_writer(sys.argv[1], 10) as write:

@@ -18,16 +18,10 @@ import pytest
 
 from animate_jax import limits
 from animate_jax.errors import UserError
-from animate_jax.video.files import (
-    check_rate,
-    frame_count,
-    frame_rate,
-    iter_frames,
-    read_image,
-    read_video,
-    write_video,
-)
-from animate_jax.video.open import Opened, open_video
+from animate_jax.video.images import read_image
+from animate_jax.video.open import Opened, check_rate, open_video
+from animate_jax.video.read import frame_count, frame_rate, iter_frames, read_video
+from animate_jax.video.write import write_video
 
 
 def moving(frames=6, height=48, width=64):

@@ -21,7 +21,8 @@ import pytest
 from animate_jax.errors import UserError
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
-from animate_jax.video.files import read_video, write_video
+from animate_jax.video.read import read_video
+from animate_jax.video.write import write_video
 from animate_jax.web.page import serving
 
 PICTURE, MOTION = str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")

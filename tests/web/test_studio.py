@@ -13,7 +13,8 @@ from animate_jax.errors import UserError
 from animate_jax.presets import presets
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
-from animate_jax.video.files import frame_count, read_video, write_video
+from animate_jax.video.read import frame_count, read_video
+from animate_jax.video.write import write_video
 from animate_jax.web.studio import Request, Studio, VisitorLimits, shrink, size_choices
 
 PICTURE, MOTION = str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")
@@ -61,6 +62,15 @@ def test_the_poses_before_running(studio):
     assert len(frames) == 3 and fps == pytest.approx(10) and frames.shape[1] == 64
     for half in (frames[:, :, :-48], frames[:, :, -48:]):  # a person of some height in both
         assert np.ptp(np.nonzero(half.max((0, 2, 3)) > 64)[0]) > 32
+
+
+def test_poses_of_a_npy_file(studio, tmp_path):
+    """They do not tell the size of their pictures: the result's is taken."""
+    body = np.random.default_rng(0).uniform(0.2, 0.8, (4, 18, 2))
+    np.save(tmp_path / "poses.npy", body)
+    _, video = studio.preview_poses(ask(driving=str(tmp_path / "poses.npy")))
+    frames, _ = read_video(video)
+    assert frames.shape == (3, 64, 96, 3) and frames[:, :, :48].max() > 64
 
 
 def test_a_video_with_progress_and_preview(studio, monkeypatch):

@@ -18,7 +18,10 @@ from animate_jax.data.build.shots import shots
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import draw
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import IMAGE_SUFFIXES, encode_mp4, frame_rate, iter_frames, read_image
+from animate_jax.video.images import read_image
+from animate_jax.video.open import IMAGE_SUFFIXES
+from animate_jax.video.read import frame_rate, iter_frames
+from animate_jax.video.write import encode_mp4
 
 MIN_FRAMES = 25  # a stage 2 window and a reference
 MIN_RATE = 1.0  # frames/s

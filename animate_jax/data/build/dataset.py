@@ -30,8 +30,8 @@ from animate_jax.data.build.clips import ClipOptions, Segment, Video, extract_cl
 from animate_jax.data.build.report import write_report
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.video.open import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif")
 RUNNERS = {"direct": "DirectRunner", "dataflow": "DataflowRunner", "flink": "FlinkRunner", "spark": "SparkRunner"}
 CACHE_VERSION = 1  # of a video's file; another number makes old files useless
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from animate_jax.data.build.clips import Video
-from animate_jax.data.build.dataset import VIDEO_SUFFIXES, relative_name
+from animate_jax.data.build.dataset import relative_name
 from animate_jax.errors import UserError
+from animate_jax.video.open import VIDEO_SUFFIXES
 
 TIKTOK_RATE = 30.0  # frames/s of its images
 TIKTOK_TEST = range(335, 341)  # DisCo's split of the public sequences; the paper follows it

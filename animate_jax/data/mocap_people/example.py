@@ -6,7 +6,8 @@ python -m animate_jax.data.mocap_people.example
 from pathlib import Path
 
 from animate_jax.data.mocap_people.scene import MocapPeople
-from animate_jax.video.files import write_image, write_video
+from animate_jax.video.images import write_image
+from animate_jax.video.write import write_video
 
 EXAMPLE = Path(__file__).parents[2] / "assets" / "example"
 FPS = 10.0

@@ -10,7 +10,8 @@ import pytest
 from animate_jax.data.build.clips import KEYFRAME_INTERVAL, BuiltClip, ClipOptions, Segment, Video, extract_clips
 from animate_jax.data.build.shots import shots
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import write_image, write_video
+from animate_jax.video.images import write_image
+from animate_jax.video.write import write_video
 
 HEIGHT, WIDTH = 96, 128
 OPTIONS = ClipOptions(min_person=30, min_motion=0.05)

@@ -23,7 +23,8 @@ from animate_jax.data.build.clips import ClipOptions
 from animate_jax.data.build.dataset import BeamOptions, build_dataset, find_videos
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.video.files import read_video, write_video
+from animate_jax.video.read import read_video
+from animate_jax.video.write import write_video
 
 pytest.importorskip("apache_beam")
 tfds = pytest.importorskip("tensorflow_datasets")

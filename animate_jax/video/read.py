@@ -1,0 +1,192 @@
+"""Reads videos (PyAV) as uint8 RGB arrays, frame by frame.
+
+Every failure that a user can cause is a `UserError` that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+
+from animate_jax import limits
+from animate_jax.errors import UserError
+from animate_jax.video.images import on_white
+from animate_jax.video.open import Number, check_size, is_usual_rate, open_video
+
+PLAUSIBLE_RATE = 120  # frames/s; containers that do not know their rate often state their clock's, 1000
+FALLBACK_RATE = Fraction(25)  # frames/s of a stream with a single frame or without timestamps
+FROM_ZERO = ("matroska,webm", "asf")  # containers whose length includes the time before their first frame
+COMPLETE = 0.75  # part of the promised length (which may be the sound's) that pictures must fill
+
+Frame = UInt8[np.ndarray, "height width 3"]
+
+
+def read_video(
+    path: str | os.PathLike, start: int = 0, frames: int | None = None, fps: Number | None = None
+) -> tuple[UInt8[np.ndarray, "frames height width 3"], float]:
+    """The frames of a video and their rate in frames/s; arguments and errors as in `iter_frames`."""
+    return np.stack(list(iter_frames(path, start, frames, fps))), float(fps or frame_rate(path))
+
+
+def frame_count(path: str | os.PathLike, fps: Number) -> int:
+    """About how many frames `iter_frames` will give at `fps` frames/s, from what the file promises."""
+    with open_video(Path(path)) as (container, stream):
+        return max(round(_promised_length(container, stream) * fps), 1)
+
+
+def frame_rate(path: str | os.PathLike) -> float:
+    """A video's mean frame rate in frames/s.
+
+    Raises:
+        UserError: not a readable video, or its time stamps give no usual rate.
+    """
+    with open_video(Path(path)) as (container, stream):
+        rate = float(_mean_rate(container, stream))
+    if not is_usual_rate(rate):
+        raise UserError(f"{path}: has {rate:.3g} frames/s by its time stamps: re-encode it at a common rate")
+    return rate
+
+
+def iter_frames(
+    path: str | os.PathLike, start: int = 0, frames: int | None = None, fps: Number | None = None
+) -> Iterator[Frame]:
+    """Decodes a video, gif included, one frame at a time, upright and at a constant rate.
+
+    Rotations and mirrorings that the container asks for are applied; transparency lies on white. Frames are
+    picked by time (the nearest one), which leaves a video of constant rate as it is and makes a variable rate
+    constant.
+
+    Args:
+        path: any container and codec that FFmpeg reads.
+        start: number of result frames to leave out at the beginning.
+        frames: largest number of frames to return; None returns all.
+        fps: frame rate of the result in frames/s; None keeps the video's mean rate.
+
+    Raises:
+        UserError: there is no such file, it is not a video, is damaged, stands still for very long, or has no frame at
+            or after `start`.
+    """
+    path = Path(path)
+    rate, count = frame_rate(path), 0
+    fps = fps or rate
+    with open_video(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        pictures = _at_constant_rate(path, _decode(path, container, stream, rate), fps)
+        for picture in itertools.islice(pictures, start, None if frames is None else start + frames):
+            yield picture
+            count += 1
+    if not count:
+        reason = f"from number {start} on: choose an earlier start" if start else "in it: give another video"
+        raise UserError(f"{path}: no frames {reason}")
+
+
+def _at_constant_rate(path: Path, timed: Iterable[tuple[float, float, Frame]], fps: Number) -> Iterator[Frame]:
+    """From (time, duration, frame) triples, picks the frame nearest to every multiple of 1 / fps."""
+    count, previous, end, most = 0, None, 0.0, limits.VIDEO_REPEATS
+    for time, duration, frame in timed:
+        most += 1
+        if previous is not None:
+            while count / fps < (previous[0] + time) / 2:
+                yield previous[1]
+                count += 1
+                if count > most:
+                    raise UserError(f"{path}: stands still for most of its time: re-encode it at a common rate")
+        previous, end = (time, frame), time + duration
+    while previous is not None and count / fps <= max(previous[0], end - 0.5 / fps) + 1e-6:
+        yield previous[1]
+        count += 1
+
+
+def _decode(
+    path: Path, container: InputContainer, stream: VideoStream, rate: float
+) -> Iterator[tuple[float, float, Frame]]:
+    """Time since the first frame and duration, in seconds, and picture of every frame."""
+    origin, time, end = None, -1 / rate, 0.0
+    size: dict[str, int] = {}
+    rotation, matrix = None, None
+    try:
+        for frame in container.decode(stream):
+            before = time
+            if frame.time is None:
+                time += 1 / rate
+            else:
+                origin = frame.time if origin is None else origin
+                time = max(time, frame.time - origin)
+            if not size:  # a stream may change its size on the way
+                size = {"width": frame.width, "height": frame.height}
+                check_size(str(path), frame.width, frame.height, limits.VIDEO_PIXELS)
+            else:
+                _check_gap(path, before, time)
+            duration = float(frame.duration * frame.time_base) if frame.duration else 1 / rate
+            end = time + duration
+            if frame.rotation != rotation:
+                # PyAV's side data and its frame hold each other: looked at for each, hundreds of frames would wait for
+                # Python's collector of garbage.
+                rotation, matrix = frame.rotation, frame.side_data.get("DISPLAYMATRIX")
+            yield time, duration, _upright(_rgb(frame, size), matrix)
+    except UserError:
+        raise
+    except Exception as error:  # FFmpeg's, or PyAV's about odd sizes and formats
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{path}: damaged after {max(time, 0):.2f} s ({reason}): re-encode it or copy it again"
+        ) from error
+    _check_gap(path, time, end)
+    promised = _promised_length(container, stream)
+    if size and end < COMPLETE * promised:  # mkv and webm just end where they were cut off
+        raise UserError(f"{path}: ends after {end:.2f} of {promised:.2f} s: take a whole copy")
+
+
+def _check_gap(path: Path, time: float, following: float) -> None:
+    if following - time > limits.VIDEO_GAP:
+        raise UserError(
+            f"{path}: stands still from {time:.0f} to {following:.0f} s, longer than {limits.VIDEO_GAP:.0f} s: cut it"
+        )
+
+
+def _promised_length(container: InputContainer, stream: VideoStream) -> float:
+    """The video's length in seconds by what the file says; 0 when it does not."""
+    length = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+    return length - max(container.start_time or 0, 0) / 1e6 if container.format.name in FROM_ZERO else length
+
+
+def _rgb(frame: av.VideoFrame, size: dict[str, int]) -> Frame:
+    if frame.format.name in ("bgra", "rgba", "pal8", "yuva420p", "yuva444p"):
+        return on_white(frame.to_ndarray(format="rgba", **size))
+    return frame.to_ndarray(format="rgb24", **size)
+
+
+def _upright(picture: Frame, matrix: Any) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Applies a display matrix (3x3, fixed point): x' = a x + c y, y' = b x + d y, factors -1, 0 or 1."""
+    if matrix is None:
+        return picture
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]
+    if abs(b) > abs(a):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _mean_rate(container: InputContainer, stream: VideoStream) -> Fraction:
+    """What the container says, counted where that is a guess (FFmpeg's for a gif, from a few frames) or cannot be."""
+    stated = stream.average_rate
+    if container.format.name != "gif" and stated and stated <= PLAUSIBLE_RATE and is_usual_rate(stated):
+        return Fraction(stated)  # since PyAV 19 a type of its own
+    count, begin, end = 0, math.inf, -math.inf
+    with contextlib.suppress(av.FFmpegError):  # decoding meets the same damage and reports it
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                count, begin = count + 1, min(begin, packet.pts)
+                end = max(end, packet.pts + (packet.duration or 0))
+    return count / ((end - begin) * stream.time_base) if end > begin else FALLBACK_RATE

@@ -1,0 +1,150 @@
+"""Writes videos (PyAV) from uint8 RGB arrays: whole or not at all (`animate_jax.atomic`)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+
+from animate_jax.atomic import PROGRAM, atomic_file, check_file
+from animate_jax.errors import UserError
+from animate_jax.video.open import Number, check_rate, open_picture, open_video
+
+WRITABLE_SUFFIXES = (".mp4", ".gif")
+GIF_RATE = 50  # frames/s; players slow down gifs that ask for more
+
+Frame = UInt8[np.ndarray, "height width 3"]
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[Frame], fps: Number) -> None:
+    """Writes an array [F, H, W, 3], or any iterable of equally large pictures as they come; see `video_writer`."""
+    with video_writer(path, fps) as write:
+        for frame in frames:
+            write(frame)
+
+
+@contextlib.contextmanager
+def video_writer(path: str | os.PathLike, fps: Number) -> Iterator[Callable[[Frame], None]]:
+    """Writes frame by frame an H.264 (yuv420p, BT.709) mp4 or, by the name's ending, a gif.
+
+    The file appears when the block ends: not at all when it fails, is interrupted or killed. H.264 needs even sizes:
+    an odd width or height gains one pixel, a copy of the last column or row. A gif counts time in 1/100 s and at most
+    50 frames/s: of faster videos it leaves out frames, so that the speed is kept; it is held in memory.
+
+    Args:
+        path: ends in .mp4 or .gif; missing folders are made.
+        fps: frames/s, kept exactly if it is a fraction whose denominator is at most 1001, such as 30000/1001.
+
+    Raises:
+        UserError: the place cannot be written or the name's ending is unknown.
+        ValueError: no frame was written.
+    """
+    check_rate(fps, f"{path}: a rate of")
+    check_output(path)
+    encoder = _gif if Path(path).suffix.lower() == ".gif" else _mp4
+    try:
+        with atomic_file(path) as partial, encoder(partial, fps) as write:
+            yield write
+    except av.FFmpegError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}): choose another place") from error
+
+
+def encode_mp4(frames: Iterable[Frame], fps: Number, keyframes: int) -> bytes:
+    """An H.264 mp4 as bytes: like `write_video`'s, but the same on machines of any size, and made for seeking.
+
+    Args:
+        frames: RGB pictures of equal size, at least one.
+        keyframes: every so many frames a picture stands alone; pictures are stored in the order of showing.
+    """
+    file = io.BytesIO()
+    options = {"g": str(keyframes), "bf": "0", "preset": "veryfast"}
+    options |= {"threads": "1", "mbtree": "0"}  # with more, or with mbtree, equal frames need not give equal bytes
+    with _mp4(file, fps, **options) as write:
+        for frame in frames:
+            write(frame)
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def _mp4(file: Path | io.BytesIO, fps: Number, **options: str) -> Iterator[Callable[[Frame], None]]:
+    layout = {"movflags": "+faststart"} if isinstance(file, Path) else {}  # FFmpeg reopens the file by its name
+    with av.open(file, "w", format="mp4", options=layout) as container:
+        if isinstance(file, Path):
+            container.metadata["comment"] = PROGRAM
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", **options})
+        stream.pix_fmt, codec = "yuv420p", stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
+        codec.color_range = 1  # limited
+        count = 0
+
+        def write(picture: Frame) -> None:
+            nonlocal count
+            height, width, _ = picture.shape
+            if not count:
+                stream.width, stream.height = width + width % 2, height + height % 2
+            frame = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            frame = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+            )
+            container.mux(stream.encode(frame))
+            count += 1
+
+        yield write
+        if not count:
+            raise ValueError("a video needs at least one frame")
+        container.mux(stream.encode(None))
+
+
+@contextlib.contextmanager
+def _gif(path: Path, fps: Number) -> Iterator[Callable[[Frame], None]]:
+    frames: list[Frame] = []
+    yield frames.append
+    if not frames:
+        raise ValueError("a video needs at least one frame")
+    step = math.ceil(fps / GIF_RATE)
+    pictures = [PIL.Image.fromarray(frame) for frame in frames[::step]]
+    times = [round(100 * step * index / fps) for index in range(len(pictures) + 1)]
+    durations = [10 * (after - before) for before, after in itertools.pairwise(times)]  # milliseconds
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, comment=PROGRAM)
+
+
+def check_output(path: str | os.PathLike, suffixes: tuple[str, ...] = WRITABLE_SUFFIXES) -> None:
+    """Makes the folder of a future output and makes sure it can be written, before much work depends on it.
+
+    Raises:
+        UserError: the place cannot be written or the name's ending is not one of `suffixes`.
+    """
+    if Path(path).suffix.lower() not in suffixes:
+        raise UserError(f"{path}: unknown kind of file: let the name end in {' or '.join(suffixes)}")
+    check_file(path)
+
+
+def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
+    """Are they one file, by whatever names? Not when one of them is not there."""
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return False
+
+
+def made_here(path: str | os.PathLike) -> bool:
+    """Whether a file is a .png, .mp4 or .gif written here: what nobody else made may be replaced unasked."""
+    path = Path(path)
+    with contextlib.suppress(UserError):
+        if path.suffix.lower() == ".mp4":
+            with open_video(path) as (container, _):
+                return container.metadata.get("comment") == PROGRAM
+        with open_picture(path) as image:
+            return PROGRAM in (image.info.get("Software"), image.info.get("comment", b"").decode(errors="replace"))
+    return False
