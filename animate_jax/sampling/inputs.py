@@ -122,7 +122,7 @@ def _detect_motion(
         keypoints = detector(itertools.chain([first], images), lambda done: bar.update(), person)
     require_person(keypoints, path)
     warn_of_gaps(path, keypoints)
-    return DrivingMotion(rate, smooth(keypoints, first.shape[:2], rate), first.shape[:2])
+    return DrivingMotion(float(rate), smooth(keypoints, first.shape[:2], float(rate)), first.shape[:2])
 
 
 def crop_reference(

@@ -130,7 +130,7 @@ class Studio:
             image, keypoints = crop_reference(shrink(read_image(reference)), config)
             motion = self.pipeline.read_motion(
                 driving,
-                self.clamp_frames(request),
+                frames=self.clamp_frames(request),
                 progress=False,
                 person=request.person,
                 canvas=assumed_canvas(driving, config),
