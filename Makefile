@@ -1,4 +1,5 @@
 # make sample   installs into .venv and animates the bundled picture with the bundled motion
+# make quick    the tests that compile nothing, in about a minute
 # make test     installs the test extra and runs the test suite
 # make slow     the tests with full-size models (needs 16 GB of memory and patience)
 # make lint     ruff
@@ -8,11 +9,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: sample test slow lint docs wheel
+.PHONY: sample quick test slow lint docs wheel
 .DELETE_ON_ERROR:
 
 sample: .venv/installed
 	$(BIN)/python sample.py
+
+quick: .venv/tested
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not compiles"
 
 test: .venv/tested
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile  # libtpu is there for its compiler, and looks for TPUs

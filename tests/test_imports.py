@@ -1,6 +1,7 @@
-"""Who may import whom: the package's rooms, and what never enters a process that samples or trains."""
+"""Who may import whom among the packages, and what never enters a process that samples or trains."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "animate_jax"
 
-# Room -> the rooms it may import besides itself and, as all may, those of BASICS.
+# Package or file -> what it may import besides itself and, as all may, BASICS. docs/architecture.md has the same table.
 BASICS = {"atomic", "config", "errors", "images", "limits", "presets", "storage", "unpickle", "xla_flags"}
 ALLOWED = {
     "atomic": {"errors"},
@@ -94,28 +95,33 @@ def imports(source, package=("animate_jax",)):
 def violations(path, source):
     """What a file (path relative to the package) imports against the rules."""
     parts = path.with_suffix("").parts
-    room, wrong = parts[0], []
+    package, wrong = parts[0], []
     for name, inside in imports(source, ("animate_jax", *parts[:-1])):
         top, *rest = name.split(".")
         if top in ("train", "sample", "tests", "configs"):
             wrong.append(name)
         elif top in FOREIGN and not (inside and path.as_posix() in FOREIGN_INSIDE_FUNCTIONS):
             wrong.append(name)
-        elif top == "animate_jax" and room != "__init__" and rest and rest[0] in ALLOWED:
-            basics = set() if room in BASICS else BASICS
-            if rest[0] not in ALLOWED[room] | basics | {room}:
+        elif top == "animate_jax" and package != "__init__" and rest and rest[0] in ALLOWED:
+            basics = set() if package in BASICS else BASICS
+            if rest[0] not in ALLOWED[package] | basics | {package}:
                 wrong.append(name)
     return wrong
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_imports_only_allowed_rooms(path):
+def test_imports_only_what_is_allowed(path):
     assert violations(path.relative_to(PACKAGE), path.read_text()) == []
 
 
-def test_every_room_has_a_rule():
-    rooms = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} - {"__init__"}
-    assert rooms - set(ALLOWED) == set()
+def test_every_package_has_a_rule():
+    names = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} - {"__init__"}
+    assert names == set(ALLOWED)
+
+
+def test_the_documentation_has_the_same_table():
+    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \| .* \| ([^|]*) \|$", (ROOT / "docs/architecture.md").read_text(), re.M)
+    assert {name: set(re.findall(r"\w+", imports)) for name, imports in rows} == ALLOWED
 
 
 @pytest.mark.parametrize(

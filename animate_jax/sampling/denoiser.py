@@ -90,16 +90,16 @@ class Denoiser:
         self._run_unet = compiled(lambda model, *inputs: model.denoise(*inputs))
         self._run_unet_cached = compiled(lambda model, *inputs: model.denoise_cached(*inputs))
 
-    def condition(self, picture: Image, own_pose: Image, options: AnimationConfig) -> Conditioning:
+    def condition(self, picture: Image, reference_pose: Image, options: AnimationConfig) -> Conditioning:
         """What the model keeps of the character, once per video: keys, values and CLIP's share per block.
 
         Args:
             picture: uint8 RGB [height, width, 3] of the result's size, from `inputs.crop_reference`.
-            own_pose: the drawn skeleton of the picture's person, of the same size; read by models that show it to
+            reference_pose: the drawn skeleton of the picture's person, of the same size; read by models that show it to
                 ReferenceNet, as the bundled one.
         """
         clip = clip_pixels(picture, self.preset.model.image_encoder.image_size, options.clip_resize)
-        inputs = self.encode(picture[None])[:, 0], jnp.asarray(clip)[None], to_unit(own_pose[None])
+        inputs = self.encode(picture[None])[:, 0], jnp.asarray(clip)[None], to_unit(reference_pose[None])
         return self._condition(self.params, *cast_floating(inputs, self.dtype))
 
     def sample(
