@@ -2,8 +2,12 @@
 
     animate-jax data build video_folder --videos DIR --output data/mine --workers 2
 
-An interrupted build goes on where it stopped when the same command is given again. `--help` after the data set's
-name lists every option; docs/data.md explains them.
+and encodes its frames once, for long training at one size and framing:
+
+    animate-jax data encode --data data/mine --checkpoint weights/sd15 --output data/mine_768 --size 768 768
+
+Interrupted, both go on where they stopped when the same command is given again. `--help` after `encode` or the data
+set's name lists every option; docs/data.md explains them.
 """
 
 from __future__ import annotations
@@ -49,10 +53,15 @@ DATASETS: dict[str, type[VideoFolder | PublicDataset]] = {
     "video_folder": VideoFolder,
     **dict.fromkeys(PUBLIC_DATASETS, PublicDataset),
 }
-USAGE = f"usage: animate-jax data build {{{','.join(DATASETS)}}} --videos DIR --output DIR [options]"
+USAGE = (
+    f"usage: animate-jax data build {{{','.join(DATASETS)}}} --videos DIR --output DIR [options]\n"
+    "       animate-jax data encode --data DIR --checkpoint CHECKPOINT --output DIR [options]"
+)
 
 
 def main(arguments: list[str], program: str = "animate-jax data") -> int:
+    if arguments[:1] == ["encode"]:
+        return exit_status(program, lambda: _encode(arguments[1:], program), "give the same command again to go on")
     if len(arguments) < 2 or arguments[0] != "build" or arguments[1] not in DATASETS:
         print(__doc__ if "--help" in arguments else USAGE, file=sys.stderr)
         return 0 if "--help" in arguments else 2
@@ -63,6 +72,15 @@ def main(arguments: list[str], program: str = "animate-jax data") -> int:
 def _build(name: str, options: list[str], program: str) -> None:
     args = tyro.cli(DATASETS[name], args=options, prog=f"{program} build {name}")
     _print_report(build_dataset(name, args.find_videos(name), args.output, args.clips, args.beam), args.output)
+
+
+def _encode(options: list[str], program: str) -> None:
+    from animate_jax.parallel import processes  # JAX, which building a data set does not need
+    from animate_jax.training.encoding import EncodeArguments, encode
+
+    args = tyro.cli(EncodeArguments, args=options, prog=f"{program} encode")
+    with processes.joined():
+        encode(args.data, args.checkpoint, args.output, args.options)
 
 
 def _print_report(report: dict[str, Any], output: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
@@ -49,6 +50,16 @@ class EncodeOptions:
     mirrored: bool = False  # every frame a second time, mirrored: twice the work and bytes, for --data.flip
     dtype: Literal["float16", "float32"] = "float16"
     batch: int = 16  # frames at a time, over the devices of this process
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeArguments:
+    """Of `animate-jax data encode`."""
+
+    data: str  # a data set of videos: its folder, or gs:// address
+    checkpoint: str  # whose autoencoder and CLIP encode
+    output: str  # new folder, or gs:// address
+    options: tyro.conf.OmitArgPrefixes[EncodeOptions] = dataclasses.field(default_factory=EncodeOptions)
 
 
 def encode(root: str, weights: Address, output: Address, options: EncodeOptions) -> None:

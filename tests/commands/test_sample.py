@@ -304,7 +304,7 @@ def test_interrupted(files, micro_checkpoint, capfd, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample.Pipeline, "load", interrupted)
+    monkeypatch.setattr(sample.Pipeline, "from_pretrained", interrupted)
     assert sample.main(arguments(files, micro_checkpoint)) == 130
     assert "interrupted; no half video is left" in one_line(capfd.readouterr(), "animate-jax sample: ")
 

@@ -92,7 +92,7 @@ def test_where_the_time_went(tmp_path):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines() == said
     assert time.monotonic() - began < 30
     done = subprocess.run([*command[:-1], str(tmp_path / "none")], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.startswith("usage: ")
+    assert done.returncode == 2 and "holds no events.jsonl: give the --output of a training run" in done.stderr
 
 
 def test_windows_that_are_done_again_in_part():

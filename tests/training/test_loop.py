@@ -494,7 +494,13 @@ def stage(tmp_path, micro_checkpoint):
         config = runpy.run_path(str(ROOT / "configs" / f"tiny_{name}.py"))["get_config"]()
         optim = dataclasses.replace(config.optim, learning_rate=1e-2, warmup=1, decay="constant", ema=0.0)
         data = dataclasses.replace(config.data, batch=2, frames=2, workers=0, span=6)
-        small = {"output": str(tmp_path / name), "init": str(micro_checkpoint), "log_every": 1, "save_every": 100}
+        small = {
+            "preset": MICRO,
+            "output": str(tmp_path / name),
+            "init": str(micro_checkpoint),
+            "log_every": 1,
+            "save_every": 100,
+        }
         return dataclasses.replace(config, optim=optim, data=data, **small | fields)
 
     return make
