@@ -1,5 +1,5 @@
 # make sample   installs into .venv and animates the bundled picture with the bundled motion
-# make quick    the tests that compile nothing, in about a minute
+# make quick    the tests that compile nothing, in a few minutes
 # make test     installs the test extra and runs the test suite
 # make slow     the tests with full-size models (needs 16 GB of memory and patience)
 # make lint     ruff

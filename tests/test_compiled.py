@@ -14,6 +14,8 @@ from animate_jax.diffusion import losses
 from animate_jax.evaluation import disco, image_quality
 from animate_jax.perceptual import lpips
 
+pytestmark = pytest.mark.compiles
+
 HEIGHT, WIDTH = 768, 512
 BOXES = np.array([[40, 60, 470, 700]])
 

@@ -15,6 +15,8 @@ from animate_jax.__main__ import COMMANDS
 from animate_jax.commands import train
 from animate_jax.sampling.inputs import EXAMPLE
 
+pytestmark = pytest.mark.compiles
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -14,6 +14,8 @@ import pytest
 
 from animate_jax import limits, unpickle
 
+pytestmark = pytest.mark.compiles
+
 NAMES = unpickle.NUMPY
 CODES = {opcode.name: opcode.code.encode("latin-1") for opcode in pickletools.opcodes}
 USED = {name for name, code in CODES.items() if ord(code) in unpickle._VALUES.keys() | unpickle._ACTIONS.keys()}

@@ -9,6 +9,8 @@ import pytest
 
 from animate_jax import xla_flags
 
+pytestmark = pytest.mark.compiles
+
 # jax-ml/jax#39103, and #40412, which ends the process.
 PUBLISHED = """
 import os

@@ -19,6 +19,8 @@ from animate_jax.errors import UserError
 from animate_jax.presets import presets
 from animate_jax.sampling.pipeline import BUNDLED
 
+pytestmark = pytest.mark.compiles
+
 
 def assert_equal(ours, theirs):
     assert ours.keys() == theirs.keys()

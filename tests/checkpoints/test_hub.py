@@ -10,6 +10,8 @@ import pytest
 from animate_jax.errors import UserError
 from animate_jax.sampling.pipeline import Pipeline
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):

@@ -19,6 +19,8 @@ from animate_jax.commands import completion, doctor, train, web, weights
 from animate_jax.models.self_test import Wrong
 from animate_jax.xla_flags import WITHOUT_YNNPACK
 
+pytestmark = pytest.mark.compiles
+
 ROOT = Path(__file__).parents[2]
 
 

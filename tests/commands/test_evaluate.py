@@ -13,6 +13,8 @@ from animate_jax.perceptual import lpips
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.write import write_video
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):

@@ -26,7 +26,7 @@ from animate_jax.video.write import made_here, write_video
 ROOT = Path(__file__).parents[2]
 ASTRONAUT = ROOT / "tests" / "data" / "astronaut.jpg"
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 
 @pytest.fixture(autouse=True)

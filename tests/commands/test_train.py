@@ -11,6 +11,8 @@ from animate_jax.config import TrainConfig
 from animate_jax.models.params import abstract_model
 from animate_jax.presets import preset_of, presets
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(scope="module")
 def carrying(tmp_path_factory, micro, micro_params):

@@ -20,7 +20,7 @@ from animate_jax.training.encoding import ENCODERS, EncodeOptions, check_encoded
 from animate_jax.training.losses import DiffusionLoss
 from tests.conftest import MICRO, training
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 EXACT = EncodeOptions(dtype="float32", mirrored=True, batch=7)
 DATA = DataConfig(batch=4, frames=2, margin=10, framing="frame", workers=0)

@@ -26,6 +26,8 @@ from animate_jax.pose.keypoints import BODY, Keypoints
 from animate_jax.video.write import encode_mp4
 from tests.conftest import training
 
+pytestmark = pytest.mark.compiles
+
 FRAMES = DataConfig(batch=2, frames=3, span=8, workers=0)
 CLIPS = dataclasses.replace(FRAMES, consecutive=True)
 

@@ -7,6 +7,8 @@ from animate_jax.data.mocap_people import MocapPeople
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import BODY
 
+pytestmark = pytest.mark.compiles
+
 SPLITS = "train", "test_identity", "test_motion", "test_both"
 
 

@@ -7,6 +7,8 @@ from animate_jax.config import ScheduleConfig
 from animate_jax.diffusion.losses import draw_noise, loss_weight, weighted_mse
 from animate_jax.diffusion.schedule import make_schedule
 
+pytestmark = pytest.mark.compiles
+
 T = jnp.array([0, 100, 400, 700, 999])
 
 

@@ -13,6 +13,8 @@ from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.presets import presets
 
+pytestmark = pytest.mark.compiles
+
 KEYS = jax.random.key(3)[None]
 CASES = [
     ScheduleConfig(prediction=prediction, beta_schedule=betas, timestep_spacing=spacing, zero_terminal_snr=zero)

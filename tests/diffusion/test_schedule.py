@@ -9,6 +9,8 @@ from animate_jax.config import ScheduleConfig
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 
+pytestmark = pytest.mark.compiles
+
 PREDICTIONS = "epsilon", "v", "x0"
 
 

@@ -15,6 +15,8 @@ from animate_jax.diffusion.windowed import num_function_evaluations, sample_wind
 from animate_jax.diffusion.windows import windows
 from animate_jax.errors import UserError
 
+pytestmark = pytest.mark.compiles
+
 SHAPE = (1, 7, 4, 3, 2)  # B, F, h, w, C
 OPTIONS = SamplingConfig(steps=5, guidance=1.0, window=4, overlap=2, blend="flat")
 KEYS = jax.random.split(jax.random.key(0), 2)

@@ -9,6 +9,8 @@ import skimage
 from animate_jax.evaluation import disco
 from animate_jax.evaluation.image_quality import psnr
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(scope="module")
 def pictures():

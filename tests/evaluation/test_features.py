@@ -13,6 +13,8 @@ from animate_jax.evaluation import frechet
 from animate_jax.evaluation.features import load_frame_network, load_video_network, windows
 from animate_jax.perceptual import lpips
 
+pytestmark = pytest.mark.compiles
+
 
 def test_windows():
     video = np.arange(40, dtype=np.uint8)[:, None, None, None].repeat(3, -1)

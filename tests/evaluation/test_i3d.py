@@ -12,6 +12,8 @@ import torch
 from animate_jax.errors import UserError
 from animate_jax.evaluation import i3d
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(scope="module")
 def tree():

@@ -8,6 +8,8 @@ import skimage
 
 from animate_jax.evaluation.image_quality import crop_resize, l1, person_box, psnr, ssim
 
+pytestmark = pytest.mark.compiles
+
 BOX = np.array([12, 3, 40, 50])
 
 

@@ -13,6 +13,8 @@ from animate_jax.evaluation.scores import Networks, flicker, frame_scores, measu
 from animate_jax.perceptual import lpips
 from animate_jax.pose.keypoints import Keypoints
 
+pytestmark = pytest.mark.compiles
+
 FRAMES = 18  # more than go through in one pass
 
 

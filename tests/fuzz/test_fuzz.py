@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.compiles
+
 ROOT = Path(__file__).parents[2]
 KINDS = ("pictures", "videos", "poses", "weights", "data", "checkpoints", "presets", "sample")
 

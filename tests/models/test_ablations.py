@@ -11,6 +11,8 @@ from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.unet import UNet
 from tests.conftest import MICRO
 
+pytestmark = pytest.mark.compiles
+
 CONFIG = dataclasses.replace(MICRO.model.unet, attention_levels=(True,))
 KEYS = jax.random.split(jax.random.key(0), 6)
 X = jax.random.normal(KEYS[0], (1, 2, 4, 4, CONFIG.in_channels))

@@ -13,6 +13,8 @@ from animate_jax.models.unet import UNet
 from animate_jax.presets import presets
 from tests.conftest import MICRO
 
+pytestmark = pytest.mark.compiles
+
 PLAIN = dataclasses.replace(MICRO.model.unet, attention_levels=(True,))
 COPYING = dataclasses.replace(PLAIN, appearance="warp")
 KEYS = jax.random.split(jax.random.key(0), 8)

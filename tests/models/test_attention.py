@@ -10,6 +10,8 @@ from animate_jax.config import ImageEncoderConfig, VAEConfig
 from animate_jax.models import attention, image_encoder, vae
 from animate_jax.models.kernels import splash
 
+pytestmark = pytest.mark.compiles
+
 HEADS, WIDTH = 2, 320
 
 

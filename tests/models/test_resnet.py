@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from animate_jax.models.resnet import Upsample2D
+
+pytestmark = pytest.mark.compiles
 
 
 def test_convolution_of_a_doubled_picture():

@@ -6,6 +6,8 @@ import pytest
 
 from animate_jax.models import self_test
 
+pytestmark = pytest.mark.compiles
+
 
 def chosen(*names):
     return [case for case in self_test.cases() if case.name in names]

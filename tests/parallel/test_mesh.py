@@ -17,6 +17,8 @@ from animate_jax.config import MeshConfig
 from animate_jax.errors import UserError
 from animate_jax.parallel.mesh import check_batch, make_mesh, rows_of_process
 
+pytestmark = pytest.mark.compiles
+
 ROOT = Path(__file__).parents[2]
 KINDS = {"v5e": "TPU v5 lite", "v6e": "TPU v6 lite", "v5p": "TPU v5"}
 HOST = (2, 2, 1)  # chips of a host

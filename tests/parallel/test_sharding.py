@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.compiles
+
 ROOT = Path(__file__).parents[2]
 
 # data x fsdp x frames, and in how many passes 8 clips are done, so that a device has one clip or part of one

@@ -12,6 +12,8 @@ from animate_jax.models.attention import Attention, FeedForward, attend, attend_
 from animate_jax.models.params import merge_model, split_model
 from animate_jax.torch_weights.convert import to_torch
 
+pytestmark = pytest.mark.compiles
+
 HEADS, WIDTH = 4, 40
 B, FRAMES, TOKENS, REFERENCE = 3, 2, 35, 24
 

@@ -13,6 +13,8 @@ from animate_jax.models.params import merge_model, split_model
 from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.torch_weights.convert import to_torch
 
+pytestmark = pytest.mark.compiles
+
 # The peers' widths, and the small model's form.
 CONFIGS = [PoseGuiderConfig(), PoseGuiderConfig(block_out_channels=(4, 8, 12), conditioning_channels=20)]
 

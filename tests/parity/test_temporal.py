@@ -13,6 +13,8 @@ from animate_jax.models.resnet import ResnetBlock2D
 from animate_jax.models.temporal import MotionModule
 from animate_jax.torch_weights.convert import to_torch
 
+pytestmark = pytest.mark.compiles
+
 CHANNELS, HEADS, GROUPS = 64, 8, 32
 
 

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
 from animate_jax.config import UNetConfig
@@ -13,6 +14,8 @@ from animate_jax.models.params import PresplitRngs, merge_model, split_model
 from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.unet import UNet
 from animate_jax.torch_weights.convert import to_torch
+
+pytestmark = pytest.mark.compiles
 
 CONFIG = UNetConfig(block_out_channels=(16, 32), attention_levels=(True, False), layers_per_block=1,
                     num_attention_heads=2, cross_attention_dim=24, norm_num_groups=8, motion_num_attention_heads=2,

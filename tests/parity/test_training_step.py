@@ -40,7 +40,7 @@ from animate_jax.training import losses
 from animate_jax.training.optimizer import make_optimizer
 from animate_jax.training.state import make_state
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 CLIPS, FRAMES, HEIGHT, WIDTH = 2, 2, 20, 12  # latents of 10 x 6 and 5 x 3
 MODEL = ModelConfig(

@@ -18,6 +18,8 @@ from animate_jax.models.unet import UNet
 from animate_jax.torch_weights import names
 from animate_jax.torch_weights.convert import from_torch, match_keys
 
+pytestmark = pytest.mark.compiles
+
 # Stable Diffusion's shape (three levels with attention, one without), and the shipped small model's.
 FOUR_LEVELS = UNetConfig(block_out_channels=(16, 32, 32, 48), layers_per_block=1, num_attention_heads=4,
                          cross_attention_dim=24, norm_num_groups=8)  # fmt: skip

@@ -15,6 +15,8 @@ from animate_jax.models.params import merge_model, split_model
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.torch_weights.convert import from_torch, match_keys
 
+pytestmark = pytest.mark.compiles
+
 
 def torch_vae(config: VAEConfig) -> diffusers.AutoencoderKL:
     """diffusers' module with random weights; norms, which start as identities, are made random too."""

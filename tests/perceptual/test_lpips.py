@@ -17,6 +17,8 @@ import torch
 from animate_jax.errors import UserError
 from animate_jax.perceptual import lpips
 
+pytestmark = pytest.mark.compiles
+
 NETS = ["vgg", "alex"]
 
 

@@ -14,6 +14,8 @@ from animate_jax.pose.retarget import ALIGNMENTS, bring
 from animate_jax.pose.smooth import smooth
 from animate_jax.pose.track import Found, follow
 
+pytestmark = pytest.mark.compiles
+
 CANVASES = (400, 300), (240, 320), (1, 16), (4096, 256)
 STANDING = np.array([
     (0.50, 0.15), (0.50, 0.25), (0.42, 0.25), (0.38, 0.38), (0.36, 0.50), (0.58, 0.25), (0.62, 0.38), (0.64, 0.50),

@@ -18,6 +18,8 @@ from animate_jax.video.images import read_image
 from animate_jax.video.read import iter_frames, read_video
 from animate_jax.video.write import write_video
 
+pytestmark = pytest.mark.compiles
+
 ASTRONAUT = Path(__file__).parents[1] / "data" / "astronaut.jpg"
 STANDING = np.float32([
     (0.50, 0.12), (0.50, 0.22), (0.42, 0.22), (0.32, 0.28), (0.22, 0.30), (0.58, 0.22), (0.68, 0.28), (0.78, 0.30),

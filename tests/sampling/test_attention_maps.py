@@ -9,6 +9,8 @@ from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.sampling.attention_maps import features, reference_attention
 from animate_jax.sampling.pipeline import Pipeline
 
+pytestmark = pytest.mark.compiles
+
 PATH = "mid_block.attentions.0"
 
 

@@ -22,6 +22,8 @@ from animate_jax.video.images import read_image
 from animate_jax.video.write import write_video
 from tests.conftest import random_params
 
+pytestmark = pytest.mark.compiles
+
 ASTRONAUT = Path(__file__).parents[1] / "data" / "astronaut.jpg"
 
 # Somebody standing upright with spread arms: x, y of OpenPose's 18 points.

@@ -14,6 +14,8 @@ from animate_jax.presets import presets, speeds
 from animate_jax.sampling import denoiser
 from animate_jax.sampling.pipeline import Pipeline
 
+pytestmark = pytest.mark.compiles
+
 POSES = np.random.default_rng(0).integers(0, 256, (10, 64, 48, 3), np.uint8)
 
 

@@ -9,6 +9,8 @@ from animate_jax.data.records import RecordedClips
 from animate_jax.errors import UserError
 from animate_jax.storage import Mirror, to_path
 
+pytestmark = pytest.mark.compiles
+
 
 def test_a_local_mirror_is_the_folder_itself(tmp_path):
     with Mirror(tmp_path / "run") as mirror:

@@ -14,6 +14,8 @@ from animate_jax.torch_weights import importing
 from animate_jax.torch_weights.families import find_files
 from animate_jax.torch_weights.importing import import_checkpoint
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture
 def small_presets(small, monkeypatch):

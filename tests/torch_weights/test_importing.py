@@ -24,6 +24,8 @@ from animate_jax.torch_weights.families import find_files
 from animate_jax.torch_weights.importing import import_checkpoint
 from animate_jax.torch_weights.key_layouts import animatediff_to_adapter
 
+pytestmark = pytest.mark.compiles
+
 
 def same(ours, theirs, tables=0.0):
     """Bit for bit; position tables are computed anew, and may differ in the last bit."""

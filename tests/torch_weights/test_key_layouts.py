@@ -19,6 +19,8 @@ from animate_jax.torch_weights.exporting import folder_config, unet_config
 from animate_jax.torch_weights.importing import import_checkpoint
 from animate_jax.torch_weights.key_layouts import identify, rename_keys
 
+pytestmark = pytest.mark.compiles
+
 SD15 = json.loads(gzip.decompress((pathlib.Path(__file__).parents[1] / "golden/keys/sd15.json.gz").read_bytes()))
 EXTRAS = (
     "cond_stage_model.transformer.text_model.final_layer_norm.weight",

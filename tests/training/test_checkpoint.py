@@ -15,6 +15,8 @@ from animate_jax.training.checkpoint import Checkpoints, only_for_training
 from animate_jax.training.state import sampling_params
 from tests.conftest import MICRO
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture
 def config(tmp_path):

@@ -22,7 +22,7 @@ from animate_jax.training.program import make_program
 from animate_jax.training.state import make_state
 from tests.conftest import MICRO
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 CLIPS, FRAMES = 2, 4
 KEY = jax.random.key(0)

@@ -17,6 +17,8 @@ from animate_jax.training import guards
 from animate_jax.training.goodput import account, clock_time, report
 from animate_jax.training.guards import Watchdog, check_memory
 
+pytestmark = pytest.mark.compiles
+
 
 def test_too_little_memory_is_told_before_anything_is_loaded(monkeypatch):
     leaf = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)

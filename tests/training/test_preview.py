@@ -22,7 +22,11 @@ from animate_jax.video.read import read_video
 from tests.conftest import MICRO
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+pytestmark = [
+    pytest.mark.usefixtures("compile_fast"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.compiles,
+]
 
 
 def missing(*_):

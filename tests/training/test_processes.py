@@ -14,6 +14,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+pytestmark = pytest.mark.compiles
+
 CHILD = Path(__file__).with_name("child.py")
 
 

@@ -17,6 +17,8 @@ from animate_jax.models.params import abstract_model
 from animate_jax.training.optimizer import make_optimizer
 from animate_jax.training.state import make_state, sampling_params, update_ema
 
+pytestmark = pytest.mark.compiles
+
 PARAMS = {"unet.conv.kernel": jnp.ones((2, 2)), "unet.motion.kernel": jnp.ones(3), "vae.conv.kernel": jnp.ones(4)}
 PLAIN = OptimConfig(learning_rate=1.0, warmup=4, weight_decay=0.0)
 

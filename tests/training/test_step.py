@@ -21,7 +21,7 @@ from animate_jax.training import losses, step
 from animate_jax.training.state import make_state
 from tests.conftest import MICRO, using
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 CLIPS, FRAMES = 2, 4
 KEY = jax.random.key(0)

@@ -15,6 +15,8 @@ from animate_jax.video.images import read_image, write_image
 from animate_jax.video.read import frame_count, frame_rate, iter_frames, read_video
 from animate_jax.video.write import check_output, video_writer, write_video
 
+pytestmark = pytest.mark.compiles
+
 RED, GREEN, BLUE, BROWN = (250, 10, 10), (20, 200, 30), (10, 20, 240), (150, 90, 40)
 
 

@@ -23,6 +23,8 @@ from animate_jax.video.open import Opened, check_rate, open_video
 from animate_jax.video.read import frame_count, frame_rate, iter_frames, read_video
 from animate_jax.video.write import write_video
 
+pytestmark = pytest.mark.compiles
+
 
 def moving(frames=6, height=48, width=64):
     """A white bar that moves over gray."""

@@ -18,7 +18,7 @@ from animate_jax.video.write import write_video
 from animate_jax.web.studio import Request, Studio, VisitorLimits, shrink, size_choices
 
 PICTURE, MOTION = str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 
 def ask(reference=PICTURE, driving=MOTION, frames=3, size="48 x 64", guidance=2.0, **rest):

@@ -13,6 +13,8 @@ from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.images import write_image
 from animate_jax.video.write import write_video
 
+pytestmark = pytest.mark.compiles
+
 HEIGHT, WIDTH = 96, 128
 OPTIONS = ClipOptions(min_person=30, min_motion=0.05)
 PLACES = np.stack(np.meshgrid([0.1, 0.5, 0.9], np.linspace(0.05, 0.95, 6)), -1).reshape(18, 2)

@@ -28,7 +28,10 @@ from animate_jax.video.write import write_video
 
 pytest.importorskip("apache_beam")
 tfds = pytest.importorskip("tensorflow_datasets")
-pytestmark = pytest.mark.filterwarnings("default")  # Beam and TFDS use what their dependencies deprecate
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.compiles,
+]  # Beam and TFDS use what their dependencies deprecate
 
 EXAMPLE = Path(dataset.__file__).parents[2] / "assets" / "example" / "driving.mp4"
 OPTIONS = ClipOptions(min_person=10, min_motion=0.02)

@@ -9,6 +9,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 from animate_jax.models import attention
 from animate_jax.models.kernels import cudnn
 
+pytestmark = pytest.mark.compiles
+
 HEADS = 2
 
 

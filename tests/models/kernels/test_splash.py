@@ -10,6 +10,8 @@ import pytest
 from animate_jax.models import attention
 from animate_jax.models.kernels import splash
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
