@@ -50,6 +50,15 @@ def _unless_abandoned(hook: Callable[[sys.UnraisableHookArgs], object], raised: 
 sys.unraisablehook = functools.partial(_unless_abandoned, sys.unraisablehook)
 
 
+def _not_abandoned(record: logging.LogRecord) -> bool:
+    """asyncio reports these reads again when their tasks are collected; only TensorStore's futures are wrapped so."""
+    message = record.getMessage()
+    return not ("never retrieved" in message and "_wrap_awaitable" in message)
+
+
+logging.getLogger("asyncio").addFilter(_not_abandoned)
+
+
 def save(path: Address, params: Params, preset: Preset, dtype: DTypeLike | None = None) -> None:
     """Writes a checkpoint directory, replacing one that is there; complete or not at all.
 
@@ -328,7 +337,6 @@ def stored_arrays(path: Folder) -> dict[str, jax.ShapeDtypeStruct]:
 
 def damaged(path: Folder, error: Exception) -> UserError:
     """Orbax raises many kinds of errors; all mean that the files are not what they should be."""
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # every read that Orbax abandoned would report itself
     return UserError(f"{path}: damaged or incomplete ({type(error).__name__}): {_restore_advice(path)}")
 
 
