@@ -20,12 +20,21 @@ Array = tuple[str, tuple[int, ...]]  # dtype, sides
 
 
 def collective_bytes(hlo: str) -> dict[str, float]:
-    """Bytes that every chip receives from each kind of collective."""
+    """Bytes that go into or come out of each kind of collective on every chip, whichever is more: of gathers and
+    scatters that is about what a chip receives, of an all-reduce (a scatter and a gather) half of it."""
     total = dict.fromkeys(COLLECTIVES, 0.0)
-    operation = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+    operation = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\((.*?)\)")
+    shapes_of = shapes_by_name(hlo)
+    # A TPU's form of a reduce-scatter: an all-reduce of which only a slice is made.
+    scatters = re.findall(r"^%all-reduce-scatter.*?^\}", hlo, re.MULTILINE | re.DOTALL)
+    sliced = {name for text in scatters for name in re.findall(r"%(\S+) = \S+ all-reduce\(", text)}
     for times, line in executed(hlo):
         if found := operation.search(line):
-            shapes, name, start = found.groups()
+            shapes, name, start, operands = found.groups()
+            if line.split(" = ")[0].removeprefix("  ROOT ").strip(" %") in sliced:
+                name = "reduce-scatter"
+            elif name == "reduce-scatter":
+                start, shapes = None, " ".join(shapes_of.get(each, "") for each in re.findall(r"%([\w.\-]+)", operands))
             sizes = [math.prod(dims) * WIDTHS.get(dtype, 4) for dtype, dims in arrays(shapes)]
             # The asynchronous forms of these two name their operand beside the result.
             whole = max(sizes) if start and name in ("all-gather", "collective-permute") else sum(sizes)

@@ -16,7 +16,7 @@ from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.images import to_signed, to_unit
 from animate_jax.models.animate_anyone import AnimateAnyone
-from animate_jax.models.sharding import frames_apart
+from animate_jax.models.sharding import frames_apart, sum_over_shards
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.presets import preset_of
 
@@ -29,7 +29,13 @@ PerceptualDistance = Callable[  # of images in [-1, 1]
 
 
 class Loss:
-    """Everything random is sampled for the whole batch first, so that cutting the batch changes nothing."""
+    """Everything random is sampled for the whole batch first, so that cutting the batch changes nothing.
+
+    Attributes:
+        mean_over_rows: the mean of `compute` over equal parts of a batch is that of the batch, metrics included.
+    """
+
+    mean_over_rows = False
 
     def sample_randomness(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         """Random arrays, as many rows as the batch has."""
@@ -68,6 +74,8 @@ class DiffusionLoss(Loss):
             does not fit, a shift of the timesteps that is not positive, a share outside 0..1, no frame to see, or a
             model with `appearance` that does not predict x0.
     """
+
+    mean_over_rows = True
 
     def __init__(self, config: TrainConfig, perceptual: PerceptualDistance | None = None):
         preset = preset_of(config)
@@ -207,7 +215,9 @@ class DiffusionLoss(Loss):
         error = weighted_mse(merge_frames(prediction), merge_frames(target), jnp.ones_like(weight), person)
         quarter = per_frame.reshape(-1) * 4 // self.preset.schedule.train_steps
         # NaN where no sample of the batch falls into that quarter of the noise levels.
-        by_noise = {f"mse_q{q}": jnp.sum(error * (quarter == q)) / jnp.sum(quarter == q) for q in range(4)}
+        inside = quarter == jnp.arange(4)[:, None]
+        by_quarter = sum_over_shards(jnp.sum(error * inside, 1)) / sum_over_shards(jnp.sum(inside, 1))
+        by_noise = {f"mse_q{q}": by_quarter[q] for q in range(4)}
         return jnp.mean(weight * error), {"mse": error.mean(), **by_noise}
 
     def _person_weight(self, masks: UInt8[Array, "b f h w"]) -> Float[Array, "bf y x 1"]:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from animate_jax.config import TrainConfig, problem
 from animate_jax.errors import UserError
 from animate_jax.models.params import Params, abstract_model
+from animate_jax.parallel.chips import find_chip
 from animate_jax.parallel.mesh import check_batch
 from animate_jax.parallel.rules import shardings
 from animate_jax.presets import preset_of
@@ -48,5 +50,24 @@ def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> 
     initial = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0,
                                 freeze=config.freeze, half=config.half)  # fmt: skip
     abstract = jax.eval_shape(initial, shapes)
-    step = make_step(graphdef, loss, tx, config.optim.ema, config.accumulate, config.compute_dtype)
+    step = make_step(graphdef, loss, tx, config.optim.ema, config.accumulate, config.compute_dtype,
+                     gathers_once(config, loss, mesh, abstract), config.optim.gradient_dtype)  # fmt: skip
     return Program(step, initial, shapes, abstract, shardings(abstract, mesh))
+
+
+def gathers_once(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh, state: State) -> bool:
+    """What `--mesh.gather` means here. Devices that all have the same clips, and losses that are no mean over rows, are
+    left to the compiler.
+
+    Raises:
+        UserError: "step" is asked of the autoencoder's loss.
+    """
+    possible = isinstance(loss, Loss) and loss.mean_over_rows
+    if config.mesh.gather == "step" and isinstance(loss, Loss) and not possible:
+        raise UserError("--mesh.gather step: not for the autoencoder, whose loss looks at all crops of a batch at once")
+    if not possible or config.mesh.gather == "layer" or mesh.shape["data"] * mesh.shape["fsdp"] == 1:
+        return False
+    trained, frozen = (sum(leaf.size for leaf in state[name].values()) for name in ("trainable", "frozen"))
+    whole = (trained + frozen) * jnp.dtype(config.compute_dtype).itemsize + trained * 4  # gradients add up in float32
+    chip = find_chip(mesh.devices.flat[0].device_kind)
+    return config.mesh.gather == "step" or (chip is not None and whole <= chip.memory / 3)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 
 from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import Params, merge_model
+from animate_jax.models.sharding import ROWS
+from animate_jax.parallel import gather as gathering
+from animate_jax.parallel.rules import spec
 from animate_jax.training.losses import Batch, Loss, LossAndMetrics, Metrics
 from animate_jax.training.state import State, update_ema
 
@@ -26,6 +29,8 @@ def make_step(
     ema: float,
     accumulate: int = 1,
     compute_dtype: DTypeLike = jnp.float32,
+    gather: bool = False,
+    gradient_dtype: DTypeLike = jnp.float32,
 ) -> Callable[[State, Batch, Key[Array, ""]], tuple[State, Metrics]]:
     """`step(state, batch, key) -> (state, metrics)`; pure, to be jitted with the state donated.
 
@@ -37,31 +42,58 @@ def make_step(
         loss: a `Loss`; without accumulation any function (model, batch, key) -> (value, metrics).
         accumulate: micro-batches. The sum of their gradients is that of the batch, in the memory of one.
         compute_dtype: what the parameters are cast to for the passes.
+        gather: on a mesh, gather the weights and sum the gradients once per step (parallel/gather.py); needs a `Loss`
+            that is a mean over rows. Otherwise the compiler does both layer by layer, for every micro-batch.
+        gradient_dtype: with `gather`, that of the sum over devices.
     """
 
-    def step(state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
-        def value_and_grads(loss: Callable[..., LossAndMetrics], *inputs: Any) -> tuple[LossAndMetrics, Params]:
+    def mean_gradients(
+        trainable: Params, frozen: Params, batch: Batch, compute: Callable[[AnimateAnyone, Batch], LossAndMetrics]
+    ) -> tuple[LossAndMetrics, Params]:
+        def value_and_grads(part: Batch) -> tuple[LossAndMetrics, Params]:
             def objective(trainable: Params) -> LossAndMetrics:
-                params = {**state["frozen"], **trainable}
-                params = {path: array.astype(compute_dtype) for path, array in params.items()}
-                return loss(merge_model(graphdef, params), *inputs)
+                params = {path: array.astype(compute_dtype) for path, array in {**frozen, **trainable}.items()}
+                return compute(merge_model(graphdef, params), part)
 
-            return jax.value_and_grad(objective, has_aux=True)(state["trainable"])
+            return jax.value_and_grad(objective, has_aux=True)(trainable)
 
-        key = jax.random.fold_in(key, state["step"])
         if accumulate == 1:
-            (value, metrics), grads = value_and_grads(loss, batch, key)
+            return value_and_grads(batch)
+
+        def add(total: Params, part: Batch) -> tuple[Params, LossAndMetrics]:
+            value, grads = value_and_grads(part)
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype) / accumulate, total, grads), value
+
+        zeros = {path: jnp.zeros(array.shape, jnp.float32) for path, array in trainable.items()}
+        grads, (values, metrics) = jax.lax.scan(add, zeros, micro_batches(batch, accumulate))
+        # NaN: a metric that this micro-batch has no sample for
+        return (values.mean(), {name: jnp.nanmean(each) for name, each in metrics.items()}), grads
+
+    def gathered_gradients(trainable: Params, frozen: Params, batch: Batch) -> tuple[LossAndMetrics, Params]:
+        mesh = jax.sharding.get_abstract_mesh()
+        shards = {path: spec(path, array.shape, mesh) for path, array in {**frozen, **trainable}.items()}
+        own, others = ({path: shards[path] for path in each} for each in (trainable, frozen))
+
+        def local(trainable: Params, frozen: Params, batch: Batch) -> tuple[LossAndMetrics, Params]:
+            whole = gathering.gather(trainable, own, compute_dtype), gathering.gather(frozen, others, compute_dtype)
+            told, grads = mean_gradients(*whole, batch, loss.compute)
+            return jax.lax.pmean(told, ROWS), gathering.mean_shards(grads, own, gradient_dtype)
+
+        return jax.shard_map(
+            local, in_specs=(own, others, PartitionSpec(ROWS)), out_specs=(PartitionSpec(), own),
+            axis_names=set(ROWS), check_vma=False,
+        )(trainable, frozen, batch)  # fmt: skip
+
+    def step(state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(key, state["step"])
+        weights = state["trainable"], state["frozen"]
+        if not isinstance(loss, Loss):
+            (value, metrics), grads = mean_gradients(*weights, batch, lambda model, batch: loss(model, batch, key))
         else:
-            parts = micro_batches({**batch, **loss.sample_randomness(batch, key)}, accumulate)
-
-            def add(total: Params, part: Batch) -> tuple[Params, LossAndMetrics]:
-                value, grads = value_and_grads(loss.compute, part)
-                return jax.tree.map(lambda a, b: a + b / accumulate, total, grads), value
-
-            grads, (values, metrics) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state["trainable"]), parts)
-            value = values.mean()
-            # NaN: a metric that this micro-batch has no sample for
-            metrics = {name: jnp.nanmean(each) for name, each in metrics.items()}
+            batch = {**batch, **loss.sample_randomness(batch, key)}
+            (value, metrics), grads = (
+                gathered_gradients(*weights, batch) if gather else mean_gradients(*weights, batch, loss.compute)
+            )
         updates, opt = tx.update(grads, state["opt"], state["trainable"])
         trainable = optax.apply_updates(state["trainable"], updates)
         norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}

@@ -143,6 +143,60 @@ def planned(script, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+# Two layers, wide enough that the compiler scatters their gradients; the step is that of training.
+COMMUNICATION = """
+import json, os
+import jax, jax.numpy as jnp, optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from animate_jax.config import MeshConfig
+from animate_jax.models.params import split_model
+from animate_jax.parallel import rules
+from animate_jax.parallel.forecast import compile_plan, topology_devices
+from animate_jax.parallel.mesh import batch_sharding, make_mesh
+from animate_jax.training.losses import Loss
+from animate_jax.training.state import make_state
+from animate_jax.training.step import make_step
+
+
+class Reconstruction(Loss):
+    mean_over_rows = True
+
+    def sample_randomness(self, batch, key):
+        return {}
+
+    def compute(self, model, batch):
+        return jnp.square(model(batch["x"]) - batch["x"]).mean(), {}
+
+
+mesh = make_mesh(MeshConfig(fsdp=16), topology_devices("v5e:4x4"))
+rngs = nnx.Rngs(0)
+graphdef, params = split_model(nnx.Sequential(nnx.Linear(640, 1280, rngs=rngs), nnx.Linear(1280, 640, rngs=rngs)))
+tx = optax.adam(1e-3)
+state = jax.eval_shape(lambda: make_state(params, ".*", tx, False))
+layout = rules.shardings(state, mesh)
+state = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), state, layout)
+key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=NamedSharding(mesh, PartitionSpec()))
+found = {}
+for passes in (1, 4):
+    batch = {"x": jax.ShapeDtypeStruct((64 * passes, 128, 640), jnp.float32, sharding=batch_sharding(mesh))}
+    step = make_step(graphdef, Reconstruction(), tx, 0.0, passes, jnp.bfloat16, gather=True)
+    found[passes] = compile_plan(step, (state, batch, key), {}, mesh, {}, (layout, None)).collectives
+print(json.dumps(found), flush=True)
+os._exit(0)
+"""
+
+
+@needs_compiler
+def test_training_communicates_once_per_step_however_many_micro_batches():
+    """The weights in bfloat16, the gradients in float32: a scatter in two rounds, of the whole and of a quarter."""
+    kernels = 2 * 640 * 1280
+    for sent in planned(COMMUNICATION).values():
+        assert sent["all-gather"] == pytest.approx(2 * kernels, rel=0.01)
+        assert sent["reduce-scatter"] == pytest.approx(4 * kernels * 1.25, rel=0.1)  # the compiler pads
+        assert sent["all-reduce"] < 20e3  # biases, norms, metrics
+
+
 @needs_compiler
 def test_a_small_step_compiled_for_sixteen_chips():
     answer = planned(COMPILE)

@@ -20,6 +20,11 @@ HloModule jit_step, is_scheduled=true
   %splash_mha_fwd_no_residuals.3 = (f32[4,512,128]{2,1,0}, bf16[4,8,512,40]{3,2,1,0}) custom-call(%q, %k, %v), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,1,2]{2,1,0}, bf16[4,8,40,512]{3,2,1,0}, bf16[4,8,40,1024]{3,2,1,0}, bf16[4,8,40,1024]{3,2,1,0}, s32[4,512,128]{2,1,0}, s32[4,8,1024]{2,1,0}}, frontend_attributes={}
 }
 
+%all-reduce-scatter.2 (input: f32[16,8]) -> f32[4,8] {
+  %all-reduce.8 = f32[16,8]{1,0} all-reduce(%input), channel_id=7, to_apply=%sum
+  ROOT %dynamic-slice = f32[4,8]{1,0} dynamic-slice(%all-reduce.8, %i, %zero), dynamic_slice_sizes={4,8}
+}
+
 %condition (p: (s32[], bf16[4,8])) -> pred[] {
   %n = s32[]{:T(128)} constant(3)
   ROOT %less = pred[]{:T(512)} compare(%i, %n), direction=LT
@@ -28,6 +33,9 @@ HloModule jit_step, is_scheduled=true
 ENTRY %main.5_spmd (p0: f32[4]) -> f32[4] {
   %while.1 = (s32[], bf16[4,8]) while(%t), condition=%condition, body=%bodyTRIPS
   %all-reduce.7 = (f32[10]{0}, f32[5,2]{1,0}) all-reduce(%a, %b), channel_id=4, to_apply=%sum
+  %whole = f32[16,8]{1,0} copy(%d)
+  %reduce-scatter.1 = f32[4,8]{1,0} reduce-scatter(%whole), channel_id=6, dimensions={0}, to_apply=%sum
+  %fused = f32[4,8]{1,0} fusion(%d), kind=kCustom, calls=%all-reduce-scatter.2
   %all-to-all.1 = bf16[4,6]{1,0} all-to-all(%c), channel_id=5
   %mention = f32[4]{0} add(%p0, %all-reduce.7), metadata={op_name="all-gather(x)"}
 }
@@ -41,7 +49,7 @@ def test_collectives_count_their_bytes_and_their_loops():
         "all-reduce": 10 * 4 + 10 * 4,
         "all-to-all": 4 * 6 * 2,
         "collective-permute": 0,
-        "reduce-scatter": 0,
+        "reduce-scatter": 2 * 16 * 8 * 4,
     }
 
 

@@ -46,7 +46,8 @@ def attend(
     local = functools.partial(_attend, heads=heads)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        local = jax.shard_map(local, in_specs=(spec, spec, spec, rows, rows), out_specs=spec, check_vma=False)
+        local = jax.shard_map(local, in_specs=(spec, spec, spec, rows, rows), out_specs=spec, check_vma=False,
+                              axis_names=set(mesh.axis_names) - set(mesh.manual_axes))  # fmt: skip
     return local(query, key, value, reference, mask)
 
 
@@ -111,6 +112,7 @@ def _spec(query: Array) -> PartitionSpec | None:
         return None
     rows = rows_over(query.shape[0])
     if query.ndim == 3:
-        merged = query.shape[0] % mesh.size == 0
-        return PartitionSpec((*ROWS, "frames") if merged else rows)
+        axes = tuple(axis for axis in (*ROWS, "frames") if axis not in mesh.manual_axes)
+        merged = query.shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0
+        return PartitionSpec(axes if merged else rows)
     return PartitionSpec(rows, None if query.shape[1] % mesh.shape["frames"] else "frames")

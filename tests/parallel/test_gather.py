@@ -1,0 +1,121 @@
+"""Weights gathered and gradients summed once per step: on many devices as on one. The devices are pretended, in a
+process of their own, because a flag makes them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# data, fsdp, frames, micro-batches; 16 are summed in two rounds
+LAYOUTS = [(2, 4, 1, 1), (2, 4, 1, 2), (2, 2, 2, 1), (2, 2, 2, 2), (8, 1, 1, 2)]
+SIXTEEN = [(1, 16, 1, 1), (1, 16, 1, 2)]
+
+SCRIPT = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from flax import nnx
+sys.path.insert(0, "tests")
+from conftest import MICRO
+from animate_jax.config import DataConfig, DiffusionLossConfig, MeshConfig, TrainConfig
+from animate_jax.models.params import abstract_model, split_model
+from animate_jax.models.sharding import frames_apart, pixels_apart, sum_over_shards
+from animate_jax.parallel import rules
+from animate_jax.parallel.mesh import make_mesh, to_devices
+from animate_jax.training.forecast import abstract_batch
+from animate_jax.training.losses import DiffusionLoss, Loss
+from animate_jax.training.state import make_state
+from animate_jax.training.step import make_step
+
+jax.config.update("jax_disable_most_optimizations", True)
+rules.SMALL = 64  # so that the parameters of so small a model are divided
+random = np.random.default_rng(0)
+
+
+class Small(nnx.Module):
+    # Spatial, temporal, spatial, as the layers of the real one.
+
+    def __init__(self, rngs):
+        self.first, self.second = nnx.Linear(12, 32, rngs=rngs), nnx.Linear(32, 12, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.gelu(self.first(frames_apart(x)))
+        return self.second(frames_apart(x + jnp.cumsum(pixels_apart(x), 1)))
+
+
+class SmallLoss(Loss):
+    mean_over_rows = True
+
+    def sample_randomness(self, batch, key):
+        return {"noise": jax.random.normal(key, batch["frames"].shape), "keys": jax.random.split(key, 32)}
+
+    def compute(self, model, batch):
+        error = jnp.square(model(batch["frames"] + batch["noise"]) - batch["frames"]).mean((1, 2, 3))
+        drawn = jax.vmap(jax.random.uniform)(batch["keys"])
+        high = batch["frames"][:, 0, 0, 0] > 0
+        return (error * drawn).mean(), {"high": sum_over_shards((error * high).sum()) / sum_over_shards(high.sum())}
+
+
+if sys.argv[2] == "small":
+    graphdef, shapes = split_model(Small(nnx.Rngs(0)))
+    loss, trainable = SmallLoss(), "first|second.bias"
+    batch = {"frames": random.standard_normal((32, 2, 4, 12), np.float32)}
+else:
+    config = TrainConfig(stage="stage2", output="", preset=MICRO, data=DataConfig(batch=16, frames=2),
+                         loss=DiffusionLossConfig(person=1.0, weighting="min_snr", flicker=0.1))
+    graphdef, shapes = abstract_model(MICRO.model)
+    loss, trainable = DiffusionLoss(config), "denoising_unet|pose_guider"
+    batch = {name: random.integers(0, 256, leaf.shape).astype(leaf.dtype)
+             for name, leaf in abstract_batch(config, None).items()}
+params = {path: 0.1 * random.standard_normal(leaf.shape, np.float32) for path, leaf in shapes.items()}
+tx = optax.chain(optax.trace(decay=0.0), optax.sgd(0.1))  # its state is the last gradient
+
+
+def step(mesh, passes, gather):
+    state = make_state(jax.tree.map(jnp.asarray, params), trainable, tx, True)
+    layout = rules.shardings(state, mesh)
+    made = make_step(graphdef, loss, tx, 0.9, passes, gather=gather)
+    with jax.set_mesh(mesh):
+        state, metrics = jax.jit(made, out_shardings=(layout, None))(
+            jax.device_put(state, layout), to_devices(batch, mesh), jax.random.key(0))
+    assert all(leaf.sharding.is_equivalent_to(place, leaf.ndim)
+               for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True))
+    return jax.device_get({"grads": state["opt"][0].trace, "trainable": state["trainable"], "ema": state["ema"],
+                           "metrics": metrics})
+
+
+def difference(found, expected):
+    # Of every array, relative to its largest element; NaN where both are NaN.
+    def one(a, b):
+        assert (np.isnan(a) == np.isnan(b)).all()
+        return np.nanmax(np.abs(a - b), initial=0) / (np.nanmax(np.abs(b), initial=0) + 1e-30)
+    return {name: max(jax.tree.leaves(jax.tree.map(one, found[name], expected[name]))) for name in expected}
+
+
+report = {}
+alone = {}
+for data, fsdp, frames, passes in json.loads(sys.argv[1]):
+    if passes not in alone:
+        alone[passes] = step(make_mesh(devices=jax.devices()[:1]), passes, False)
+    many = step(make_mesh(MeshConfig(fsdp, frames), jax.devices()[: data * fsdp * frames]), passes, True)
+    report[f"{data} {fsdp} {frames} {passes}"] = {k: float(v) for k, v in difference(many, alone[passes]).items()}
+print(json.dumps(report))
+"""
+
+
+@pytest.mark.parametrize(
+    "model, layouts", [("small", LAYOUTS + SIXTEEN), pytest.param("real", LAYOUTS, marks=pytest.mark.slow)]
+)
+def test_gradients_and_state_are_those_of_one_device(model, layouts):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=16", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT, json.dumps(layouts), model],
+        cwd=ROOT, env=os.environ | flags, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    for layout, found in json.loads(done.stdout).items():
+        assert max(found.values()) < 1e-5, (layout, found)
