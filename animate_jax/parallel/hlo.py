@@ -20,8 +20,8 @@ Array = tuple[str, tuple[int, ...]]  # dtype, sides
 
 
 def collective_bytes(hlo: str) -> dict[str, float]:
-    """Bytes that go into or come out of each kind of collective on every chip, whichever is more: of gathers and
-    scatters that is about what a chip receives, of an all-reduce (a scatter and a gather) half of it."""
+    """About the bytes that every chip receives from each kind of collective: the larger side of what goes in and comes
+    out, and twice that of an all-reduce, which is a scatter and a gather."""
     total = dict.fromkeys(COLLECTIVES, 0.0)
     operation = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\((.*?)\)")
     shapes_of = shapes_by_name(hlo)
@@ -38,7 +38,7 @@ def collective_bytes(hlo: str) -> dict[str, float]:
             sizes = [math.prod(dims) * WIDTHS.get(dtype, 4) for dtype, dims in arrays(shapes)]
             # The asynchronous forms of these two name their operand beside the result.
             whole = max(sizes) if start and name in ("all-gather", "collective-permute") else sum(sizes)
-            total[name] += times * whole
+            total[name] += times * whole * (2 if name == "all-reduce" else 1)
     return total
 
 

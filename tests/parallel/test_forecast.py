@@ -194,7 +194,7 @@ def test_training_communicates_once_per_step_however_many_micro_batches():
     for sent in planned(COMMUNICATION).values():
         assert sent["all-gather"] == pytest.approx(2 * kernels, rel=0.01)
         assert sent["reduce-scatter"] == pytest.approx(4 * kernels * 1.25, rel=0.1)  # the compiler pads
-        assert sent["all-reduce"] < 20e3  # biases, norms, metrics
+        assert sent["all-reduce"] < 40e3  # biases, norms, metrics
 
 
 @needs_compiler

@@ -1,13 +1,25 @@
-"""Weights gathered and gradients summed once per step: on many devices as on one. The devices are pretended, in a
-process of their own, because a flag makes them."""
+"""Weights gathered and gradients summed once per step: when that is chosen, and that many devices do as one does. The
+devices are pretended, in a process of their own, because a flag makes them."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh
+
+from animate_jax.config import MeshConfig, TrainConfig, VAELossConfig
+from animate_jax.errors import UserError
+from animate_jax.parallel.mesh import AXES
+from animate_jax.training.losses import DiffusionLoss, VAELoss
+from animate_jax.training.program import gathers_once
+from tests.conftest import MICRO
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,3 +131,66 @@ def test_gradients_and_state_are_those_of_one_device(model, layouts):
     assert done.returncode == 0, done.stderr[-4000:]
     for layout, found in json.loads(done.stdout).items():
         assert max(found.values()) < 1e-5, (layout, found)
+
+
+# What `--mesh.gather` comes to, for the parameters of the paper's stages.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # equal by identity: meshes are compared by their devices
+class Device:
+    device_kind: str
+    __class__ = property(lambda self: jax.Device)  # for the type checks
+
+
+STAGE1 = {"trainable": 1_720_000_000, "frozen": 450_000_000}
+STAGE2 = {"trainable": 453_000_000, "frozen": 2_110_000_000}
+
+
+def chosen(device, sizes, gather="auto", data=1, fsdp=16, frames=1, dtype="bfloat16", loss=None):
+    mesh = Mesh(np.array([Device(device) for _ in range(data * fsdp * frames)]).reshape(data, fsdp, frames), AXES)
+    config = TrainConfig(
+        stage="stage1", output="", preset=MICRO, mesh=MeshConfig(fsdp, frames, gather), compute_dtype=dtype
+    )
+    state = {name: {name: jax.ShapeDtypeStruct((size,), jnp.float32)} for name, size in sizes.items()}
+    return gathers_once(config, DiffusionLoss(config) if loss is None else loss, mesh, state)
+
+
+@pytest.mark.parametrize(
+    "device, stage1, stage2",
+    [
+        ("TPU v5 lite", False, False),
+        ("TPU v6 lite", False, True),
+        ("TPU v5", True, True),
+        ("TPU7x", True, True),
+        ("NVIDIA H100 80GB HBM3", False, False),
+        ("cpu", False, False),
+    ],
+)
+@pytest.mark.parametrize("data, fsdp", [(1, 16), (16, 16), (256, 1)])
+def test_auto_gathers_once_where_whole_weights_leave_room(device, stage1, stage2, data, fsdp):
+    assert chosen(device, STAGE1, data=data, fsdp=fsdp) == stage1
+    assert chosen(device, STAGE2, data=data, fsdp=fsdp) == stage2
+
+
+def test_float32_passes_take_twice_the_room():
+    assert chosen("TPU v6 lite", STAGE2) and not chosen("TPU v6 lite", STAGE2, dtype="float32")
+
+
+@pytest.mark.parametrize("device", ["TPU v5", "TPU v5 lite", "cpu"])
+def test_one_clip_at_a_time_is_left_to_the_compiler(device):
+    for gather in ("auto", "step", "layer"):
+        assert not chosen(device, STAGE1, gather, fsdp=1)
+        assert not chosen(device, STAGE2, gather, fsdp=1, frames=4)
+
+
+def test_who_asks_gets_what_was_asked():
+    assert chosen("TPU v5 lite", STAGE1, "step") and chosen("cpu", STAGE1, "step")
+    assert not chosen("TPU v5", STAGE1, "layer")
+
+
+def test_losses_that_are_no_mean_over_rows_are_left_to_the_compiler():
+    config = TrainConfig(stage="vae", output="", preset=MICRO, vae_loss=VAELossConfig())
+    assert not chosen("TPU v5", STAGE1, loss=VAELoss(config, lambda a, b: 0.0))
+    assert not chosen("TPU v5", STAGE1, loss=lambda model, batch, key: (0.0, {}))
+    with pytest.raises(UserError, match=r"--mesh.gather step: not for the autoencoder"):
+        chosen("TPU v5", STAGE1, "step", loss=VAELoss(config, lambda a, b: 0.0))

@@ -46,7 +46,7 @@ HLO = TEXT.replace("TRIPS", "")  # as a TPU's compiler writes it down before the
 def test_collectives_count_their_bytes_and_their_loops():
     assert hlo.collective_bytes(HLO) == {
         "all-gather": 3 * (16 * 8 * 2 + 16 * 8 * 2),
-        "all-reduce": 10 * 4 + 10 * 4,
+        "all-reduce": 2 * (10 * 4 + 10 * 4),
         "all-to-all": 4 * 6 * 2,
         "collective-permute": 0,
         "reduce-scatter": 2 * 16 * 8 * 4,
