@@ -51,7 +51,7 @@ def make_data_set(folder: Path, height: int, width: int) -> None:
     writer = ArrayRecordWriter(str(folder / "made-train.array_record-00000-of-00001"), "group_size:1")
     for number in range(CLIPS):
         clip = people.clip(number, FRAMES)
-        keypoints = clip.keypoints.moved((width, height), (0, 0))
+        keypoints = clip.keypoints.affine((width, height), (0, 0))
         example = records.example_message()()
 
         def feature(name: str, example=example):

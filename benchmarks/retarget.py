@@ -3,7 +3,7 @@
     python benchmarks/retarget.py [--split test_both] [--pairs 24]
 
 Person A does a motion before a camera; person B, of another body, does the same motion before the same camera,
-which tells where every joint of B truly is. What an alignment makes of A's keypoints and ONE picture of B is
+which tells where every joint of B truly is. What a method makes of A's keypoints and ONE picture of B is
 compared with that. In the first table B's picture shows the motion's first frame; in the second B stands in a frame
 of another motion, facing the camera more or less, at the place where the motion starts. In the third one frame of
 A's motion shows nobody, and B's picture may end at the waist. Prints Markdown.
@@ -19,8 +19,8 @@ import tyro
 from animate_jax.data.mocap_people import raster
 from animate_jax.data.mocap_people.motion import ACROBATIC, Segment, axis_angle, heading
 from animate_jax.data.mocap_people.scene import LOOKS, Camera, MocapPeople
+from animate_jax.pose.align import ALIGN_METHODS, align_motion
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.retarget import ALIGNMENTS, bring
 
 BONES = (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0)
 ANKLES = [15, 16]  # of COCO-17
@@ -89,7 +89,7 @@ def still_camera(rng: np.random.Generator, segment: Segment, points) -> Camera:
 
 
 def joints(people: MocapPeople, figure, segment: Segment):
-    """Vertices, COCO-17 joints and hands of a figure in a motion, in metres."""
+    """Vertices, COCO-17 joints and hands of a figure in a motion, in meters."""
     matrices = people._bodies.matrices(figure, segment)
     rest, bones, weights, regressor = figure.joints
     moved = raster.skin(rest, bones, weights, matrices)
@@ -135,7 +135,7 @@ def print_lost_frames(cases: list[Case]) -> None:
             for each in cases:
                 reference = without(getattr(each, name), missing)
                 for driving in (without(each.driving, LOST), each.driving):
-                    result = bring(driving, (HEIGHT, WIDTH), reference, (HEIGHT, WIDTH))
+                    result = align_motion(driving, (HEIGHT, WIDTH), reference, (HEIGHT, WIDTH))
                     bad += not np.isfinite(result.body).all()
                     found.append(scores(result[others], each.truth[others])[0])
             lost, whole = np.reshape(found, (-1, 2)).mean(0)
@@ -147,17 +147,19 @@ def main(args: Arguments) -> None:
     cases = [case(people, index) for index in range(args.pairs)]
     print(f"{args.pairs} pairs of `{args.split}`, motions: {', '.join(sorted({c.motion for c in cases}))}")
     for title, name in (("B's picture: the first frame", "same_pose"), ("B's picture: another pose", "other_pose")):
-        print(f"\n{title}\n\n| alignment | PCK@0.1 | PCK@0.2 | distance / torso | bone length error | best of pairs |")
+        print(f"\n{title}\n\n| method | PCK@0.1 | PCK@0.2 | distance / torso | bone length error | best of pairs |")
         print("|---|---|---|---|---|---|")
-        table = np.array([
-            [scores(bring(c.driving, (HEIGHT, WIDTH), getattr(c, name), (HEIGHT, WIDTH), a), c.truth) for c in cases]
-            for a in ALIGNMENTS
-        ])  # fmt: skip
+        size = HEIGHT, WIDTH
+        table = [
+            [scores(align_motion(case.driving, size, getattr(case, name), size, method), case.truth) for case in cases]
+            for method in ALIGN_METHODS
+        ]
+        table = np.array(table)
         best = table[..., 2].argmin(0)
-        for row, (alignment, results) in enumerate(zip(ALIGNMENTS, table, strict=True)):
+        for row, (method, results) in enumerate(zip(ALIGN_METHODS, table, strict=True)):
             pck1, pck2, distance, bones = results.mean(0)
             wins = (best == row).sum()
-            print(f"| {alignment} | {pck1:.3f} | {pck2:.3f} | {distance:.3f} | {bones:.3f} | {wins} of {len(cases)} |")
+            print(f"| {method} | {pck1:.3f} | {pck2:.3f} | {distance:.3f} | {bones:.3f} | {wins} of {len(cases)} |")
     print_lost_frames(cases)
 
 

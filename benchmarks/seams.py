@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from animate_jax.diffusion.windowed import step_windows
 from animate_jax.evaluation.clips import from_renderer
-from animate_jax.pose.draw import Drawn, draw
+from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.sampling.pipeline import Pipeline
 
 
@@ -62,7 +62,7 @@ def main(args: Arguments) -> None:
             across = np.zeros((args.offsets, length), bool)
             for run, offset in enumerate(offsets):
                 keypoints = case.keypoints[1 + offset : 1 + offset + args.frames]
-                poses = Drawn(keypoints, *size, options.pose_style)
+                poses = LazyPoseImages(keypoints, *size, options.pose_style)
                 latents = pipeline.sample(conditioning, poses, options, 0, progress=False)
                 video = pipeline.decode(latents).astype(np.float32)
                 changes[run, offset + 1 : offset + args.frames] = np.abs(np.diff(video, axis=0)).mean((1, 2, 3))

@@ -27,7 +27,7 @@ import animate_jax
 from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import UserError, exit_status
 from animate_jax.models.self_test import wrong_results
-from animate_jax.pose.dwpose import DETECTOR, READER
+from animate_jax.pose.dwpose import DETECTOR, POSE_MODEL
 from animate_jax.sampling.pipeline import find_checkpoint
 from animate_jax.xla_flags import WITHOUT_YNNPACK, concerned
 
@@ -185,9 +185,9 @@ def weights(path: str) -> Finding:
 def dwpose(folder: pathlib.Path | None) -> Finding:
     if folder is None:
         return Finding(
-            "note", "detector", f"DWPose finds hands and faces: --dwpose FOLDER with {DETECTOR} and {READER}"
+            "note", "detector", f"DWPose finds hands and faces: --dwpose FOLDER with {DETECTOR} and {POSE_MODEL}"
         )
-    missing = [name for name in (DETECTOR, READER) if not (folder / name).is_file()]
+    missing = [name for name in (DETECTOR, POSE_MODEL) if not (folder / name).is_file()]
     if missing:
         return Finding("bad", "detector", f"{folder}: lacks {' and '.join(missing)}")
     return Finding("ok", "detector", f"DWPose in {folder}")

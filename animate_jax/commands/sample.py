@@ -27,8 +27,8 @@ from animate_jax.checkpoints import checkpoint
 from animate_jax.config import DType, MeshConfig, SamplerName, Speed
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
+from animate_jax.pose.align import AlignMethod
 from animate_jax.pose.dwpose import DWPose
-from animate_jax.pose.retarget import Alignment
 from animate_jax.presets import find_preset
 from animate_jax.sampling.inputs import EXAMPLE, DrivingKind, check_request
 from animate_jax.sampling.pipeline import Pipeline, find_checkpoint
@@ -63,7 +63,7 @@ class Arguments:
     height: int | None = None
     fps: float | None = None  # of the result; default: the model's, else the driving video's
     retarget: bool = True  # fit the motion to the reference's body
-    align: Alignment = "bones"  # how: bone by bone; global: one scale; musepose: as its weights expect; none
+    align: AlignMethod = "bones"  # how: bone by bone; global: one scale; musepose: as its weights expect; none
     person: str = "largest"  # who of several in the driving video: largest, center, or a number from the left
     dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: finds hands and faces, too
     canvas: tuple[int, int] | None = None  # width, height of the pictures behind a keypoints file that does not say

@@ -129,7 +129,7 @@ class EncodedSamples:
         keypoints = in_box(clip, clip.keypoints[numbers], clip.box)
         masks = cover(keypoints, frames.height, frames.width)
         if mirrored:
-            masks, keypoints = mirror(masks), keypoints.mirrored()
+            masks, keypoints = mirror(masks), keypoints.flipped()
         poses = draw(keypoints, frames.height, frames.width, frames.pose_style)
         return {
             "reference_moments": moments[0],

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from animate_jax.config import DataConfig, Preset, TrainConfig
 from animate_jax.errors import UserError
-from animate_jax.pose.draw import LIMBS, VISIBLE, draw
-from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.warp import PARTS, Warped, capsules, without_person
+from animate_jax.pose.draw import LIMBS, draw
+from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
+from animate_jax.pose.warp import PARTS, LazyWarpedImages, capsules, without_person
 from animate_jax.presets import preset_of
 from animate_jax.video.clip_image import clip_pixels
 
@@ -60,7 +60,7 @@ class Samples:
 
     reference, reference_pose [H, W, 3] uint8; clip_pixels [S, S, 3] float32; frames, poses [F, H, W, 3] uint8;
     masks [F, H, W] uint8, the person's share of each pixel. For models with `appearance` also background [H, W, 3],
-    warp [F, H, W, 3], warp_masks [F, H, W, 2] uint8, of `Warped`.
+    warp [F, H, W, 3], warp_masks [F, H, W, 2] uint8, of `LazyWarpedImages`.
     """
 
     source: ClipSource
@@ -107,7 +107,7 @@ class RecordedSamples:
         keypoints = in_box(clip, keypoints, box)
         masks = cover(keypoints, target.height, target.width)
         if mirrored:
-            frames, masks, keypoints = mirror(frames), mirror(masks), keypoints.mirrored()
+            frames, masks, keypoints = mirror(frames), mirror(masks), keypoints.flipped()
         return to_sample(frames, keypoints, masks, preset, errors(data, position))
 
 
@@ -133,7 +133,7 @@ def cut(
 def in_box(clip: RecordedClip, keypoints: Keypoints, box: Box) -> Keypoints:
     """A clip's keypoints in units of the box."""
     left, top, width, height = box
-    return keypoints.moved((clip.width / width, clip.height / height), (-left / width, -top / height))
+    return keypoints.affine((clip.width / width, clip.height / height), (-left / width, -top / height))
 
 
 def mirror(pictures: UInt8[np.ndarray, "n *picture"]) -> UInt8[np.ndarray, "n *picture"]:
@@ -183,7 +183,7 @@ def warp_of(picture: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"],
         if rng.random() < LOST:
             lost = tuple(range(PARTS))
     background = without_person(picture, mask)
-    warp, masks = Warped(picture, mask, background, keypoints[0], keypoints[1:], lost)[:]
+    warp, masks = LazyWarpedImages(picture, mask, background, keypoints[0], keypoints[1:], lost)[:]
     return {"background": background, "warp": warp, "warp_masks": masks}
 
 
@@ -220,7 +220,7 @@ def choose_crop(keypoints: Keypoints, width: int, height: int, aspect: float, rn
     """A random box of the given width per height that lies inside the picture and around the person: left, top, width
     and height in pixels. A person who does not fit is cut, one whom nobody found may be anywhere."""
     size = np.array([width, height])
-    points = keypoints.body[keypoints.body_confidence >= VISIBLE] * size
+    points = keypoints.body[keypoints.body_confidence >= MIN_CONFIDENCE] * size
     low, high = (points.min(0), points.max(0)) if len(points) else (np.zeros(2), size)
     rim = RIM * (high - low).max()
     low, high = np.clip([low - rim, high + rim], 0, size)
@@ -245,7 +245,7 @@ def cover(keypoints: Keypoints, height: int, width: int) -> UInt8[np.ndarray, "f
     """Stands in for a person's mask: 255 on head and torso and in a band around every bone that is seen."""
     masks = np.zeros((len(keypoints), height, width), np.uint8)
     for mask, points, confidence in zip(masks, keypoints.body, keypoints.body_confidence, strict=True):
-        seen = confidence >= VISIBLE
+        seen = confidence >= MIN_CONFIDENCE
         if not seen.any():
             continue
         pixels = points * (width, height)

@@ -181,7 +181,7 @@ def to_clip(fields: dict[str, Any]) -> RecordedClip:
     for name, shape in POINTS.items():
         points[name] = fields[name].reshape(frames, *shape)
         points[f"{name}_confidence"] = fields[f"{name}_confidence"].reshape(frames, *shape[:-1])
-    keypoints = Keypoints(**points).moved((1 / width, 1 / height), (0, 0))
+    keypoints = Keypoints(**points).affine((1 / width, 1 / height), (0, 0))
     if "box" in fields:
         (left, top, wide, tall), first = box, (first_frame,) = fields["box"], fields["first_frame"]
         if min(left, top, wide - 1, tall - 1, first_frame) < 0 or left + wide > width or top + tall > height:

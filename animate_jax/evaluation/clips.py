@@ -205,7 +205,7 @@ def _make_clip(
     if keypoints is not None:
         top, left, crop_height, crop_width = _center_crop((height, width), size)
         scale = width / crop_width, height / crop_height
-        keypoints = keypoints.moved(scale, (-left / crop_width, -top / crop_height))
+        keypoints = keypoints.affine(scale, (-left / crop_width, -top / crop_height))
     video = center_crop_resize(video, size)
     keypoints = detect(video) if keypoints is None else keypoints
     if not keypoints.body_confidence.any():

@@ -68,7 +68,7 @@ class AnimateAnyone(nnx.Module):
         Args:
             poses: pose pictures in [0, 1].
             warped, background, masks: only of models with `appearance`: scaled latents of the reference in those poses
-                and of its background, and the masks of `pose.warp.Warped` in [0, 1].
+                and of its background, and the masks of `pose.warp.LazyWarpedImages` in [0, 1].
 
         Raises:
             ValueError: a model with `appearance` is not given them.

@@ -1,31 +1,62 @@
-"""Simple ways to put a driving motion into the reference's picture, and the cut of the picture around its person.
+"""Puts a driving motion into the reference's picture, by one of four methods; and the crop around its person.
 
-`retarget.py` is the better one and the default; these are what peers do, for comparison and for their weights.
+`retarget` is the best one and the default; the others are what the PyTorch implementations do, for comparison and for
+their weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
-from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.keypoints import MIN_CONFIDENCE, MIN_LENGTH, Canvas, Keypoints, to_pixels
+from animate_jax.pose.retarget import retarget
 
-Canvas = tuple[int, int]  # height, width
+AlignMethod = Literal["none", "global", "musepose", "bones"]
+ALIGN_METHODS: tuple[AlignMethod, ...] = get_args(AlignMethod)
 
 NECK, RIGHT_HIP, LEFT_HIP = 1, 8, 11
 TORSO_AND_LEGS = (1, 8), (1, 11), (8, 9), (9, 10), (11, 12), (12, 13), (2, 5), (0, 1)
-SEEN = 0.3  # confidence from which a point counts
-SHORTEST = 1e-6  # lengths below, in pixels or picture heights, are none
+# MusePose's tree: child, parent, the limb whose scale applies.
+MUSEPOSE_TREE = (
+    (0, 1, "neck"),
+    *((point, 0, "face") for point in (14, 15, 16, 17)),
+    *((2, 1, "shoulder"), (5, 1, "shoulder"), (3, 2, "upper_arm"), (6, 5, "upper_arm")),
+    *((4, 3, "lower_arm"), (7, 6, "lower_arm"), (8, 1, "body"), (11, 1, "body")),
+    *((9, 8, "thigh"), (12, 11, "thigh"), (10, 9, "shin"), (13, 12, "shin")),
+)
+WRISTS = [7, 4]  # of the left and the right hand
 
 
-def pixels(keypoints: Keypoints, canvas: Canvas) -> Float[np.ndarray, "*frames 18 2"]:
-    return keypoints.body * np.array([canvas[1], canvas[0]], np.float32)
+def align_motion(
+    driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas, method: AlignMethod = "bones"
+) -> Keypoints:
+    """Puts a driving motion into the reference's picture.
+
+    Args:
+        driving: [F] frames, in units of `driving_canvas` (height, width).
+        reference: one frame (no leading axis), in units of `canvas`.
+        canvas: the picture to be made.
+        method: "bones": `retarget`; "global", "musepose": what MimicMotion and MusePose do; "none": not at all.
+
+    Returns:
+        [F] keypoints in units of `canvas`; every number is finite, whatever the inputs hold.
+    """
+    functions = {"none": align_none, "global": align_global, "musepose": align_musepose, "bones": align_bones}
+    return functions[method](driving.bounded(), driving_canvas, reference.bounded(), canvas)
+
+
+def align_bones(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints:
+    """`retarget`; with no bone in common the motion is fitted into the canvas as it is."""
+    retargeted = retarget(driving, driving_canvas, reference, canvas)
+    return align_none(driving, driving_canvas, reference, canvas) if retargeted is None else retargeted
 
 
 def align_none(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints:
-    """The motion as it is, its picture fitted into the canvas: centred, whole, undistorted."""
+    """The motion as it is, its picture fitted into the canvas: centered, whole, undistorted."""
     scale = min(canvas[0] / driving_canvas[0], canvas[1] / driving_canvas[1])
     shift = (np.array(canvas[::-1]) - scale * np.array(driving_canvas[::-1])) / 2
     return _similarity(driving, driving_canvas, canvas, scale, shift)
@@ -46,8 +77,8 @@ def align_global(driving: Keypoints, driving_canvas: Canvas, reference: Keypoint
     Returns:
         [F] keypoints in units of `canvas`.
     """
-    driven, target = pixels(driving, driving_canvas), pixels(reference, canvas)
-    seen_driven, seen_target = driving.body_confidence > SEEN, reference.body_confidence > SEEN
+    driven, target = to_pixels(driving, driving_canvas), to_pixels(reference, canvas)
+    seen_driven, seen_target = driving.body_confidence > MIN_CONFIDENCE, reference.body_confidence > MIN_CONFIDENCE
     ratios = []
     for a, b in TORSO_AND_LEGS:
         frames = seen_driven[:, a] & seen_driven[:, b]
@@ -67,7 +98,7 @@ def _similarity(driving: Keypoints, driving_canvas: Canvas, canvas: Canvas, scal
     """Pixels of the driving canvas -> pixels * scale + shift of the canvas."""
     (height, width), (driving_height, driving_width) = canvas, driving_canvas
     factor = scale * driving_width / width, scale * driving_height / height
-    return driving.moved(factor, (float(shift[0] / width), float(shift[1] / height)))
+    return driving.affine(factor, (float(shift[0] / width), float(shift[1] / height)))
 
 
 def align_musepose(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints:
@@ -77,56 +108,74 @@ def align_musepose(driving: Keypoints, driving_canvas: Canvas, reference: Keypoi
     neck, whose own path is only shifted. Face points are shifted but not scaled. Scales that cannot be measured are
     1. A deviation: there, missing body points count with the detector's guess, which we do not keep.
     """
-    aspect, own_aspect = canvas[1] / canvas[0], driving_canvas[1] / driving_canvas[0]
-    unit, own_unit = np.array([aspect, 1]), np.array([own_aspect, 1])
-    ref, drv = reference.body * unit, driving.body[0] * own_unit
-    ref_seen, drv_seen = reference.body_confidence > SEEN, driving.body_confidence[0] > SEEN
+    unit, driving_unit = (np.array([width / height, 1]) for height, width in (canvas, driving_canvas))
+    scale = _musepose_scales(driving[0], driving_unit, reference, unit)
+    before = driving.body * driving_unit
+    after = before.copy()
+    for child, parent, limb in MUSEPOSE_TREE:
+        after[:, child] = after[:, parent] + scale[limb] * (before[:, child] - before[:, parent])
+    hands = after[:, WRISTS, None] + scale["hand"] * (driving.hands * driving_unit - before[:, WRISTS, None])
+    neck_seen = reference.body_confidence[NECK] > MIN_CONFIDENCE and driving.body_confidence[0, NECK] > MIN_CONFIDENCE
+    offset = reference.body[NECK] * unit - driving.body[0, NECK] * driving_unit if neck_seen else np.zeros(2)
+    parts = {"body": after, "hands": hands, "face": driving.face * driving_unit}
+    shifted = {name: ((points + offset) / unit).astype(np.float32) for name, points in parts.items()}
+    return dataclasses.replace(driving, **shifted)
 
-    def ratio(*pairs: tuple[int, int]) -> float:
-        pairs = [p for p in pairs if ref_seen[list(p)].all() and drv_seen[list(p)].all()]
-        mean = lambda points: np.mean([np.linalg.norm(points[a] - points[b]) for a, b in pairs])  # noqa: E731
-        return float(mean(ref) / mean(drv)) if pairs and mean(drv) > SHORTEST else 1.0
+
+def _musepose_scales(
+    driving: Keypoints, driving_unit: Float[np.ndarray, "xy=2"], reference: Keypoints, unit: Float[np.ndarray, "xy=2"]
+) -> dict[str, float]:
+    """Lengths in the reference / lengths in the driving frame, by limb; units turn positions into picture heights."""
+    points = reference.body * unit, driving.body * driving_unit
+    seen = (reference.body_confidence > MIN_CONFIDENCE) & (driving.body_confidence > MIN_CONFIDENCE)
+
+    def ratio(*bones: tuple[int, int]) -> float:
+        measured = [bone for bone in bones if seen[list(bone)].all()]
+        if not measured:
+            return 1.0
+        own, driven = (np.mean([np.linalg.norm(p[a] - p[b]) for a, b in measured]) for p in points)
+        return float(own / driven) if driven > MIN_LENGTH else 1.0
 
     scale = {
-        "neck": ratio((0, 1)), "face": ratio((16, 17)), "shoulder": ratio((2, 5)),
-        "upper_arm": ratio((2, 3), (5, 6)), "lower_arm": ratio((3, 4), (6, 7)),
-        "thigh": ratio((8, 9), (11, 12)), "shin": ratio((9, 10), (12, 13)),
-    }  # fmt: skip
-    body = [8, 11]
-    known = ref_seen[[1, *body]].all() and drv_seen[[1, *body]].all()
-    length = lambda points: np.linalg.norm(points[1] - points[body].mean(0))  # noqa: E731
-    scale["body"] = float(length(ref) / length(drv)) if known and length(drv) > SHORTEST else 1.0
-    knuckles = []
-    for hand in range(2):
-        for finger in (1, 5, 9, 13, 17):
-            both = [(k.hands_confidence[..., hand, :].reshape(-1, 21)[0, [0, finger]] > SEEN).all()
-                    for k in (reference, driving)]  # fmt: skip
-            if all(both):
-                a = np.linalg.norm((reference.hands[hand, 0] - reference.hands[hand, finger]) * unit)
-                b = np.linalg.norm((driving.hands[0, hand, 0] - driving.hands[0, hand, finger]) * own_unit)
-                knuckles += [a / b] if b > SHORTEST else []
+        "neck": ratio((0, 1)),
+        "face": ratio((16, 17)),
+        "shoulder": ratio((2, 5)),
+        "upper_arm": ratio((2, 3), (5, 6)),
+        "lower_arm": ratio((3, 4), (6, 7)),
+        "thigh": ratio((8, 9), (11, 12)),
+        "shin": ratio((9, 10), (12, 13)),
+        "body": 1.0,
+    }
+    hips = [RIGHT_HIP, LEFT_HIP]
+    own, driven = (np.linalg.norm(p[NECK] - p[hips].mean(0)) for p in points)
+    if seen[[NECK, *hips]].all() and driven > MIN_LENGTH:
+        scale["body"] = float(own / driven)
     arms = [scale["upper_arm"], scale["lower_arm"]]
+    knuckles = _knuckle_ratios(driving, driving_unit, reference, unit)
     scale["hand"] = float(np.mean([np.mean(knuckles), *arms] if knuckles else arms))
-
-    before = driving.body * own_unit
-    after = before.copy()
-    tree = (
-        (0, 1, "neck"), *((p, 0, "face") for p in (14, 15, 16, 17)), (2, 1, "shoulder"), (5, 1, "shoulder"),
-        (3, 2, "upper_arm"), (6, 5, "upper_arm"), (4, 3, "lower_arm"), (7, 6, "lower_arm"),
-        (8, 1, "body"), (11, 1, "body"), (9, 8, "thigh"), (12, 11, "thigh"), (10, 9, "shin"), (13, 12, "shin"),
-    )  # fmt: skip
-    for child, parent, name in tree:
-        after[:, child] = after[:, parent] + scale[name] * (before[:, child] - before[:, parent])
-    hands = driving.hands * own_unit
-    wrists = [7, 4]  # of the left and the right hand
-    hands = after[:, wrists, None] + scale["hand"] * (hands - before[:, wrists, None])
-    offset = ref[1] - drv[1] if ref_seen[1] and drv_seen[1] else np.zeros(2)
-    place = lambda points: ((points + offset) / unit).astype(np.float32)  # noqa: E731
-    return dataclasses.replace(driving, body=place(after), hands=place(hands), face=place(driving.face * own_unit))
+    return scale
 
 
-def portrait(keypoints: Keypoints, canvas: Canvas, aspect: float, margin: float = 0.12
-             ) -> tuple[float, float, float, float]:  # fmt: skip
+def _knuckle_ratios(
+    driving: Keypoints, driving_unit: Float[np.ndarray, "xy=2"], reference: Keypoints, unit: Float[np.ndarray, "xy=2"]
+) -> list[float]:
+    """Wrist to knuckle, in the reference / in the driving frame, of all fingers seen in both."""
+    ratios = []
+    for hand in range(2):
+        for knuckle in (1, 5, 9, 13, 17):
+            ends = [0, knuckle]
+            if not all((k.hands_confidence[hand, ends] > MIN_CONFIDENCE).all() for k in (reference, driving)):
+                continue
+            own = np.linalg.norm((reference.hands[hand, 0] - reference.hands[hand, knuckle]) * unit)
+            driven = np.linalg.norm((driving.hands[hand, 0] - driving.hands[hand, knuckle]) * driving_unit)
+            if driven > MIN_LENGTH:
+                ratios.append(own / driven)
+    return ratios
+
+
+def crop_box(
+    keypoints: Keypoints, canvas: Canvas, aspect: float, margin: float = 0.12
+) -> tuple[float, float, float, float]:
     """The cut of a picture that shows its person in the proportions of the result.
 
     Args:
@@ -135,11 +184,11 @@ def portrait(keypoints: Keypoints, canvas: Canvas, aspect: float, margin: float 
         margin: free space around the person, as a share of the person's height.
 
     Returns:
-        left, top, right, bottom in pixels; may reach outside the picture. With nobody in it, the largest centred cut.
+        left, top, right, bottom in pixels; may reach outside the picture. With nobody in it, the largest centered cut.
     """
     height, width = canvas
     keypoints = keypoints.bounded()
-    points = pixels(keypoints, canvas)[keypoints.body_confidence > SEEN]
+    points = to_pixels(keypoints, canvas)[keypoints.body_confidence > MIN_CONFIDENCE]
     if len(points) < 2:
         size = min(height, width / aspect)
         center = np.array([width / 2, height / 2])

@@ -1,8 +1,9 @@
-"""Finds one person's body in pictures, and hands and face if wanted, offline: MediaPipe's models in `assets/blazepose`.
+"""2D keypoints of one person in a video with BlazePose: MediaPipe's models in `assets/blazepose`, no download.
 
-A detector (224 x 224) finds people as a hip centre and a circle around the body; a landmark model (256 x 256)
-reads 33 points, and the circle for the next frame, from an upright crop of that circle. The detector runs
-now and then while one person is followed, in every frame when there are more or nobody. Bazarevsky et al.,
+A person detector (224 x 224) gives a region of interest for everybody: the hip center and a circle around the body. A
+landmark model (256 x 256) estimates 33 keypoints, and the region for the next frame, from the crop of that circle,
+turned so that the body is upright. While one person is tracked, the detector runs every `REDETECT_EVERY` frames;
+with nobody or several people, in every frame. Hands and face are estimated on demand (`hands_face`). Bazarevsky et al.,
 "BlazePose: On-device Real-time Body Pose tracking", 2020; the numbers are those of MediaPipe's graphs
 `pose_detection_cpu` and `pose_landmark_cpu`.
 """
@@ -21,12 +22,12 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from animate_jax.errors import UserError
-from animate_jax.pose.hands_face import FACE_68, Points, read_face, read_hand
-from animate_jax.pose.keypoints import LEFT_RIGHT, Keypoints
-from animate_jax.pose.litert import apply, crop, run, sigmoid
-from animate_jax.pose.track import Found, check_person, follow
+from animate_jax.pose.hands_face import FACE_68, Points, estimate_face, estimate_hand
+from animate_jax.pose.keypoints import LEFT_RIGHT, MIN_CONFIDENCE, Keypoints
+from animate_jax.pose.litert import apply_affine, crop_square, run_model, sigmoid
+from animate_jax.pose.track import Detection, check_person, track_person
 
-# (frames, progress, person) -> keypoints; `detect` is one.
+# Finds one person in frames: (frames, progress, person) -> keypoints [F]; `detect` and `DWPose` are such.
 Detector = Callable[..., Keypoints]
 
 DETECTOR_SIZE, LANDMARK_SIZE, HEATMAP_SIZE = 224, 256, 64  # pixels
@@ -34,10 +35,9 @@ DETECTOR_STRIDES = {8: 2, 16: 2, 32: 6}  # stride in pixels -> boxes per positio
 
 DETECTION_CONFIDENCE = 0.5  # of a person, by the detector
 TRACKING_CONFIDENCE = 0.5  # of a person, by the landmark model
-POINT_CONFIDENCE = 0.3  # below it a point is missing
 OVERLAP = 0.3  # intersection over union from which two detections are one person
-SAME_PERSON = 0.25  # distance of hip centres, in radii, below which two circles are around one person
-LOOK_ROUND = 5  # frames between two searches for more people
+SAME_PERSON = 0.25  # distance of hip centers, in radii, below which two circles are around one person
+REDETECT_EVERY = 5  # frames between two searches for more people
 MARGIN = 1.25  # side of the crop in diameters of the body circle
 REFINEMENT_WINDOW = 7  # heatmap positions around a point that refine it
 REFINEMENT_CONFIDENCE = 0.5  # peak of the heatmap from which it is trusted
@@ -48,25 +48,32 @@ BODY_FROM_BLAZEPOSE = [
     NOSE, NOSE, RIGHT_SHOULDER, 14, 16, LEFT_SHOULDER, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7,
 ]  # fmt: skip
 NECK, TORSO = 1, [2, 5, 8, 11]  # rows of OpenPose-18; right and left shoulder, right and left hip
-CIRCLE = slice(33, 35)  # hip centre, a point on the circle above the head
+CIRCLE = slice(33, 35)  # hip center, a point on the circle above the head
 
 
-class _Reading(NamedTuple):
-    """A body as it was read: our keypoints, where to look for it next, and BlazePose's own points in pixels."""
+class _Estimate(NamedTuple):
+    """One person's pose in one frame.
+
+    pose: our keypoints, in units of the frame.
+    circle: the region of interest for the next frame.
+    points, confidence: BlazePose's 39 landmarks in pixels of the frame: 33 of the body, 6 for the tracking.
+    """
 
     pose: Keypoints
-    circle: _Circle
+    circle: _BodyCircle
     points: Float[np.ndarray, "39 2"]
     confidence: Float32[np.ndarray, " 39"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Circle:
-    """A body: everything of it lies within `radius` of the hip centre; all in pixels of the picture."""
+class _BodyCircle:
+    """The region of interest of one person: the whole body lies within `radius` of the hip center. In pixels of the
+    frame; carries over from frame to frame where hands and face were.
+    """
 
     center: Float[np.ndarray, "xy=2"]
-    up: Float[np.ndarray, "xy=2"]  # from the centre to the circle, in the direction of the head
-    hands: tuple[Points | None, Points | None] = (None, None)  # as they were read last, left first
+    up: Float[np.ndarray, "xy=2"]  # from the center to the circle, in the direction of the head
+    hands: tuple[Points | None, Points | None] = (None, None)  # the last estimates, left first
     face: Points | None = None
 
     @property
@@ -90,7 +97,7 @@ def detect(
     Args:
         frames: RGB pictures of equal size, an array [F, H, W, 3] or an iterator that is read once.
         progress: called with the number of finished frames after every frame.
-        person: which of several, see `animate_jax.pose.track.follow`.
+        person: which of several, see `animate_jax.pose.track.track_person`.
         hands, face: are read as well (`hands_face`).
 
     Raises:
@@ -100,18 +107,20 @@ def detect(
     people, circles, shape, most = [], [], None, 0
     for index, frame in enumerate(frames):
         shape = frame.shape
-        readings = _read(frame, circles)
-        # One person is followed almost without looking round; where more were seen, some may be hidden.
-        if len(readings) != 1 or most > 1 or index % LOOK_ROUND == 0:
-            readings = _read(frame, [reading.circle for reading in readings] + _people(frame))
+        estimates = _estimate_poses(frame, circles)
+        # One person is tracked almost without detecting; where more were seen, some may be hidden.
+        if len(estimates) != 1 or most > 1 or index % REDETECT_EVERY == 0:
+            estimates = _estimate_poses(frame, [estimate.circle for estimate in estimates] + _detect_people(frame))
         if hands or face:
-            readings = [_with_parts(frame, reading, hands, face) for reading in readings]
-        circles = [reading.circle for reading in readings]
+            estimates = [_with_parts(frame, estimate, hands, face) for estimate in estimates]
+        circles = [estimate.circle for estimate in estimates]
         most = max(most, len(circles))
-        people.append([found for found in (Found.of(reading.pose, frame) for reading in readings) if found])
+        people.append(
+            [found for found in (Detection.from_pose(estimate.pose, frame) for estimate in estimates) if found]
+        )
         if progress:
             progress(len(people))
-    return _with_steady_sides(follow(people, person), shape) if people else Keypoints.missing(0)
+    return _fix_left_right_swaps(track_person(people, person), shape) if people else Keypoints.empty(0)
 
 
 def segment(
@@ -123,54 +132,55 @@ def segment(
     """
     height, width = picture.shape[:2]
 
-    def away(reading: _Reading) -> float:
-        both = (person.body_confidence > 0) & (reading.pose.body_confidence > 0)
-        return float(np.abs(reading.pose.body - person.body)[both].mean()) if both.any() else math.inf
+    def distance(estimate: _Estimate) -> float:
+        both = (person.body_confidence > 0) & (estimate.pose.body_confidence > 0)
+        return float(np.abs(estimate.pose.body - person.body)[both].mean()) if both.any() else math.inf
 
-    reading = min(_read(picture, _people(picture)), key=away, default=None)
-    if reading is None or away(reading) == math.inf:
+    estimate = min(_estimate_poses(picture, _detect_people(picture)), key=distance, default=None)
+    if estimate is None or distance(estimate) == math.inf:
         return None
-    to_picture = _upright(reading.circle)
-    logits = run("pose_landmark_full", crop(picture, to_picture, LANDMARK_SIZE) / 255)[2][..., 0]
-    index_map = to_picture.copy()
-    index_map[:, 2] += to_picture[:, :2].sum(1) / 2 - 0.5
+    to_frame = _circle_to_frame(estimate.circle)
+    logits = run_model("pose_landmark_full", crop_square(picture, to_frame, LANDMARK_SIZE) / 255)[2][..., 0]
+    index_map = to_frame.copy()
+    index_map[:, 2] += to_frame[:, :2].sum(1) / 2 - 0.5
     return cv2.warpAffine(np.round(255 * sigmoid(logits)), index_map, (width, height)).astype(np.uint8)
 
 
-def _read(frame: UInt8[np.ndarray, "height width 3"], circles: list[_Circle]) -> list[_Reading]:
-    """Poses within circles; of circles around one person the first counts."""
-    readings: list[_Reading] = []
+def _estimate_poses(frame: UInt8[np.ndarray, "height width 3"], circles: list[_BodyCircle]) -> list[_Estimate]:
+    """Estimates a pose in every region of interest; of several regions of one person the first counts."""
+    estimates: list[_Estimate] = []
     for circle in circles:
-        if any(_one_person(circle, other.circle) for other in readings):
+        if any(_same_person(circle, other.circle) for other in estimates):
             continue
-        reading = _landmarks(frame, circle)
-        if reading and not any(_one_person(reading.circle, other.circle) for other in readings):
-            readings.append(reading)
-    return readings
+        estimate = _estimate_in_circle(frame, circle)
+        if estimate and not any(_same_person(estimate.circle, other.circle) for other in estimates):
+            estimates.append(estimate)
+    return estimates
 
 
-def _one_person(a: _Circle, b: _Circle) -> bool:
+def _same_person(a: _BodyCircle, b: _BodyCircle) -> bool:
+    """Whether two regions of interest are around one person: their hip centers are close for their size."""
     return math.dist(a.center, b.center) < SAME_PERSON * max(a.radius, b.radius)
 
 
 def require_person(keypoints: Keypoints, path: str | os.PathLike) -> None:
     """Raises a UserError that names `path` when there is nobody in any frame."""
-    if not (keypoints.body_confidence >= POINT_CONFIDENCE).any():
+    if not (keypoints.body_confidence >= MIN_CONFIDENCE).any():
         raise UserError(f"{path}: no person found: use one that shows a whole person clearly")
 
 
-def _people(frame: UInt8[np.ndarray, "height width 3"]) -> list[_Circle]:
-    """Runs the detector on the whole picture; the most confident of overlapping detections remains."""
+def _detect_people(frame: UInt8[np.ndarray, "height width 3"]) -> list[_BodyCircle]:
+    """The person detector on the whole frame, then non-maximum suppression; the most confident first."""
     height, width, _ = frame.shape
     side = max(height, width)
-    # The picture, centred in a black square: detector pixels -> picture pixels.
+    # The picture, centered in a black square: detector pixels -> picture pixels.
     scale = side / DETECTOR_SIZE
-    to_picture = np.array([[scale, 0, (width - side) / 2], [0, scale, (height - side) / 2]])
-    boxes, logits = run("pose_detection", crop(frame, to_picture, DETECTOR_SIZE) / 127.5 - 1)
+    to_frame = np.array([[scale, 0, (width - side) / 2], [0, scale, (height - side) / 2]])
+    boxes, logits = run_model("pose_detection", crop_square(frame, to_frame, DETECTOR_SIZE) / 127.5 - 1)
     scores = sigmoid(logits[:, 0])
     candidates = np.flatnonzero(scores >= DETECTION_CONFIDENCE)
     candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
-    # Face centre, (face size), hip centre, circle, shoulder centre, its circle: pixels from the anchor.
+    # Face center, (face size), hip center, circle, shoulder center, its circle: pixels from the anchor.
     points = boxes[candidates].reshape(-1, 6, 2)
     points[:, [0, 2, 3, 4, 5]] += _anchors()[candidates, None]
 
@@ -178,64 +188,65 @@ def _people(frame: UInt8[np.ndarray, "height width 3"]) -> list[_Circle]:
     for index, candidate in enumerate(points):
         if all(_overlap(candidate, points[other]) < OVERLAP for other in kept):
             kept.append(index)
-    return [_circle(apply(to_picture, points[index, 2:4])) for index in kept]
+    return [_body_circle(apply_affine(to_frame, points[index, 2:4])) for index in kept]
 
 
-def _landmarks(frame: UInt8[np.ndarray, "height width 3"], circle: _Circle) -> _Reading | None:
-    """Reads the pose within a circle, and the circle that fits it; None when no person is there."""
+def _estimate_in_circle(frame: UInt8[np.ndarray, "height width 3"], circle: _BodyCircle) -> _Estimate | None:
+    """The landmark model in one region of interest: the pose, and the region for the next frame; None when it finds no
+    person there."""
     height, width, _ = frame.shape
-    to_picture = _upright(circle)
-    rows, presence, _, heatmaps, _ = run("pose_landmark_full", crop(frame, to_picture, LANDMARK_SIZE) / 255)
+    to_frame = _circle_to_frame(circle)
+    rows, presence, _, heatmaps, _ = run_model("pose_landmark_full", crop_square(frame, to_frame, LANDMARK_SIZE) / 255)
     if presence.item() < TRACKING_CONFIDENCE:
         return None
 
     # Of 39 points: x, y, z in pixels of the crop, logits of being visible and of being there at all.
     rows = rows.reshape(39, 5)
     confidence = sigmoid(rows[:, 3:]).min(-1)
-    points = apply(to_picture, _refine(rows[:, :2], heatmaps))
+    points = apply_affine(to_frame, _refine(rows[:, :2], heatmaps))
     shoulders = [LEFT_SHOULDER, RIGHT_SHOULDER]
     body, body_confidence = points[BODY_FROM_BLAZEPOSE], confidence[BODY_FROM_BLAZEPOSE]
     body[NECK], body_confidence[NECK] = points[shoulders].mean(0), confidence[shoulders].min()
     body = (body / (width, height)).astype(np.float32)
-    seen = (body_confidence >= POINT_CONFIDENCE) & (body >= 0).all(-1) & (body <= 1).all(-1)
-    pose = dataclasses.replace(Keypoints.missing(), body=body, body_confidence=body_confidence * seen)
-    fitting = dataclasses.replace(_circle(points[CIRCLE]), hands=circle.hands, face=circle.face)
-    return _Reading(pose, fitting, points, confidence)
+    seen = (body_confidence >= MIN_CONFIDENCE) & (body >= 0).all(-1) & (body <= 1).all(-1)
+    pose = dataclasses.replace(Keypoints.empty(), body=body, body_confidence=body_confidence * seen)
+    fitting = dataclasses.replace(_body_circle(points[CIRCLE]), hands=circle.hands, face=circle.face)
+    return _Estimate(pose, fitting, points, confidence)
 
 
-def _with_parts(frame: UInt8[np.ndarray, "height width 3"], reading: _Reading, hands: bool, face: bool) -> _Reading:
-    """With hands and face, and what is known of them for the next frame."""
-    size, pose, circle = np.float32(frame.shape[1::-1]), reading.pose, reading.circle
-    body = reading.points[:33], reading.confidence[:33]
+def _with_parts(frame: UInt8[np.ndarray, "height width 3"], estimate: _Estimate, hands: bool, face: bool) -> _Estimate:
+    """Adds hands and face to a pose, and remembers where they are for the next frame."""
+    size, pose, circle = np.float32(frame.shape[1::-1]), estimate.pose, estimate.circle
+    body = estimate.points[:33], estimate.confidence[:33]
 
     def placed(points: Points, presence: float) -> tuple[Float32[np.ndarray, "n 2"], Float32[np.ndarray, " n"]]:
         place = (points / size).astype(np.float32)
         return place, np.float32(presence) * ((place >= 0) & (place <= 1)).all(-1)
 
     if hands:
-        found = [read_hand(frame, *body, side, circle.hands[side]) for side in (0, 1)]
+        found = [estimate_hand(frame, *body, side, circle.hands[side]) for side in (0, 1)]
         for side, hand in enumerate(found):
             if hand:
                 pose.hands[side], pose.hands_confidence[side] = placed(*hand)
         circle = dataclasses.replace(circle, hands=tuple(hand and hand[0] for hand in found))
     if face:
-        mesh = read_face(frame, *body, circle.face)
+        mesh = estimate_face(frame, *body, circle.face)
         if mesh:
             pose.face[:], pose.face_confidence[:] = placed(mesh[0][list(FACE_68)], mesh[1])
         circle = dataclasses.replace(circle, face=mesh and mesh[0])
-    return reading._replace(pose=pose, circle=circle)
+    return estimate._replace(pose=pose, circle=circle)
 
 
-def _upright(circle: _Circle) -> Float[np.ndarray, "2 3"]:
-    """Of a square crop with the head up: crop pixels -> picture pixels."""
+def _circle_to_frame(circle: _BodyCircle) -> Float[np.ndarray, "2 3"]:
+    """The affine map of the square crop around a region of interest, head up: crop pixels -> frame pixels."""
     down = -circle.up * 2 * MARGIN / LANDMARK_SIZE
     right = np.array([down[1], -down[0]])
     corner = circle.center - (right + down) * LANDMARK_SIZE / 2
     return np.stack([right, down, corner], axis=1)
 
 
-def _with_steady_sides(keypoints: Keypoints, shape: tuple[int, ...]) -> Keypoints:
-    """Undoes sudden exchanges of left and right, which happen when the face does not tell front from back.
+def _fix_left_right_swaps(keypoints: Keypoints, shape: tuple[int, ...]) -> Keypoints:
+    """Undoes sudden left-right swaps, which happen when a hidden face does not tell front from back.
 
     Between two frames, sides were exchanged when shoulders and hips jump unless their sides trade names.
     Which of the two namings is right, the majority of the frames says.
@@ -265,12 +276,13 @@ def _with_steady_sides(keypoints: Keypoints, shape: tuple[int, ...]) -> Keypoint
     )
 
 
-def _circle(points: Float[np.ndarray, "2 2"]) -> _Circle:
-    return _Circle(points[0], points[1] - points[0])
+def _body_circle(points: Float[np.ndarray, "2 2"]) -> _BodyCircle:
+    """From the hip center and a point on the circle above the head."""
+    return _BodyCircle(points[0], points[1] - points[0])
 
 
 def _overlap(a: Float[np.ndarray, "6 2"], b: Float[np.ndarray, "6 2"]) -> float:
-    """Intersection over union of two detections' face boxes (rows: centre, size)."""
+    """Intersection over union of two detections' face boxes (rows: center, size)."""
     low, high = np.maximum(a[0] - a[1] / 2, b[0] - b[1] / 2), np.minimum(a[0] + a[1] / 2, b[0] + b[1] / 2)
     common = (high - low).clip(0).prod()
     return float(common / (a[1].prod() + b[1].prod() - common))
@@ -279,7 +291,7 @@ def _overlap(a: Float[np.ndarray, "6 2"], b: Float[np.ndarray, "6 2"]) -> float:
 def _refine(
     points: Float32[np.ndarray, "n 2"], heatmaps: Float32[np.ndarray, "size size n"]
 ) -> Float32[np.ndarray, "n 2"]:
-    """Moves points (pixels of the crop) to the centre of mass of their heatmap nearby, where that is sure."""
+    """Moves points (pixels of the crop) to the center of mass of their heatmap nearby, where that is sure."""
     cell, reach = LANDMARK_SIZE / HEATMAP_SIZE, REFINEMENT_WINDOW // 2
     padded = np.pad(sigmoid(heatmaps), ((reach, reach), (reach, reach), (0, 0)))
     steps = np.arange(REFINEMENT_WINDOW)
@@ -296,7 +308,7 @@ def _refine(
 
 @functools.cache
 def _anchors() -> Float[np.ndarray, "2254 2"]:
-    """Centres x, y of the detector's boxes in its pixels, in the order of its outputs."""
+    """SSD anchors: centers x, y of the detector's boxes in its pixels, in the order of its outputs."""
     grids = []
     for stride, boxes in DETECTOR_STRIDES.items():
         y, x = np.mgrid[0:DETECTOR_SIZE:stride, 0:DETECTOR_SIZE:stride] + stride / 2

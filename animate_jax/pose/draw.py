@@ -1,6 +1,6 @@
 """Draws keypoints as the pose pictures that the weights were trained with.
 
-`moore` and `musepose` equal the pictures of the PyTorch peers Moore-AnimateAnyone (`src/dwpose/util.py`) and
+`moore` and `musepose` equal the pictures of the PyTorch implementations Moore-AnimateAnyone (`src/dwpose/util.py`) and
 MusePose (`pose/script/util.py`) pixel for pixel, which is why OpenCV draws them. `paper` is `moore` without
 the face (Hu et al. 2023 draw body and hands). `tiny` is made for pictures around 128 pixels high:
 anti-aliased limbs, no hands, no face.
@@ -18,11 +18,9 @@ from jaxtyping import Float, UInt8
 
 from animate_jax.config import PoseStyle
 from animate_jax.errors import UserError
-from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 
-VISIBLE = 0.3  # least confidence of a point that is drawn (DWPose's)
-
-# OpenPose's limbs, in drawing order, and its rainbow: one colour per limb and per joint, RGB.
+# OpenPose's limbs, in drawing order, and its rainbow: one color per limb and per joint, RGB.
 LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
     (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
@@ -45,8 +43,8 @@ TINY_RADIUS = 1.6 / 128  # of a limb, in picture heights
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pen:
-    """Where the peers differ; widths are pixels, None grows with the limb's length."""
+class _Style:
+    """Where the PyTorch implementations differ; widths are pixels, None grows with the limb's length."""
 
     limb_width: int | None  # half the width of a limb
     finger_width: int | None
@@ -55,21 +53,21 @@ class _Pen:
     bgr: bool = False  # red and blue trade places
 
 
-PENS: dict[PoseStyle, _Pen] = {
-    "paper": _Pen(limb_width=4, finger_width=2, hand_radius=4, face=False),
-    "moore": _Pen(limb_width=4, finger_width=2, hand_radius=4, face=True),
-    "musepose": _Pen(limb_width=None, finger_width=None, hand_radius=3, face=False, bgr=True),
+STYLES: dict[PoseStyle, _Style] = {
+    "paper": _Style(limb_width=4, finger_width=2, hand_radius=4, face=False),
+    "moore": _Style(limb_width=4, finger_width=2, hand_radius=4, face=True),
+    "musepose": _Style(limb_width=None, finger_width=None, hand_radius=3, face=False, bgr=True),
 }
 # What is drawn besides the body.
 PARTS: dict[PoseStyle, tuple[str, ...]] = {
     "none": (),
     "tiny": (),
-    **{style: ("hands", "face") if pen.face else ("hands",) for style, pen in PENS.items()},
+    **{style: ("hands", "face") if options.face else ("hands",) for style, options in STYLES.items()},
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class LazyPoseImages:
     """The pictures of a clip, drawn when they are asked for: `drawn[frames]` with a number, a slice or an array."""
 
     keypoints: Keypoints
@@ -95,10 +93,11 @@ def draw(
         UserError: a point that is not missing has a position that is not a finite number.
     """
     for name in ("body", "hands", "face"):
-        lost = ~np.isfinite(getattr(keypoints, name)).all(-1) & (getattr(keypoints, f"{name}_confidence") >= VISIBLE)
-        if lost.any():
+        present = getattr(keypoints, f"{name}_confidence") >= MIN_CONFIDENCE
+        invalid = present & ~np.isfinite(getattr(keypoints, name)).all(-1)
+        if invalid.any():
             raise UserError(
-                f"keypoints: {lost.sum()} of {lost.size} {name} points are nowhere (NaN or infinite): "
+                f"keypoints: {invalid.sum()} of {invalid.size} {name} points are nowhere (NaN or infinite): "
                 "mark them as missing with confidence 0"
             )
     keypoints = keypoints.bounded()
@@ -110,22 +109,22 @@ def draw(
         if style == "tiny":
             _draw_tiny(pictures[index], keypoints[index])
         else:
-            _draw_openpose(pictures[index], keypoints[index], PENS[style])
+            _draw_openpose(pictures[index], keypoints[index], STYLES[style])
     return pictures
 
 
-def _draw_openpose(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints, pen: _Pen) -> None:
-    """Draws in place. Positions are cut, not rounded, to whole pixels, as the peers do."""
+def _draw_openpose(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints, style: _Style) -> None:
+    """Draws in place. Positions are cut, not rounded, to whole pixels, as the PyTorch implementations do."""
     height, width, _ = canvas.shape
     body = pose.body.astype(np.float64) * (width, height)
-    visible = pose.body_confidence >= VISIBLE
+    visible = pose.body_confidence >= MIN_CONFIDENCE
     for (start, end), color in zip(LIMBS, COLORS, strict=False):
         if not (visible[start] and visible[end]):
             continue
         x, y = (body[start] + body[end]) / 2
         dx, dy = body[start] - body[end]
         length = (dx**2 + dy**2) ** 0.5
-        axes = int(length / 2), pen.limb_width or _growing_width(length)
+        axes = int(length / 2), style.limb_width or _line_width(length)
         ellipse = cv2.ellipse2Poly((int(x), int(y)), axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1)
         cv2.fillConvexPoly(canvas, ellipse, color)
     canvas[:] = canvas * LIMB_SHADE
@@ -133,29 +132,29 @@ def _draw_openpose(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints,
         cv2.circle(canvas, body[joint].astype(int).tolist(), JOINT_RADIUS, COLORS[joint], cv2.FILLED)
 
     for points, confidence in zip(pose.hands, pose.hands_confidence, strict=True):
-        points, inside = _pixels(points, confidence, canvas)
+        points, inside = _drawable_pixels(points, confidence, canvas)
         for (start, end), color in zip(FINGERS, FINGER_COLORS, strict=True):
             if inside[start] and inside[end]:
-                thickness = pen.finger_width or _growing_width(math.dist(points[start], points[end]))
+                thickness = style.finger_width or _line_width(math.dist(points[start], points[end]))
                 cv2.line(canvas, points[start].tolist(), points[end].tolist(), color, thickness)
         for point in points[inside].tolist():
-            cv2.circle(canvas, point, pen.hand_radius, (0, 0, 255), cv2.FILLED)
-    if pen.face:
-        points, inside = _pixels(pose.face, pose.face_confidence, canvas)
+            cv2.circle(canvas, point, style.hand_radius, (0, 0, 255), cv2.FILLED)
+    if style.face:
+        points, inside = _drawable_pixels(pose.face, pose.face_confidence, canvas)
         for point in points[inside].tolist():
             cv2.circle(canvas, point, FACE_RADIUS, (255, 255, 255), cv2.FILLED)
-    if pen.bgr:
+    if style.bgr:
         canvas[:] = canvas[..., ::-1].copy()
 
 
-def _pixels(points: Float[np.ndarray, "n 2"], confidence: Float[np.ndarray, " n"], canvas: np.ndarray):
-    """Whole pixels, and which to draw: the peers drop hand and face points up to the first row and column."""
+def _drawable_pixels(points: Float[np.ndarray, "n 2"], confidence: Float[np.ndarray, " n"], canvas: np.ndarray):
+    """Whole pixels, and which to draw: hand and face points in the first row or column are dropped, as in PyTorch."""
     pixels = (points.astype(np.float64) * (canvas.shape[1], canvas.shape[0])).astype(int)
-    return pixels, (confidence >= VISIBLE) & (pixels > 0).all(-1)
+    return pixels, (confidence >= MIN_CONFIDENCE) & (pixels > 0).all(-1)
 
 
-def _growing_width(length: float) -> int:
-    """MusePose's pen: 1 below 5 pixels, one more with every doubling, at most 8."""
+def _line_width(length: float) -> int:
+    """MusePose's line width in pixels: 1 below 5 pixels, one more with every doubling, at most 8."""
     return 1 + int(np.searchsorted((5, 10, 20, 40, 80, 160, 320), length, side="right"))
 
 
@@ -169,7 +168,7 @@ def _draw_tiny(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints) -> 
     slope = axis / (axis**2).sum(-1, keepdims=True).clip(1e-6)
     low = np.floor(ends.min(1) - radius - 1).clip(0, size).astype(int).tolist()
     high = np.ceil(ends.max(1) + radius + 1).clip(0, size).astype(int).tolist()
-    drawn = (pose.body_confidence >= VISIBLE)[LIMBS_ARRAY].all(-1)
+    drawn = (pose.body_confidence >= MIN_CONFIDENCE)[LIMBS_ARRAY].all(-1)
     centers_x = np.arange(width, dtype=np.float32) + np.float32(0.5)
     centers_y = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5)
     for limb in np.flatnonzero(drawn).tolist():

@@ -17,17 +17,17 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from animate_jax.errors import UserError, reading
-from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.track import Found, check_person, follow
+from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
+from animate_jax.pose.track import Detection, check_person, track_person
 
-DETECTOR, READER = "yolox_l.onnx", "dw-ll_ucoco_384.onnx"
-DETECTOR_SIZE, STRIDES, GREY = 640, (8, 16, 32), 114.0
-LEAST_SCORE, OVERLAP = 0.3, 0.45
+DETECTOR, POSE_MODEL = "yolox_l.onnx", "dw-ll_ucoco_384.onnx"
+DETECTOR_SIZE, STRIDES, PAD_VALUE = 640, (8, 16, 32), 114.0
+MIN_SCORE, OVERLAP = 0.3, 0.45
 HEIGHT, WIDTH = 384, 288  # of a person's crop
 PADDING = 1.25  # the crop is that much larger than the person's box
-MEAN, SPREAD = np.float32((123.675, 116.28, 103.53)), np.float32((58.395, 57.12, 57.375))
-SPLIT = 2  # scores per pixel of the crop
-SHOULDERS, VISIBLE = [5, 6], 0.3
+MEAN, STD = np.float32((123.675, 116.28, 103.53)), np.float32((58.395, 57.12, 57.375))
+SIMCC_SPLIT_RATIO = 2  # scores per pixel of the crop
+SHOULDERS = [5, 6]
 # OpenPose-18 out of COCO-WholeBody's 17; the neck (1) is filled in. Then 6 points of feet, face, left and right hand.
 BODY_FROM_COCO = [0, 0, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
 NECK, FACE, HANDS = 1, slice(23, 91), slice(91, 133)
@@ -49,15 +49,17 @@ class DWPose:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, too
         self._models = []
-        for name, size in ((DETECTOR, (DETECTOR_SIZE, DETECTOR_SIZE)), (READER, (HEIGHT, WIDTH))):
+        for name, size in ((DETECTOR, (DETECTOR_SIZE, DETECTOR_SIZE)), (POSE_MODEL, (HEIGHT, WIDTH))):
             path = Path(folder) / name
             if not path.is_file():
-                raise UserError(f"{path}: no such file: --dwpose needs a folder with {DETECTOR} and {READER}")
+                raise UserError(f"{path}: no such file: --dwpose needs a folder with {DETECTOR} and {POSE_MODEL}")
             with reading(path, "model in ONNX", "download it again"):
                 model = onnxruntime.InferenceSession(path, options, onnxruntime.get_available_providers())
                 takes = tuple(model.get_inputs()[0].shape[-2:])
             if all(isinstance(length, int) for length in takes) and takes != size:
-                raise UserError(f"{path}: takes pictures of {takes}, not {size} pixels: is it {DETECTOR} or {READER}?")
+                raise UserError(
+                    f"{path}: takes pictures of {takes}, not {size} pixels: is it {DETECTOR} or {POSE_MODEL}?"
+                )
             self._models.append((path, model))
 
     def __call__(
@@ -70,23 +72,23 @@ class DWPose:
         check_person(person)
         people = []
         for frame in frames:
-            found = [Found.of(self._read(frame, box), frame) for box in self._people(frame)]
+            found = [Detection.from_pose(self._estimate(frame, box), frame) for box in self._detect_people(frame)]
             people.append([one for one in found if one])
             if progress:
                 progress(len(people))
-        return follow(people, person)
+        return track_person(people, person)
 
-    def _people(self, frame: UInt8[np.ndarray, "height width 3"]) -> list[Box]:
-        """Boxes of people; the whole picture when there are none, as the peers do."""
+    def _detect_people(self, frame: UInt8[np.ndarray, "height width 3"]) -> list[Box]:
+        """Boxes of people; the whole picture when there are none, as the PyTorch implementations do."""
         picture, scale = letterbox(frame)
-        boxes = people_boxes(self._run(0, picture)[0][0]) / scale
+        boxes = decode_boxes(self._run(0, picture)[0][0]) / scale
         return list(boxes) or [np.array([0.0, 0, frame.shape[1], frame.shape[0]])]
 
-    def _read(self, frame: UInt8[np.ndarray, "height width 3"], box: Box) -> Keypoints:
-        picture, to_frame = crop(frame, box)
+    def _estimate(self, frame: UInt8[np.ndarray, "height width 3"], box: Box) -> Keypoints:
+        picture, to_frame = crop_person(frame, box)
         scores_x, scores_y = self._run(1, picture)
-        points, confidence = simcc(scores_x[0], scores_y[0])
-        return whole_body(points @ to_frame[:, :2].T + to_frame[:, 2], confidence, frame.shape[:2])
+        points, confidence = decode_simcc(scores_x[0], scores_y[0])
+        return from_coco_wholebody(points @ to_frame[:, :2].T + to_frame[:, 2], confidence, frame.shape[:2])
 
     def _run(self, index: int, picture: Float32[np.ndarray, "3 height width"]) -> list[np.ndarray]:
         path, model = self._models[index]
@@ -95,16 +97,16 @@ class DWPose:
 
 
 def letterbox(frame: UInt8[np.ndarray, "height width 3"]) -> tuple[Float32[np.ndarray, "3 640 640"], float]:
-    """BGR 0..255 in the upper left of a grey square, and how much the picture was enlarged."""
+    """BGR 0..255 in the upper left of a gray square, and how much the picture was enlarged."""
     height, width, _ = frame.shape
     scale = min(DETECTOR_SIZE / height, DETECTOR_SIZE / width)
     small = cv2.resize(frame[..., ::-1], (int(width * scale), int(height * scale)), interpolation=cv2.INTER_LINEAR)
-    square = np.full((DETECTOR_SIZE, DETECTOR_SIZE, 3), GREY, np.float32)
+    square = np.full((DETECTOR_SIZE, DETECTOR_SIZE, 3), PAD_VALUE, np.float32)
     square[: small.shape[0], : small.shape[1]] = small
     return np.ascontiguousarray(square.transpose(2, 0, 1)), scale
 
 
-def people_boxes(outputs: Float32[np.ndarray, "8400 85"]) -> Float[np.ndarray, "n 4"]:
+def decode_boxes(outputs: Float32[np.ndarray, "8400 85"]) -> Float[np.ndarray, "n 4"]:
     """YOLOX: offset from the cell, logarithm of the size, both in strides; objectness, 80 classes (0: person)."""
     cells, strides = [], []
     for stride in STRIDES:
@@ -114,7 +116,7 @@ def people_boxes(outputs: Float32[np.ndarray, "8400 85"]) -> Float[np.ndarray, "
         strides.append(np.full((side * side, 1), stride))
     cells, strides = np.concatenate(cells), np.concatenate(strides)
     scores = outputs[:, 4] * outputs[:, 5]
-    likely = np.flatnonzero(scores > LEAST_SCORE)
+    likely = np.flatnonzero(scores > MIN_SCORE)
     likely = likely[np.argsort(-scores[likely], kind="stable")]
     center = (outputs[likely, :2] + cells[likely]) * strides[likely]
     half = np.exp(outputs[likely, 2:4]) * strides[likely] / 2
@@ -132,35 +134,35 @@ def _overlap(a: Box, b: Box) -> float:
     return float(common / ((a[2:] - a[:2] + 1).prod() + (b[2:] - b[:2] + 1).prod() - common))
 
 
-def crop(
+def crop_person(
     frame: UInt8[np.ndarray, "height width 3"], box: Box
 ) -> tuple[Float32[np.ndarray, "3 384 288"], Float[np.ndarray, "2 3"]]:
-    """The padded box, widened to the crop's proportions, as standardised BGR; and crop pixels -> frame pixels."""
+    """The padded box, widened to the crop's proportions, as standardized BGR; and crop pixels -> frame pixels."""
     center, (width, height) = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * PADDING
     width = max(width, height * WIDTH / HEIGHT)
     step = width / WIDTH
     to_frame = np.array([[step, 0, center[0] - step * WIDTH / 2], [0, step, center[1] - step * HEIGHT / 2]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     picture = cv2.warpAffine(frame[..., ::-1], to_frame, (WIDTH, HEIGHT), flags=flags)
-    return np.ascontiguousarray(((picture - MEAN) / SPREAD).transpose(2, 0, 1)), to_frame
+    return np.ascontiguousarray(((picture - MEAN) / STD).transpose(2, 0, 1)), to_frame
 
 
-def simcc(
+def decode_simcc(
     scores_x: Float32[np.ndarray, "points columns"], scores_y: Float32[np.ndarray, "points rows"]
 ) -> tuple[Float[np.ndarray, "points 2"], Float[np.ndarray, " points"]]:
     """The best column and row of each point, in pixels of the crop, and the lesser of their scores."""
-    place = np.stack([scores_x.argmax(1), scores_y.argmax(1)], -1) / SPLIT
+    place = np.stack([scores_x.argmax(1), scores_y.argmax(1)], -1) / SIMCC_SPLIT_RATIO
     return place, np.minimum(scores_x.max(1), scores_y.max(1)).astype(np.float64)
 
 
-def whole_body(
+def from_coco_wholebody(
     points: Float[np.ndarray, "133 2"], confidence: Float[np.ndarray, "133"], canvas: tuple[int, int]
 ) -> Keypoints:
     """COCO-WholeBody points in pixels of a picture (height, width) as ours; feet have no place there."""
     place = (points / (canvas[1], canvas[0])).astype(np.float32)
     confidence = confidence.clip(0, 1).astype(np.float32)
     body, body_confidence = place[BODY_FROM_COCO], confidence[BODY_FROM_COCO]
-    body[NECK], body_confidence[NECK] = place[SHOULDERS].mean(0), (confidence[SHOULDERS] > VISIBLE).all()
+    body[NECK], body_confidence[NECK] = place[SHOULDERS].mean(0), (confidence[SHOULDERS] > MIN_CONFIDENCE).all()
     return Keypoints(
         body, body_confidence, place[HANDS].reshape(2, 21, 2), confidence[HANDS].reshape(2, 21),
         place[FACE], confidence[FACE],

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import zipfile
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,8 @@ import numpy as np
 from animate_jax import limits
 from animate_jax.atomic import atomic_file
 from animate_jax.errors import UserError, reading
-from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.keypoints import Canvas, Keypoints
 from animate_jax.pose.npy import read_npy
-
-Canvas = tuple[int, int]  # height, width in pixels
 
 KEYPOINT_SUFFIXES = (".json", ".npz", ".npy")  # what counts as a file of keypoints by its name
 # Where our points stand in OpenPose's layouts, keyed by the layout's number of points.
@@ -64,7 +61,7 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
     if canvas:
         check_canvas(path, *canvas)
     if path.is_dir():
-        files = sorted(path.glob("*.json"), key=lambda file: _numbered(file.name))
+        files = sorted(path.glob("*.json"), key=lambda file: _natural_order(file.name))
         if not files:
             raise UserError(f"{path}: no .json files in this folder: give a folder of OpenPose frames")
         frames = [(file, frame) for file in files for frame in _json_frames(file)]
@@ -74,17 +71,17 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
         return _read_npz(path)
     elif path.suffix.lower() == ".npy":
         poses = read_npy(path)
-        return _fractions(poses, [_known(path, canvas)] * len(poses)), _known(path, canvas)
+        return _to_fractions(poses, [_require_canvas(path, canvas)] * len(poses)), _require_canvas(path, canvas)
     else:
         frames = [(path, frame) for frame in _json_frames(path)]
 
     if len(frames) > limits.VIDEO_FRAMES:
         raise UserError(f"{path}: more than {limits.VIDEO_FRAMES} frames: cut it")
-    canvases = [_known(file, _canvas(file, frame) or canvas) for file, frame in frames]
-    return _fractions(Keypoints.stack([_parse(file, frame) for file, frame in frames]), canvases), canvases[0]
+    canvases = [_require_canvas(file, _canvas(file, frame) or canvas) for file, frame in frames]
+    return _to_fractions(Keypoints.stack([_parse(file, frame) for file, frame in frames]), canvases), canvases[0]
 
 
-def check_canvas(path: str | os.PathLike, height: Real, width: Real) -> None:
+def check_canvas(path: str | os.PathLike, height: float | int, width: float | int) -> None:
     """
     Raises:
         UserError: no picture is that small, large or narrow.
@@ -97,12 +94,12 @@ def check_canvas(path: str | os.PathLike, height: Real, width: Real) -> None:
         )
 
 
-def _numbered(name: str) -> list[str | int]:
+def _natural_order(name: str) -> list[str | int]:
     """Sorts 2.json before 10.json."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _known(path: Path, canvas: Canvas | None) -> Canvas:
+def _require_canvas(path: Path, canvas: Canvas | None) -> Canvas:
     if canvas is None:
         raise UserError(
             f"{path}: does not tell the size of its pictures: give --canvas WIDTH HEIGHT, "
@@ -111,13 +108,13 @@ def _known(path: Path, canvas: Canvas | None) -> Canvas:
     return canvas
 
 
-def _fractions(points: Keypoints, canvases: list[Canvas]) -> Keypoints:
+def _to_fractions(points: Keypoints, canvases: list[Canvas]) -> Keypoints:
     """Pixels are divided by each frame's canvas; what already is fractions stays."""
-    present = [getattr(points, name)[getattr(points, f"{name}_confidence") > 0] for name in ("body", "hands", "face")]
-    if np.abs(np.concatenate(present)).max(initial=0) <= FRACTION_LIMIT:
+    positions = [getattr(points, name)[getattr(points, f"{name}_confidence") > 0] for name in ("body", "hands", "face")]
+    if np.abs(np.concatenate(positions)).max(initial=0) <= FRACTION_LIMIT:
         return points
     return Keypoints.stack(
-        [points[i].moved((1 / width, 1 / height), (0, 0)) for i, (height, width) in enumerate(canvases)]
+        [points[i].affine((1 / width, 1 / height), (0, 0)) for i, (height, width) in enumerate(canvases)]
     )
 
 
@@ -154,7 +151,7 @@ def _read_npz(path: Path) -> tuple[Keypoints, Canvas]:
             raise ValueError("it holds no frames")
         if frames > limits.VIDEO_FRAMES:
             raise ValueError(f"more than {limits.VIDEO_FRAMES} frames")
-        expected = Keypoints.missing(frames)
+        expected = Keypoints.empty(frames)
         for name in Keypoints.names():
             if (
                 arrays[name].shape != getattr(expected, name).shape
@@ -199,7 +196,7 @@ def _canvas(path: Path, frame: dict) -> Canvas | None:
 
 def _parse(path: Path, frame: dict) -> Keypoints:
     """One frame as it stands in the file, not yet divided by the canvas."""
-    points = Keypoints.missing()
+    points = Keypoints.empty()
     people = frame["people"]
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise UserError(f'{path}: "people" must be a list of objects: give OpenPose keypoints')

@@ -15,18 +15,18 @@ import math
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from animate_jax.pose.litert import Affine, apply, crop, run, sigmoid, square
+from animate_jax.pose.litert import Affine, apply_affine, crop_square, run_model, sigmoid, square_to_frame
 
 Frame = UInt8[np.ndarray, "height width 3"]
 Points = Float[np.ndarray, "n 2"]  # pixels of the frame
-Reading = tuple[Points, float]  # and how sure the model is that the part is there
+PointsAndPresence = tuple[Points, float]  # and how sure the model is that the part is there
 
 RECROP_SIZE, HAND_SIZE, FACE_DETECTOR_SIZE, FACE_SIZE = 256, 224, 128, 192  # pixels
-PRESENCE = 0.5  # of a hand or a face, by its landmark model
-WRIST_CONFIDENCE = 0.1  # of the body's wrist, from which its hand is looked for
-FACE_CONFIDENCE = 0.5  # of the face detector
-HEAD_CONFIDENCE = 0.1
-AT_THE_WRIST = 0.6  # farthest distance of a followed hand's wrist from the body's, in sides of its square
+MIN_PRESENCE = 0.5  # of a hand or a face, by its landmark model
+MIN_WRIST_CONFIDENCE = 0.1  # of the body's wrist, from which its hand is looked for
+MIN_FACE_CONFIDENCE = 0.5  # of the face detector
+MIN_HEAD_CONFIDENCE = 0.1
+MAX_WRIST_DISTANCE = 0.6  # farthest distance of a followed hand's wrist from the body's, in sides of its square
 
 # Rows of BlazePose's 33 body points: wrist, index and little finger of each hand, left first; the head.
 HAND_ROWS = (15, 19, 17), (16, 20, 18)
@@ -42,94 +42,95 @@ FACE_68 = (
 )  # fmt: skip
 
 
-def read_hand(
+def estimate_hand(
     frame: Frame,
     body: Float[np.ndarray, "33 2"],
     confidence: Float[np.ndarray, " 33"],
     side: int,
-    before: Points | None,
-) -> Reading | None:
+    previous: Points | None,
+) -> PointsAndPresence | None:
     """21 points of a hand in OpenPose's order; None when it cannot be seen.
 
     Args:
         body: BlazePose's points in pixels.
         side: 0 the person's left hand, 1 the right.
-        before: what was read in the frame before.
+        previous: what was read in the frame before.
     """
     wrist, index, little = body[list(HAND_ROWS[side])]
-    if confidence[HAND_ROWS[side][0]] < WRIST_CONFIDENCE:
+    if confidence[HAND_ROWS[side][0]] < MIN_WRIST_CONFIDENCE:
         return None
-    if before is not None:
-        center, length, angle = _hand_square(before)
-        if math.dist(before[0], wrist) < AT_THE_WRIST * length:
-            reading = _read_hand(frame, square(center, length, angle, HAND_SIZE))
-            if reading and math.dist(reading[0][0], wrist) < AT_THE_WRIST * length:
-                return reading
+    if previous is not None:
+        center, length, angle = _hand_square(previous)
+        if math.dist(previous[0], wrist) < MAX_WRIST_DISTANCE * length:
+            estimate = _estimate_hand(frame, square_to_frame(center, length, angle, HAND_SIZE))
+            if estimate and math.dist(estimate[0][0], wrist) < MAX_WRIST_DISTANCE * length:
+                return estimate
     middle = (2 * index + little) / 3
-    rough = square(middle, 2 * 2.7 * math.dist(middle, wrist), _turn(wrist, middle), RECROP_SIZE)
-    if not _visible(rough, RECROP_SIZE, frame):
+    rough = square_to_frame(middle, 2 * 2.7 * math.dist(middle, wrist), _angle_upward(wrist, middle), RECROP_SIZE)
+    if not _is_inside(rough, RECROP_SIZE, frame):
         return None
-    (points,) = run("hand_recrop", crop(frame, rough, RECROP_SIZE) / 255)
-    start, end = apply(rough, points.reshape(2, 2).astype(np.float64))
-    angle = _turn(start, end, up=-1)
+    (points,) = run_model("hand_recrop", crop_square(frame, rough, RECROP_SIZE) / 255)
+    start, end = apply_affine(rough, points.reshape(2, 2).astype(np.float64))
+    angle = _angle_upward(start, end, up=-1)
     side_length = 2 * math.dist(start, end)
     center = start + _rotate(np.array([0, -0.1 * side_length]), angle)
-    return _read_hand(frame, square(center, side_length, angle, HAND_SIZE))
+    return _estimate_hand(frame, square_to_frame(center, side_length, angle, HAND_SIZE))
 
 
-def _read_hand(frame: Frame, to_frame: Affine) -> Reading | None:
-    if not _visible(to_frame, HAND_SIZE, frame):
+def _estimate_hand(frame: Frame, to_frame: Affine) -> PointsAndPresence | None:
+    if not _is_inside(to_frame, HAND_SIZE, frame):
         return None
-    points, presence, _, _ = run("hand_landmark_full", crop(frame, to_frame, HAND_SIZE) / 255)
-    if presence.item() < PRESENCE:
+    points, presence, _, _ = run_model("hand_landmark_full", crop_square(frame, to_frame, HAND_SIZE) / 255)
+    if presence.item() < MIN_PRESENCE:
         return None
-    return apply(to_frame, points.reshape(21, 3)[:, :2].astype(np.float64)), presence.item()
+    return apply_affine(to_frame, points.reshape(21, 3)[:, :2].astype(np.float64)), presence.item()
 
 
 def _hand_square(points: Float[np.ndarray, "21 2"]) -> tuple[Float[np.ndarray, "xy=2"], float, float]:
     """Center, side and turn of the square that a hand's points give for the next frame."""
-    angle = _turn(points[0], (points[5] + 2 * points[9] + points[13]) / 4)
-    return _upright_box(points[list(PALM)], angle, scale=2.0, shift=-0.1)
+    angle = _angle_upward(points[0], (points[5] + 2 * points[9] + points[13]) / 4)
+    return _rotated_box(points[list(PALM)], angle, scale=2.0, shift=-0.1)
 
 
-def read_face(
-    frame: Frame, body: Float[np.ndarray, "33 2"], confidence: Float[np.ndarray, " 33"], before: Points | None
-) -> Reading | None:
-    """468 points of the face mesh; None when the face cannot be seen. Arguments as in `read_hand`."""
+def estimate_face(
+    frame: Frame, body: Float[np.ndarray, "33 2"], confidence: Float[np.ndarray, " 33"], previous: Points | None
+) -> PointsAndPresence | None:
+    """468 points of the face mesh; None when the face cannot be seen. Arguments as in `estimate_hand`."""
     head = body[HEAD_ROWS]
-    if confidence[HEAD_ROWS].mean() < HEAD_CONFIDENCE:
+    if confidence[HEAD_ROWS].mean() < MIN_HEAD_CONFIDENCE:
         return None
-    if before is not None:
-        angle = _level(*before[list(EYE_CORNERS)])
-        center, side, _ = _upright_box(before, angle, scale=1.5)
+    if previous is not None:
+        angle = _angle_rightward(*previous[list(EYE_CORNERS)])
+        center, side, _ = _rotated_box(previous, angle, scale=1.5)
         if math.dist(center, head.mean(0)) < side / 2:
-            reading = _read_face(frame, square(center, side, angle, FACE_SIZE))
-            if reading:
-                return reading
-    angle = _level(head[RIGHT_EYE], head[LEFT_EYE])
+            estimate = _estimate_face(frame, square_to_frame(center, side, angle, FACE_SIZE))
+            if estimate:
+                return estimate
+    angle = _angle_rightward(head[RIGHT_EYE], head[LEFT_EYE])
     low, high = head.min(0), head.max(0)
-    rough = square((low + high) / 2, 3.0 * (high - low).max(), angle, FACE_DETECTOR_SIZE)
-    if not _visible(rough, FACE_DETECTOR_SIZE, frame):
+    rough = square_to_frame((low + high) / 2, 3.0 * (high - low).max(), angle, FACE_DETECTOR_SIZE)
+    if not _is_inside(rough, FACE_DETECTOR_SIZE, frame):
         return None
-    boxes, logits = run("face_detection_short_range", crop(frame, rough, FACE_DETECTOR_SIZE) / 127.5 - 1)[::-1]
+    crop = crop_square(frame, rough, FACE_DETECTOR_SIZE) / 127.5 - 1
+    logits, boxes = run_model("face_detection_short_range", crop)
     best = int(logits[:, 0].argmax())
-    if sigmoid(logits[best]).item() < FACE_CONFIDENCE:
+    if sigmoid(logits[best]).item() < MIN_FACE_CONFIDENCE:
         return None
     # Center and size of the box, then the right eye, the left one, ...: pixels from the anchor.
     rows = boxes[best].reshape(8, 2).astype(np.float64)
     size = np.linalg.norm(rough[:, 0]) * rows[1].max()
-    center, right_eye, left_eye = apply(rough, rows[[0, 2, 3]] + _face_anchors()[best])
-    angle = _level(right_eye, left_eye)
+    center, right_eye, left_eye = apply_affine(rough, rows[[0, 2, 3]] + _face_anchors()[best])
+    angle = _angle_rightward(right_eye, left_eye)
     center = center + _rotate(np.array([0, -0.1 * size]), angle)
-    return _read_face(frame, square(center, 2.0 * size, angle, FACE_SIZE))
+    return _estimate_face(frame, square_to_frame(center, 2.0 * size, angle, FACE_SIZE))
 
 
-def _read_face(frame: Frame, to_frame: Affine) -> Reading | None:
-    points, presence = run("face_landmark", crop(frame, to_frame, FACE_SIZE) / 255)
+def _estimate_face(frame: Frame, to_frame: Affine) -> PointsAndPresence | None:
+    points, presence = run_model("face_landmark", crop_square(frame, to_frame, FACE_SIZE) / 255)
     presence = sigmoid(presence).item()
-    if presence < PRESENCE:
+    if presence < MIN_PRESENCE:
         return None
-    return apply(to_frame, points.reshape(468, 3)[:, :2].astype(np.float64)), presence
+    return apply_affine(to_frame, points.reshape(468, 3)[:, :2].astype(np.float64)), presence
 
 
 @functools.cache
@@ -142,13 +143,13 @@ def _face_anchors() -> Float[np.ndarray, "896 2"]:
     return np.concatenate(grids)
 
 
-def _turn(start: Float[np.ndarray, "xy=2"], end: Float[np.ndarray, "xy=2"], up: int = 1) -> float:
+def _angle_upward(start: Float[np.ndarray, "xy=2"], end: Float[np.ndarray, "xy=2"], up: int = 1) -> float:
     """How far clockwise an upright square turns so that its upward (`up` 1) axis points from start to end."""
     x, y = up * (end - start)
     return math.atan2(x, -y)
 
 
-def _level(right: Float[np.ndarray, "xy=2"], left: Float[np.ndarray, "xy=2"]) -> float:
+def _angle_rightward(right: Float[np.ndarray, "xy=2"], left: Float[np.ndarray, "xy=2"]) -> float:
     """How far clockwise a square turns so that its horizontal axis points from the right to the left eye."""
     x, y = left - right
     return math.atan2(y, x)
@@ -159,7 +160,7 @@ def _rotate(offset: Float[np.ndarray, "xy=2"], angle: float) -> Float[np.ndarray
     return np.array([[cosine, -sine], [sine, cosine]]) @ offset
 
 
-def _upright_box(
+def _rotated_box(
     points: Points, angle: float, scale: float, shift: float = 0.0
 ) -> tuple[Float[np.ndarray, "xy=2"], float, float]:
     """The square around the points' bounding box in axes that are turned by `angle`; `shift` downward, in heights."""
@@ -169,9 +170,9 @@ def _upright_box(
     return _rotate(center, angle), scale * (high - low).max(), angle
 
 
-def _visible(to_frame: Affine, size: int, frame: Frame) -> bool:
+def _is_inside(to_frame: Affine, size: int, frame: Frame) -> bool:
     """Is the square of a sensible size, and its center in the frame?"""
     height, width, _ = frame.shape
     side = np.linalg.norm(to_frame[:, 0]) * size
-    x, y = apply(to_frame, np.full((1, 2), size / 2))[0]
+    x, y = apply_affine(to_frame, np.full((1, 2), size / 2))[0]
     return bool(4 <= side <= 4 * max(height, width) and 0 <= x < width and 0 <= y < height)

@@ -1,4 +1,4 @@
-"""A look at driving material before it is used: of what kind is a video, and what will the user wonder about?"""
+"""Inspects driving material before it is used: of what kind is a video, and what will the user wonder about?"""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from jaxtyping import UInt8
 from animate_jax.config import PoseStyle
 from animate_jax.errors import InputWarning
 from animate_jax.pose.detect import detect
-from animate_jax.pose.draw import PARTS, VISIBLE
-from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.draw import PARTS
+from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 
 Frame = UInt8[np.ndarray, "height width 3"]
 
-LOOK = 8  # frames with something in them that tell drawn poses from a film
-LOOK_SIZE = 512  # pixels of the longer side that are enough for it
-DARK = 64  # of 255: what is brighter is something
-BLACK, GROUND = 24, 0.75  # of 255; share of the picture that the ground of drawn poses fills
-SATURATED, HUES, HUE_SHARE = 0.8, 5, 0.01  # drawn poses have so many of 12 hues, each of that share of what is bright
-PEOPLE = 0.75  # share of those frames in which the detector finds a person, from which it is a film
+PROBE_FRAMES = 8  # frames with something in them that tell drawn poses from a film
+PROBE_SIZE = 512  # pixels of the longer side that are enough for it
+NOT_BLACK = 64  # of 255: what is brighter is something
+BLACK, BLACK_SHARE = 24, 0.75  # of 255; share of the picture that the ground of drawn poses fills
+# Drawn poses have so many of 12 hues, each of that share of what is bright.
+MIN_SATURATION, MIN_HUES, HUE_SHARE = 0.8, 5, 0.01
+MIN_PEOPLE_SHARE = 0.75  # share of those frames in which the detector finds a person, from which it is a film
 
-OUTSIDE = 0.05  # share of joints outside the picture that the user is told of
-SEEN = 0.5  # share of frames with a person below which the user is told
-PERSON = 3  # points that make one
+MAX_OUTSIDE_SHARE = 0.05  # share of joints outside the picture that the user is told of
+MIN_SEEN_SHARE = 0.5  # share of frames with a person below which the user is told
+MIN_JOINTS = 3  # points that make one
 
 
 def shows_drawn_poses(frames: Iterable[Frame]) -> bool:
@@ -36,36 +37,36 @@ def shows_drawn_poses(frames: Iterable[Frame]) -> bool:
     A dancer before a black curtain has few saturated hues, drawn poses have the whole rainbow; where a person is so
     colorful, the detector decides, which seldom takes drawn limbs for a person.
     """
-    shown: list[Frame] = []
+    probe: list[Frame] = []
     for frame in frames:
-        if frame.max() > DARK:
-            step = -(-max(frame.shape) // LOOK_SIZE)
-            shown.append(frame[::step, ::step].copy())
-        if len(shown) == LOOK:
+        if frame.max() > NOT_BLACK:
+            step = -(-max(frame.shape) // PROBE_SIZE)
+            probe.append(frame[::step, ::step].copy())
+        if len(probe) == PROBE_FRAMES:
             break
-    if not shown or not is_drawn(np.stack(shown)):
+    if not probe or not is_drawn(np.stack(probe)):
         return False
-    people = [bool(detect(frame[None]).body_confidence.any()) for frame in shown]
-    return sum(people) < PEOPLE * len(people)
+    people = [bool(detect(frame[None]).body_confidence.any()) for frame in probe]
+    return sum(people) < MIN_PEOPLE_SHARE * len(people)
 
 
-def is_drawn(shown: UInt8[np.ndarray, "frames height width 3"]) -> bool:
+def is_drawn(probe: UInt8[np.ndarray, "frames height width 3"]) -> bool:
     """Whether frames have the ground and the colors of drawn poses: saturated lines of many hues on black."""
-    brightest = shown.max(-1)
-    if (brightest < BLACK).mean() <= GROUND:
+    brightest = probe.max(-1)
+    if (brightest < BLACK).mean() <= BLACK_SHARE:
         return False
-    colors = shown[brightest > DARK]
-    saturated = colors[colors.min(-1) < (1 - SATURATED) * colors.max(-1)]
+    colors = probe[brightest > NOT_BLACK]
+    saturated = colors[colors.min(-1) < (1 - MIN_SATURATION) * colors.max(-1)]
     if not len(saturated):
         return False
     hues = cv2.cvtColor(saturated[None], cv2.COLOR_RGB2HSV)[0, :, 0] // 15
-    return bool((np.bincount(hues, minlength=12) > HUE_SHARE * len(colors)).sum() >= HUES)
+    return bool((np.bincount(hues, minlength=12) > HUE_SHARE * len(colors)).sum() >= MIN_HUES)
 
 
 def warn_of_gaps(path: str | os.PathLike, keypoints: Keypoints) -> None:
     """Warns when most frames [F] show nobody."""
-    seen = (keypoints.body_confidence >= VISIBLE).sum(-1) >= PERSON
-    if seen.mean() < SEEN:
+    seen = (keypoints.body_confidence >= MIN_CONFIDENCE).sum(-1) >= MIN_JOINTS
+    if seen.mean() < MIN_SEEN_SHARE:
         warn(
             f"{path}: only {seen.sum()} of {len(seen)} frames show a person, the others drive nothing: "
             "cut it to where one is seen"
@@ -74,14 +75,14 @@ def warn_of_gaps(path: str | os.PathLike, keypoints: Keypoints) -> None:
 
 def warn_of_fit(fitted: Keypoints, style: PoseStyle) -> None:
     """Warns when keypoints [F], fitted to the picture to be made, leave it, or lack what is drawn for the weights."""
-    joints = fitted.body_confidence >= VISIBLE
+    joints = fitted.body_confidence >= MIN_CONFIDENCE
     outside = joints & ((fitted.body < 0) | (fitted.body > 1)).any(-1)
-    if outside.sum() > OUTSIDE * joints.sum():
+    if outside.sum() > MAX_OUTSIDE_SHARE * joints.sum():
         warn(
             f"{outside.sum() / joints.sum():.0%} of the fitted joints lie outside the picture: "
             "give a picture with more room around the person, or try another --align"
         )
-    lacking = [part for part in PARTS[style] if not (getattr(fitted, f"{part}_confidence") >= VISIBLE).any()]
+    lacking = [part for part in PARTS[style] if not (getattr(fitted, f"{part}_confidence") >= MIN_CONFIDENCE).any()]
     if joints.any() and lacking:
         warn(
             f"no {' and no '.join(lacking)} in any frame, though these weights are driven by them: "

@@ -6,7 +6,6 @@ Body points follow OpenPose-18, hands OpenPose-21 (left hand first), the face th
 from __future__ import annotations
 
 import dataclasses
-from numbers import Real
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +20,12 @@ FACE_MIRROR = tuple(
     [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), 45, 44, 43, 42, 47, 46,
      39, 38, 37, 36, 41, 40, *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
 )  # fmt: skip
-FARTHEST = 1e4  # sizes of the picture that `bounded` lets a point be away
+Number = float | int
+Canvas = tuple[int, int]  # height, width in pixels
+
+MIN_CONFIDENCE = 0.3  # from which a point counts as seen (DWPose's)
+MIN_LENGTH = 1e-6  # lengths below, in pixels or picture heights, are taken for none
+MAX_POSITION = 1e4  # sizes of the picture that `bounded` lets a point be away
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Keypoints:
     face_confidence: Float[np.ndarray, "*frames 68"]
 
     @classmethod
-    def missing(cls, *frames: int) -> Keypoints:
+    def empty(cls, *frames: int) -> Keypoints:
         """Keypoints of nobody: every confidence 0."""
         counts = {"body": (18,), "hands": (2, 21), "face": (68,)}
         arrays = {}
@@ -66,31 +70,42 @@ class Keypoints:
         return self.body.shape[0]
 
     def bounded(self) -> Keypoints:
-        """Points whose position or confidence is not finite become missing ones; none is further than `FARTHEST`."""
+        """Points whose position or confidence is not finite become missing; none is further than `MAX_POSITION`."""
         arrays = {}
         for name in ("body", "hands", "face"):
             points, confidence = getattr(self, name), getattr(self, f"{name}_confidence")
             finite = np.isfinite(points).all(-1) & np.isfinite(confidence)
-            arrays[name] = np.where(finite[..., None], points, 0).clip(-FARTHEST, FARTHEST)
+            arrays[name] = np.where(finite[..., None], points, 0).clip(-MAX_POSITION, MAX_POSITION)
             arrays[f"{name}_confidence"] = np.where(finite, confidence, 0)
         return Keypoints(**arrays)
 
-    def mirrored(self) -> Keypoints:
+    def flipped(self) -> Keypoints:
         """The pose of the horizontally flipped picture: x becomes 1 - x, left and right trade names."""
         order = np.arange(18)
         for right, left in LEFT_RIGHT:
             order[right], order[left] = left, right
-        flip = lambda points: np.stack([1 - points[..., 0], points[..., 1]], -1)  # noqa: E731
         return Keypoints(
-            flip(self.body[..., order, :]), self.body_confidence[..., order],
-            flip(self.hands[..., ::-1, :, :]), self.hands_confidence[..., ::-1, :],
-            flip(self.face[..., FACE_MIRROR, :]), self.face_confidence[..., FACE_MIRROR],
-        )  # fmt: skip
+            body=_flip(self.body[..., order, :]),
+            body_confidence=self.body_confidence[..., order],
+            hands=_flip(self.hands[..., ::-1, :, :]),
+            hands_confidence=self.hands_confidence[..., ::-1, :],
+            face=_flip(self.face[..., FACE_MIRROR, :]),
+            face_confidence=self.face_confidence[..., FACE_MIRROR],
+        )
 
-    def moved(self, scale: tuple[Real, Real], offset: tuple[Real, Real]) -> Keypoints:
+    def affine(self, scale: tuple[Number, Number], offset: tuple[Number, Number]) -> Keypoints:
         """x, y -> x * scale + offset: how keypoints follow a crop, a resize or a padding of their picture."""
-        move = lambda points: (points * np.float32(scale) + np.float32(offset)).astype(np.float32)  # noqa: E731
-        return Keypoints(
-            move(self.body), self.body_confidence, move(self.hands), self.hands_confidence,
-            move(self.face), self.face_confidence,
-        )  # fmt: skip
+        moved = {
+            name: (getattr(self, name) * np.float32(scale) + np.float32(offset)).astype(np.float32)
+            for name in ("body", "hands", "face")
+        }
+        return dataclasses.replace(self, **moved)
+
+
+def _flip(points: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+    return np.stack([1 - points[..., 0], points[..., 1]], -1)
+
+
+def to_pixels(keypoints: Keypoints, canvas: Canvas) -> Float[np.ndarray, "*frames 18 2"]:
+    """The body points in pixels of a picture of that height and width."""
+    return keypoints.body * np.array([canvas[1], canvas[0]], np.float32)

@@ -16,30 +16,30 @@ ASSETS = Path(__file__).parents[1] / "assets" / "blazepose"
 Affine = Float[np.ndarray, "2 3"]  # pixels of a crop -> pixels of the picture
 
 
-def square(center: Float[np.ndarray, "xy=2"], side: float, angle: float, size: int) -> Affine:
+def square_to_frame(center: Float[np.ndarray, "xy=2"], side: float, angle: float, size: int) -> Affine:
     """Maps a crop of `size` pixels to the square of `side` pixels around `center`, turned clockwise by `angle`."""
     right = np.array([np.cos(angle), np.sin(angle)]) * side / size
     down = np.array([-right[1], right[0]])
     return np.stack([right, down, center - (right + down) * size / 2], axis=1)
 
 
-def crop(
-    picture: UInt8[np.ndarray, "height width 3"], to_picture: Affine, size: int
+def crop_square(
+    picture: UInt8[np.ndarray, "height width 3"], to_frame: Affine, size: int
 ) -> Float32[np.ndarray, "{size} {size} 3"]:
     """The size x size pixels that the map takes from the picture, black beyond it; 0..255, float32."""
-    shrink = int(np.linalg.norm(to_picture[:, 0]))
+    shrink = int(np.linalg.norm(to_frame[:, 0]))
     if shrink > 1:  # averages what would be skipped: aliasing costs the models accuracy
         height, width, _ = picture.shape
         small = max(width // shrink, 1), max(height // shrink, 1)
         picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
-        to_picture = to_picture * np.array([[small[0] / width], [small[1] / height]])
-    index_map = to_picture.copy()  # OpenCV counts from the center of the first pixel, the map from its corner
-    index_map[:, 2] += to_picture[:, :2].sum(1) / 2 - 0.5
+        to_frame = to_frame * np.array([[small[0] / width], [small[1] / height]])
+    index_map = to_frame.copy()  # OpenCV counts from the center of the first pixel, the map from its corner
+    index_map[:, 2] += to_frame[:, :2].sum(1) / 2 - 0.5
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(picture, index_map, (size, size), flags=flags).astype(np.float32)
 
 
-def apply(affine: Affine, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+def apply_affine(affine: Affine, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
     return points @ affine[:, :2].T + affine[:, 2]
 
 
@@ -47,7 +47,7 @@ def sigmoid(logits: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shap
     return 1 / (1 + np.exp(-logits.clip(-80, 80)))
 
 
-def run(model: str, picture: Float32[np.ndarray, "size size 3"]) -> list[np.ndarray]:
+def run_model(model: str, picture: Float32[np.ndarray, "size size 3"]) -> list[np.ndarray]:
     """The outputs of a model for one picture, in the order of their names, without their batch axis."""
     interpreter = _interpreter(model)
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture[None])
@@ -60,14 +60,14 @@ def run(model: str, picture: Float32[np.ndarray, "size size 3"]) -> list[np.ndar
 def _interpreter(model: str):
     from ai_edge_litert.interpreter import Interpreter  # slow to import, and drawing does not need it
 
-    with _silence():
+    with _silence_stderr():
         interpreter = Interpreter(model_path=str(ASSETS / f"{model}.tflite"), num_threads=2)
         interpreter.allocate_tensors()
     return interpreter
 
 
 @contextlib.contextmanager
-def _silence():
+def _silence_stderr():
     """Keeps native code from printing to stderr: LiteRT announces its CPU kernels, whatever its settings."""
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:

@@ -41,13 +41,17 @@ def smooth(keypoints: Keypoints, canvas: tuple[int, int], fps: float) -> Keypoin
 def _one_euro(
     points: Float[np.ndarray, "frames *points 2"], known: Bool[np.ndarray, "frames *points"], fps: float
 ) -> Float[np.ndarray, "frames *points 2"]:
-    share = lambda cutoff: 1 / (1 + fps / (2 * np.pi * cutoff))  # noqa: E731  # of the new value
     result, speed = points.copy(), np.zeros_like(points[0])
     for frame in range(1, len(points)):
         follows = (known[frame] & known[frame - 1])[..., None]
         change = (points[frame] - result[frame - 1]) * fps
-        speed = np.where(follows, speed + share(SPEED_CUTOFF) * (change - speed), 0)
+        speed = np.where(follows, speed + _new_share(fps, SPEED_CUTOFF) * (change - speed), 0)
         cutoff = SLOWEST_CUTOFF + CUTOFF_PER_SPEED * np.linalg.norm(speed, axis=-1, keepdims=True)
-        step = share(cutoff) * (points[frame] - result[frame - 1])
+        step = _new_share(fps, cutoff) * (points[frame] - result[frame - 1])
         result[frame] = np.where(follows, result[frame - 1] + step, points[frame])
     return result
+
+
+def _new_share(fps: float, cutoff):
+    """How much of a new value a first-order low-pass filter takes at that cutoff in Hz."""
+    return 1 / (1 + fps / (2 * np.pi * cutoff))

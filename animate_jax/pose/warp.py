@@ -15,9 +15,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int8, UInt8
 
-from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 
-SEEN = 0.3  # confidence from which a point counts
 NECK, SHOULDERS, HIPS = 1, [2, 5], [8, 11]  # right and left
 TORSO_POINTS = [NECK, *SHOULDERS, *HIPS]
 HEAD_POINTS, FACE_POINTS = [0, NECK, 14, 15, 16, 17], [0, 14, 15, 16, 17]
@@ -31,20 +30,20 @@ STARTS, ENDS = (np.array([limb[i] for limb in LIMB_PARTS]) for i in range(2))
 TORSO_RADIUS, HEAD_RADIUS = 0.22, 0.36
 # The size of a person is the length of the torso; bones that tell it, with the ratio of an adult's (Winter,
 # "Biomechanics", table 4.1). Foreshortening only ever shortens, so the longest counts.
-MEASURES = ((NECK, None, 1.0), (2, 5, 1.3), *((a, b, 1.55 if a < 8 and b in (3, 6) else 1.97 if a < 8 else 1.18)
+SIZE_BONES = ((NECK, None, 1.0), (2, 5, 1.3), *((a, b, 1.55 if a < 8 and b in (3, 6) else 1.97 if a < 8 else 1.18)
                                               for a, b, *_ in LIMB_PARTS))  # fmt: skip
 STIFFNESS = 0.5  # of the torso's affine map against the similarity, in sizes
 FRONT = 0.5  # depth in the torso from which an arm before it is on top
-COVERED = 0.38  # depth from which a capsule stands in for the person's mask
-HOLE = 4 / 128  # around the mask, in picture heights: what the background is made anew for
-INPAINTED = 192  # pixels, height: larger pictures have their background made at this size, where it takes no seconds
+CAPSULE_DEPTH = 0.38  # depth from which a capsule stands in for the person's mask
+INPAINT_MARGIN = 4 / 128  # around the mask, in picture heights: what the background is made anew for
+MAX_INPAINT_HEIGHT = 192  # pixels: taller images are inpainted at this height, where it takes less than a second
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Mask = UInt8[np.ndarray, "height width"]  # 255: the person
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
+class WarpField:
     """Where each pixel of driven frames comes from.
 
     source: x, y in pixels of the reference (the first pixel's center is 0.5); meaningless where there is no part.
@@ -58,7 +57,7 @@ class Field:
 
 
 @dataclasses.dataclass(frozen=True)
-class Warped:
+class LazyWarpedImages:
     """A reference picture in other poses, made when it is asked for: `warped[frames]` with a slice or an array.
 
     Attributes:
@@ -79,7 +78,7 @@ class Warped:
     def __len__(self) -> int:
         return len(self.driven)
 
-    def of(self, frames) -> Warped:
+    def select(self, frames) -> LazyWarpedImages:
         """Those frames alone."""
         return dataclasses.replace(self, driven=self.driven[frames])
 
@@ -91,8 +90,8 @@ class Warped:
         part, or the torso or head from the other side)."""
         driven = self.driven[frames]
         height, width = self.mask.shape
-        found = field(self.reference, driven, height, width, self.without)
-        turned = _facing(self.reference[None]) * _facing(driven) < 0
+        found = warp_field(self.reference, driven, height, width, self.without)
+        turned = _facing_sign(self.reference[None]) * _facing_sign(driven) < 0
         pictures = np.repeat(self.background[None], len(driven), 0)
         masks = np.zeros((*pictures.shape[:3], 2), np.uint8)
         for f, (source, part, depth) in enumerate(zip(found.source, found.part, found.depth, strict=True)):
@@ -104,7 +103,7 @@ class Warped:
             x, y = np.ascontiguousarray(np.moveaxis(source[box], -1, 0) - np.float32(0.5))
             color = cv2.remap(self.picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
             share = cv2.remap(self.mask, x, y, cv2.INTER_LINEAR) * inside
-            same = cv2.remap(self._own_part, x, y, cv2.INTER_NEAREST) == part + 1
+            same = cv2.remap(self._reference_part, x, y, cv2.INTER_NEAREST) == part + 1
             right = same & ~(turned[f] & (part <= HEAD))
             masks[f][box] = np.stack([share, (255 * depth[box] * right * (share > 0)).astype(np.uint8)], -1)
             blend = (share / np.float32(255))[..., None]
@@ -113,25 +112,25 @@ class Warped:
         return pictures, masks
 
     @functools.cached_property
-    def _own_part(self) -> UInt8[np.ndarray, "height width"]:
+    def _reference_part(self) -> UInt8[np.ndarray, "height width"]:
         """The reference's own parts, counted from 1."""
-        return (field(self.reference, self.reference[None], *self.mask.shape).part[0] + 1).astype(np.uint8)
+        return (warp_field(self.reference, self.reference[None], *self.mask.shape).part[0] + 1).astype(np.uint8)
 
 
-def warp(picture: Picture, mask: Mask | None, reference: Keypoints, driven: Keypoints) -> Warped:
-    """`Warped`, with a background made from the mask; capsules stand in for a mask that there is none of."""
+def warp(picture: Picture, mask: Mask | None, reference: Keypoints, driven: Keypoints) -> LazyWarpedImages:
+    """`LazyWarpedImages`, with a background made from the mask; capsules stand in for a mask that there is none of."""
     mask = capsules(reference, *picture.shape[:2]) if mask is None else mask
-    return Warped(picture, mask, without_person(picture, mask), reference, driven)
+    return LazyWarpedImages(picture, mask, without_person(picture, mask), reference, driven)
 
 
 def without_person(picture: Picture, mask: Mask) -> Picture:
     """The picture with what lies behind the person made up from around it (Telea 2004)."""
     height, width = mask.shape
-    reach = max(1, round(HOLE * height))
+    reach = max(1, round(INPAINT_MARGIN * height))
     hole = cv2.dilate((mask > 0).astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
-    if height <= INPAINTED:
+    if height <= MAX_INPAINT_HEIGHT:
         return cv2.inpaint(picture, hole, 4, cv2.INPAINT_TELEA)
-    size = max(1, round(width * INPAINTED / height)), INPAINTED
+    size = max(1, round(width * MAX_INPAINT_HEIGHT / height)), MAX_INPAINT_HEIGHT
     small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     small_hole = (cv2.resize(255 * hole, size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
     made = cv2.resize(cv2.inpaint(small, small_hole, 4, cv2.INPAINT_TELEA), (width, height))
@@ -140,20 +139,22 @@ def without_person(picture: Picture, mask: Mask) -> Picture:
 
 def capsules(keypoints: Keypoints, height: int, width: int) -> Mask:
     """Stands in for the mask of a person (one frame): torso, head and limbs around the bones."""
-    depth = field(keypoints, keypoints[None], height, width).depth[0]
-    return cv2.GaussianBlur(255 * (depth > COVERED).astype(np.uint8), (3, 3), 0.7)
+    depth = warp_field(keypoints, keypoints[None], height, width).depth[0]
+    return cv2.GaussianBlur(255 * (depth > CAPSULE_DEPTH).astype(np.uint8), (3, 3), 0.7)
 
 
-def _facing(keypoints: Keypoints) -> Float[np.ndarray, " frames"]:
+def _facing_sign(keypoints: Keypoints) -> Float[np.ndarray, " frames"]:
     """1 and -1 for the two sides from which a body is seen, 0 where shoulders or hips are missing."""
     points = keypoints.body
     across = points[..., SHOULDERS[1], :] - points[..., SHOULDERS[0], :]
     down = points[..., HIPS, :].mean(-2) - points[..., SHOULDERS, :].mean(-2)
-    seen = (keypoints.body_confidence[..., SHOULDERS + HIPS] >= SEEN).all(-1)
+    seen = (keypoints.body_confidence[..., SHOULDERS + HIPS] >= MIN_CONFIDENCE).all(-1)
     return np.sign(across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]) * seen
 
 
-def field(reference: Keypoints, driven: Keypoints, height: int, width: int, without: tuple[int, ...] = ()) -> Field:
+def warp_field(
+    reference: Keypoints, driven: Keypoints, height: int, width: int, without: tuple[int, ...] = ()
+) -> WarpField:
     """Where the pixels of a person's frames come from in a picture of that person.
 
     A part is left out where a joint of it is missing in either picture. Hips that are missing lie below the
@@ -167,30 +168,30 @@ def field(reference: Keypoints, driven: Keypoints, height: int, width: int, with
     """
     size = np.array([width, height], np.float64)
     source, target = reference.body.astype(np.float64) * size, driven.body.astype(np.float64) * size
-    seen = (reference.body_confidence >= SEEN) & (driven.body_confidence >= SEEN)
+    seen = (reference.body_confidence >= MIN_CONFIDENCE) & (driven.body_confidence >= MIN_CONFIDENCE)
     source, target = np.broadcast_to(source, target.shape), np.where(seen[..., None], target, 0)
     source = np.where(seen[..., None], source, 0)
-    own, sizes = _sizes(source, target, seen)
-    source, target, seen = _with_hips(source, target, seen)
-    maps, active = _maps(source, target, seen, own, sizes)
+    reference_size, sizes = _person_sizes(source, target, seen)
+    source, target, seen = _fill_hips(source, target, seen)
+    maps, active = _part_maps(source, target, seen, reference_size, sizes)
     active[:, list(without)] = False
     frames = len(target)
     part = np.full((frames, height, width), -1, np.int8)
     least = np.ones((frames, height, width), np.float32)
     for f in range(frames):
-        _rasterise(part[f], least[f], target[f], sizes[f], active[f])
+        _rasterize(part[f], least[f], target[f], sizes[f], active[f])
     x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
     where = np.empty((frames, height, width, 2), np.float32)
     for f in range(frames):
         chosen = maps[f].astype(np.float32)[part[f]]  # [H, W, 2, 3]; the last part's where there is none
         where[f] = chosen[..., 0] * x[..., None] + chosen[..., 1] * y[..., None] + chosen[..., 2]
-    return Field(where, part, 1 - least)
+    return WarpField(where, part, 1 - least)
 
 
-def _sizes(source, target, seen):
+def _person_sizes(source, target, seen):
     """The person's size in the reference and in each frame, from the bones seen in both: pixels, [F] each."""
     lengths, both = [], []
-    for a, b, ratio in MEASURES:
+    for a, b, ratio in SIZE_BONES:
         ends = HIPS if b is None else [b]
         there = seen[:, a] & seen[:, ends].all(-1)
         both.append(there)
@@ -199,7 +200,7 @@ def _sizes(source, target, seen):
     return lengths[0], lengths[1]
 
 
-def _with_hips(source, target, seen):
+def _fill_hips(source, target, seen):
     """Invents hips that are missing in either picture, alike in both."""
     source, target, seen = source.copy(), target.copy(), seen.copy()
     usable = seen[:, SHOULDERS].all(-1)
@@ -218,12 +219,12 @@ def _with_hips(source, target, seen):
     return source, target, seen
 
 
-def _maps(source, target, seen, own, sizes):
+def _part_maps(source, target, seen, reference_size, sizes):
     """Every part's affine map from frame to reference, [F, 10, 2, 3], and whether the part is there."""
     frames = len(target)
     maps, active = np.zeros((frames, 10, 2, 3)), np.zeros((frames, 10), bool)
-    known = (own > 1e-3) & (sizes > 1e-3)
-    ratio = np.where(known, own, 1) / np.where(known, sizes, 1)
+    known = (reference_size > 1e-3) & (sizes > 1e-3)
+    ratio = np.where(known, reference_size, 1) / np.where(known, sizes, 1)
 
     active[:, TORSO] = seen[:, TORSO_POINTS].all(-1)
     matrix, x, y = _similarity(source[:, TORSO_POINTS], target[:, TORSO_POINTS], np.ones((frames, 5)))
@@ -231,22 +232,22 @@ def _maps(source, target, seen, own, sizes):
     stiff = np.maximum((STIFFNESS * sizes) ** 2, 1e-6)
     gram = x.swapaxes(1, 2) @ x + stiff[:, None, None] * np.eye(2)
     matrix = matrix + np.linalg.solve(gram, x.swapaxes(1, 2) @ residual).swapaxes(1, 2)
-    maps[:, TORSO] = _through(matrix, source[:, TORSO_POINTS].mean(1), target[:, TORSO_POINTS].mean(1))
+    maps[:, TORSO] = _affine_from(matrix, source[:, TORSO_POINTS].mean(1), target[:, TORSO_POINTS].mean(1))
 
     weight = seen[:, HEAD_POINTS].astype(float)
     active[:, HEAD] = (weight.sum(-1) >= 2) & seen[:, FACE_POINTS].any(-1)
     matrix, _, _ = _similarity(source[:, HEAD_POINTS], target[:, HEAD_POINTS], weight)
     means = [(p[:, HEAD_POINTS] * weight[..., None]).sum(1) / weight.sum(1).clip(1)[:, None] for p in (source, target)]
-    maps[:, HEAD] = _through(matrix, *means)
+    maps[:, HEAD] = _affine_from(matrix, *means)
 
     active[:, LIMBS] = seen[:, STARTS] & seen[:, ENDS]
     bone, driven = source[:, ENDS] - source[:, STARTS], target[:, ENDS] - target[:, STARTS]  # [F, 8, 2]
-    along, across = _frame(driven)
-    _, own_across = _frame(bone)
+    along, across = _bone_axes(driven)
+    _, reference_across = _bone_axes(bone)
     length = np.maximum(np.linalg.norm(driven, axis=-1), 0.05 * sizes[:, None] + 1e-3)
     matrix = (bone / length[..., None])[..., :, None] * along[..., None, :]
-    matrix = matrix + (own_across * ratio[:, None, None])[..., :, None] * across[..., None, :]
-    maps[:, LIMBS] = _through(matrix, source[:, STARTS], target[:, STARTS])
+    matrix = matrix + (reference_across * ratio[:, None, None])[..., :, None] * across[..., None, :]
+    maps[:, LIMBS] = _affine_from(matrix, source[:, STARTS], target[:, STARTS])
     return maps, active & known[:, None]
 
 
@@ -261,19 +262,19 @@ def _similarity(source, target, weight):
     return np.stack([np.stack([a, -b], -1), np.stack([b, a], -1)], -2), x, y
 
 
-def _through(matrix, source, target):
+def _affine_from(matrix, source, target):
     """The affine map with that matrix which takes `target` to `source`."""
     return np.concatenate([matrix, (source - (matrix @ target[..., None])[..., 0])[..., None]], -1)
 
 
-def _frame(bone):
+def _bone_axes(bone):
     """Unit vectors along and across bones; of one without length, any."""
     length = np.linalg.norm(bone, axis=-1, keepdims=True)
     along = np.where(length > 1e-6, bone / length.clip(1e-6), (0.0, 1.0))
     return along, np.stack([-along[..., 1], along[..., 0]], -1)
 
 
-def _rasterise(part, least, points, size, active) -> None:
+def _rasterize(part, least, points, size, active) -> None:
     """Gives every pixel of a frame to the part it lies deepest in; in place."""
     height, width = part.shape
 

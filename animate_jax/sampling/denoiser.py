@@ -34,7 +34,7 @@ from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.sharding import ROWS
 from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.mesh import AXES
-from animate_jax.pose.warp import Warped
+from animate_jax.pose.warp import LazyWarpedImages
 from animate_jax.sampling.inputs import Poses
 from animate_jax.video.clip_image import clip_pixels
 
@@ -110,14 +110,14 @@ class Denoiser:
         seed: int = 0,
         progress: bool = True,
         callback: StepCallback | None = None,
-        warped: Warped | list[Warped | None] | None = None,
+        warped: LazyWarpedImages | list[LazyWarpedImages | None] | None = None,
     ) -> Latents:
         """Denoises the latents of whole videos, window by window; they lie in host memory.
 
         Args:
             conditioning: from `condition`; of several characters, joined along the first axis.
-            poses: uint8 pictures [frames, height, width, 3] or `Drawn` keypoints; of several characters a list, one
-                for each row of `conditioning`, all of one length.
+            poses: uint8 pictures [frames, height, width, 3] or `LazyPoseImages`; of several characters a list, one for
+                each row of `conditioning`, all of one length.
             seed: noise depends on it and on a frame's number alone.
             warped: from `inputs.warp_reference`, one for each of `poses`; only models with `appearance` use it.
 
@@ -166,7 +166,7 @@ class Denoiser:
             prediction = run_unet(*self.shard_batch((x, t)), window, self.shard_batch(pose))
             if callback:
                 shown = prediction[-1:, :1], x[-1:, :1], t[-1:].astype(int)
-                reference = references[-1] and references[-1].of(window[-1, :1])
+                reference = references[-1] and references[-1].select(window[-1, :1])
                 callback(next(done) / total, lambda: self.decode(self.schedule.to_x0_epsilon(*shown)[0], reference)[0])
             return prediction
 
@@ -216,11 +216,13 @@ class Denoiser:
         """uint8 frames [f, height, width, 3] -> the autoencoder's scaled latents, `vae.downscale` pixels a position."""
         return self._encode(self.params, cast_floating(to_signed(pictures), self.dtype))[None]
 
-    def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"], warped: Warped | None = None) -> Images:
+    def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"], warped: LazyWarpedImages | None = None) -> Images:
         """Latents of one video -> uint8 frames [f, height, width, 3]; `warped` as in `decode_chunks`."""
         return np.concatenate(list(self.decode_chunks(np.asarray(latents[0]), warped)))
 
-    def decode_chunks(self, latents: Float[np.ndarray, "f h w c"], warped: Warped | None = None) -> Iterator[Images]:
+    def decode_chunks(
+        self, latents: Float[np.ndarray, "f h w c"], warped: LazyWarpedImages | None = None
+    ) -> Iterator[Images]:
         """Latents -> uint8 frames, a few at a time; of models with `appearance`, blended with the warped reference of
         as many frames."""
         together = math.lcm(DECODE_BATCH, self.mesh.size if self.mesh else 1)

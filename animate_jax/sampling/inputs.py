@@ -17,16 +17,15 @@ from tqdm import tqdm
 from animate_jax.config import AnimationConfig
 from animate_jax.errors import UserError
 from animate_jax.images import Image, Images, resize_lanczos
-from animate_jax.pose.align import portrait
+from animate_jax.pose.align import AlignMethod, align_motion, crop_box
 from animate_jax.pose.detect import Detector, detect, require_person, segment
-from animate_jax.pose.draw import Drawn
+from animate_jax.pose.draw import LazyPoseImages
 from animate_jax.pose.files import KEYPOINT_SUFFIXES, read_poses
 from animate_jax.pose.inspect import shows_drawn_poses, warn, warn_of_fit, warn_of_gaps
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.retarget import Alignment, bring
 from animate_jax.pose.smooth import smooth
 from animate_jax.pose.track import check_person
-from animate_jax.pose.warp import Warped, warp
+from animate_jax.pose.warp import LazyWarpedImages, warp
 from animate_jax.video.images import read_image
 from animate_jax.video.open import check_rate
 from animate_jax.video.read import frame_count, frame_rate, iter_frames
@@ -35,7 +34,7 @@ EXAMPLE = pathlib.Path(__file__).parents[1] / "assets" / "example"  # reference.
 SEEDS = 2**32  # JAX takes a seed modulo this
 
 Number = float | int
-Poses = Images | Drawn
+Poses = Images | LazyPoseImages
 DrivingKind = Literal["video", "poses"]  # of a video: of a person, or of drawn poses
 
 log = logging.getLogger(__name__)
@@ -138,30 +137,30 @@ def crop_reference(
     detected = (detector or detect)(image[None])
     require_person(detected, name)
     height, width = image.shape[:2]
-    box = portrait(detected[0], (height, width), options.width / options.height)
+    box = crop_box(detected[0], (height, width), options.width / options.height)
     left, top, right, bottom = box
     margin = int(max(-left, -top, right - width, bottom - height, 0)) + 1
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     cropped = resize_lanczos(padded, (options.height, options.width), tuple(side + margin for side in box))
     scale = width / (right - left), height / (bottom - top)
-    keypoints = detected[0].moved(scale, (-left / (right - left), -top / (bottom - top)))
+    keypoints = detected[0].affine(scale, (-left / (right - left), -top / (bottom - top)))
     return cropped, keypoints
 
 
 def draw_motion(
-    motion: DrivingMotion, reference: Keypoints, options: AnimationConfig, align: Alignment = "bones"
+    motion: DrivingMotion, reference: Keypoints, options: AnimationConfig, align: AlignMethod = "bones"
 ) -> Poses:
     """The pose pictures that drive the result: keypoints are fitted to the reference's body, and drawn when they
     are needed."""
     size = (options.height, options.width)
     if motion.keypoints is None:
         return resize_lanczos(motion.images, size)
-    fitted = bring(motion.keypoints, motion.canvas, reference, size, align)
+    fitted = align_motion(motion.keypoints, motion.canvas, reference, size, align)
     warn_of_fit(fitted, options.pose_style)
-    return Drawn(fitted, *size, options.pose_style)
+    return LazyPoseImages(fitted, *size, options.pose_style)
 
 
-def warp_reference(image: Image, keypoints: Keypoints, poses: Poses) -> Warped:
+def warp_reference(image: Image, keypoints: Keypoints, poses: Poses) -> LazyWarpedImages:
     """The reference warped into every frame, for models with `appearance`.
 
     Args:
@@ -169,7 +168,7 @@ def warp_reference(image: Image, keypoints: Keypoints, poses: Poses) -> Warped:
         poses: from `draw_motion`; ready-made pose pictures do not tell where joints are: their frames show the
             reference's background alone.
     """
-    driven = poses.keypoints if isinstance(poses, Drawn) else Keypoints.missing(len(poses))
+    driven = poses.keypoints if isinstance(poses, LazyPoseImages) else Keypoints.empty(len(poses))
     return warp(image, segment(image, keypoints), keypoints, driven)
 
 

@@ -19,11 +19,11 @@ from animate_jax.images import Image
 from animate_jax.models.params import abstract_model
 from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.rules import shardings
+from animate_jax.pose.align import AlignMethod
 from animate_jax.pose.detect import Detector
 from animate_jax.pose.draw import draw
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.retarget import Alignment
-from animate_jax.pose.warp import Warped
+from animate_jax.pose.warp import LazyWarpedImages
 from animate_jax.presets import speeds
 from animate_jax.sampling.denoiser import Denoiser, StepCallback
 from animate_jax.sampling.inputs import (
@@ -59,7 +59,7 @@ class Job(NamedTuple):
     character: Character
     motion: DrivingMotion
     poses: Poses  # the motion fitted to the character
-    warped: Warped | None  # the reference in these poses, for models with `appearance`
+    warped: LazyWarpedImages | None  # the reference in these poses, for models with `appearance`
 
 
 class Pipeline(Denoiser):
@@ -112,7 +112,7 @@ class Pipeline(Denoiser):
         fps: Number | None = None,
         seed: int = 0,
         progress: bool = True,
-        align: Alignment = "bones",
+        align: AlignMethod = "bones",
         person: str = "largest",
         detector: Detector | None = None,
         canvas: tuple[int, int] | None = None,
@@ -131,7 +131,7 @@ class Pipeline(Denoiser):
             frames: at most that many frames.
             fps: of the result; default: the rate the weights were trained for, else the driving video's.
             seed: 0 to 2**32 - 1; the same seed gives the same video, alone or in a list.
-            align: how the driving keypoints are fitted to the reference's body, see `pose.retarget.bring`.
+            align: how the driving keypoints are fitted to the reference's body, see `pose.align.align_motion`.
             person: of several in the driving video: "largest", "center", or a number from the left, from 1.
             detector: finds keypoints: `pose.dwpose.DWPose(folder)`, or by default `pose.detect.detect`.
             canvas: height, width of the pictures behind a keypoints file that does not tell them.
@@ -181,7 +181,7 @@ class Pipeline(Denoiser):
         return Character(image, keypoints, self.condition(image, pose, options))
 
     def job(
-        self, character: Character, motion: DrivingMotion, options: AnimationConfig, align: Alignment = "bones"
+        self, character: Character, motion: DrivingMotion, options: AnimationConfig, align: AlignMethod = "bones"
     ) -> Job:
         """A video to make: the motion fitted to the character."""
         poses = draw_motion(motion, character.keypoints, options, align)
@@ -204,7 +204,7 @@ class Pipeline(Denoiser):
         """`inputs.read_motion` at the rate the weights were trained for, if there is one and no `fps` is given."""
         return read_motion(path, fps=fps or self.preset.frames.fps, **options)
 
-    def warp(self, image: Image, keypoints: Keypoints, poses: Poses) -> Warped | None:
+    def warp(self, image: Image, keypoints: Keypoints, poses: Poses) -> LazyWarpedImages | None:
         """`inputs.warp_reference` for models with `appearance`; None for others."""
         return warp_reference(image, keypoints, poses) if self.copies else None
 

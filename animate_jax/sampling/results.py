@@ -14,7 +14,7 @@ import numpy as np
 from animate_jax.atomic import atomic_folder, check_folder
 from animate_jax.errors import UserError
 from animate_jax.images import Image, Images
-from animate_jax.pose.draw import Drawn
+from animate_jax.pose.draw import LazyPoseImages
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.sampling.inputs import DrivingMotion
@@ -70,7 +70,7 @@ class AnimationStream:
         fps: frames/s.
         reference, reference_keypoints: the cropped image, and its person.
         motion: what drives, before it was fitted to the reference.
-        poses: its pictures; a `Drawn` holds the keypoints that were fitted.
+        poses: its pictures; a `LazyPoseImages` holds the keypoints that were fitted.
     """
 
     chunks: Iterator[Images]
@@ -78,7 +78,7 @@ class AnimationStream:
     reference: Image
     reference_keypoints: Keypoints
     motion: DrivingMotion
-    poses: Images | Drawn
+    poses: Images | LazyPoseImages
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -120,7 +120,7 @@ class AnimationStream:
         with atomic_folder(folder, POSES_FOLDER) as fresh:
             write_image(fresh / "reference.png", self.reference)
             write_poses(fresh / "reference.npz", Keypoints.stack([self.reference_keypoints]), size)
-            if isinstance(self.poses, Drawn):
+            if isinstance(self.poses, LazyPoseImages):
                 write_poses(fresh / "driving.npz", self.motion.keypoints, self.motion.canvas)
                 write_poses(fresh / "fitted.npz", self.poses.keypoints, size)
             for index in range(len(self)):

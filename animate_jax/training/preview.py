@@ -24,7 +24,7 @@ from animate_jax.models.params import Params
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.perceptual import lpips
 from animate_jax.pose.draw import draw
-from animate_jax.pose.warp import Warped, warp
+from animate_jax.pose.warp import LazyWarpedImages, warp
 from animate_jax.presets import preset_of
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.contact_sheet import contact_sheet
@@ -35,7 +35,7 @@ GAP = 4  # rendered: frames between the reference and the first frame to make
 
 
 class Ready(NamedTuple):
-    """What `Warped` makes of a clip, made beforehand."""
+    """What `LazyWarpedImages` makes of a clip, made beforehand."""
 
     background: UInt8[np.ndarray, "h w 3"]
     pictures: UInt8[np.ndarray, "f h w 3"]
@@ -51,8 +51,7 @@ class HeldOut(NamedTuple):
     frames: UInt8[np.ndarray, "_ h w 3"]
     poses: UInt8[np.ndarray, "_ h w 3"]
     mask: UInt8[np.ndarray, "_ h w"]  # of the frames to make: the person
-    warped: Warped | Ready | None  # into the poses of the frames to make
-    warped: Warped | Ready | None = None
+    warped: LazyWarpedImages | Ready | None = None  # into the poses of the frames to make
 
 
 def rendered_clips(config: TrainConfig) -> list[HeldOut]:

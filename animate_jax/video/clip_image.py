@@ -18,7 +18,7 @@ def clip_pixels(
     image_size: int,
     resize: ClipResize = "squash",
 ) -> Float[np.ndarray, "image_size image_size 3"]:
-    """An RGB picture as CLIP wants it: square, PIL's bicubic, normalised by CLIP's mean and deviation.
+    """An RGB picture as CLIP wants it: square, PIL's bicubic, normalized by CLIP's mean and deviation.
 
     "squash" ignores the aspect ratio (sampling in Moore-AnimateAnyone), "center_crop" resizes the short side
     and cuts the middle (its training, and CLIP itself), "pad" first mirrors the picture at its edges until it

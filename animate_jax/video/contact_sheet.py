@@ -17,7 +17,7 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 def contact_sheet(
     rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]], labels: Sequence[str] = ()
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Puts pictures into a grid on white, each centred in its cell at its own size.
+    """Puts pictures into a grid on white, each centered in its cell at its own size.
 
     Args:
         rows: rows of pictures; rows may differ in length, pictures in size.

@@ -27,7 +27,7 @@ from PIL import Image
 from animate_jax import limits
 from animate_jax.config import AnimationConfig, Preset, Speed
 from animate_jax.errors import UserError
-from animate_jax.pose.draw import Drawn, draw
+from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.files import KEYPOINT_SUFFIXES
 from animate_jax.sampling.inputs import crop_reference, draw_motion
 from animate_jax.sampling.pipeline import Pipeline
@@ -60,7 +60,7 @@ class Request:
     driving: str | None
     frames: int
     person: str
-    align: Any  # a `pose.retarget.Alignment`, which the pipeline checks
+    align: Any  # a `pose.align.AlignMethod`, which the pipeline checks
     size: str  # one of `Studio.sizes`
     steps: int | None = None
     guidance: float | int | None = None
@@ -142,7 +142,7 @@ class Studio:
             else:
                 aspect = min(motion.canvas[1] / motion.canvas[0], limits.CANVAS_RATIO)
                 detected_width = max(round(height * aspect / 2) * 2, 2)
-                detected = Drawn(motion.keypoints, height, detected_width, config.pose_style)
+                detected = LazyPoseImages(motion.keypoints, height, detected_width, config.pose_style)
             video = self.new_file("poses.mp4", session)
             pairs = (np.concatenate([detected[frame], fitted[frame]], 1) for frame in range(len(motion)))
             write_video(video, pairs, motion.fps)

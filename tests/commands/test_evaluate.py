@@ -27,7 +27,7 @@ def offline(monkeypatch):
         body = np.full((len(frames), 18, 2), 0.5, np.float32)
         body[:, [2, 5], 1], body[:, [8, 11], 1] = 0.3, 0.6
         confidence = np.ones((len(frames), 18), np.float32)
-        return dataclasses.replace(Keypoints.missing(len(frames)), body=body, body_confidence=confidence)
+        return dataclasses.replace(Keypoints.empty(len(frames)), body=body, body_confidence=confidence)
 
     for module in (lpips, i3d):
         monkeypatch.setattr(module, "load", missing)

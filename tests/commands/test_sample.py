@@ -61,9 +61,9 @@ def files(tmp_path):
     write_image(tmp_path / "mine" / "reference.png", grey[0])
     (tmp_path / "mine" / "driving.npz").write_bytes(b"precious")
     (tmp_path / "loop.png").symlink_to("loop.png")
-    write_poses(tmp_path / "empty.json", Keypoints.missing(3), (320, 240))
+    write_poses(tmp_path / "empty.json", Keypoints.empty(3), (320, 240))
     body = np.random.default_rng(0).uniform(0.2, 0.8, (3, 18, 2)).astype(np.float32)
-    poses = dataclasses.replace(Keypoints.missing(3), body=body, body_confidence=np.ones((3, 18), np.float32))
+    poses = dataclasses.replace(Keypoints.empty(3), body=body, body_confidence=np.ones((3, 18), np.float32))
     write_poses(tmp_path / "poses.json", poses, (320, 240))
     return tmp_path
 

@@ -364,7 +364,7 @@ def marked(clip):
     for picture, points in zip(video, body, strict=True):
         for joint, color in ((right, (255, 0, 0)), (left, (0, 255, 0))):
             cv2.circle(picture, np.round(points[joint] * (120, 160) - 0.5).astype(int).tolist(), 4, color, -1)
-    keypoints = dataclasses.replace(Keypoints.missing(4), body=body, body_confidence=np.ones((4, 18), np.float32))
+    keypoints = dataclasses.replace(Keypoints.empty(4), body=body, body_confidence=np.ones((4, 18), np.float32))
     return dataclasses.replace(clip, video=encode_mp4(video, 30, 12), width=120, height=160, keypoints=keypoints)
 
 
@@ -417,7 +417,7 @@ def test_flipped_and_not_are_mirror_images(micro, stage_1, clip):
 )
 def test_crops_have_the_proportions_and_hold_the_person(width, height, person):
     rng, body = np.random.default_rng(0), np.array([[person[:2], person[2:]] * 9], np.float32)
-    keypoints = dataclasses.replace(Keypoints.missing(1), body=body, body_confidence=np.ones((1, 18), np.float32))
+    keypoints = dataclasses.replace(Keypoints.empty(1), body=body, body_confidence=np.ones((1, 18), np.float32))
     low, high = np.clip(body[0, :2], 0, 1) * (width, height)
     for _ in range(50):
         left, top, wide, tall = choose_crop(keypoints, width, height, 0.75, rng)
@@ -431,7 +431,7 @@ def test_crops_have_the_proportions_and_hold_the_person(width, height, person):
 
 
 def test_a_person_nobody_found(clip):
-    nobody = Keypoints.missing(2)
+    nobody = Keypoints.empty(2)
     left, top, width, height = choose_crop(nobody, 80, 96, 0.75, np.random.default_rng(0))
     assert (width, height) == (72, 96) and 0 <= left <= 8 and top == 0
     assert cover(nobody, 64, 48).max() == 0

@@ -38,7 +38,7 @@ def folders(tmp_path, monkeypatch):
         body = np.full((len(frames), 18, 2), 0.5, np.float32)
         body[:, 0, 1], body[:, 10, 1] = 0.25, 0.75
         confidence = np.ones((len(frames), 18), np.float32)
-        return dataclasses.replace(Keypoints.missing(len(frames)), body=body, body_confidence=confidence)
+        return dataclasses.replace(Keypoints.empty(len(frames)), body=body, body_confidence=confidence)
 
     monkeypatch.setattr(clips, "detect", detect)
     return tmp_path
@@ -91,7 +91,7 @@ def test_recorded_clips_keep_their_joints(monkeypatch):
     from animate_jax.data import records
 
     frames = np.repeat(np.arange(12, dtype=np.uint8)[:, None] * 20, 64 * 96 * 3, 1).reshape(12, 64, 96, 3)
-    keypoints = Keypoints.missing(12)
+    keypoints = Keypoints.empty(12)
     keypoints.body[:, 0, 0], keypoints.body[:, 0, 1] = 0.75, np.arange(12) / 12
     keypoints.body_confidence[:, 0] = 1
     clip = records.RecordedClip("show/one", encode_mp4(frames, 20, 4), 20.0, 96, 64, keypoints)
@@ -129,7 +129,7 @@ def test_what_is_missing_is_named(folders, monkeypatch):
         video_files(folders / "nowhere")
     with pytest.raises(UserError, match="no videos here"):
         video_files(folders)
-    monkeypatch.setattr(clips, "detect", lambda frames: Keypoints.missing(len(frames)))
+    monkeypatch.setattr(clips, "detect", lambda frames: Keypoints.empty(len(frames)))
     with pytest.raises(UserError, match=r"a\.mp4: no person found"):
         list(from_videos(files, None, 1, None, None))
 
@@ -144,7 +144,7 @@ def test_the_center_is_cropped():
 
 
 def test_boxes_around_people():
-    keypoints = Keypoints.missing(2)
+    keypoints = Keypoints.empty(2)
     keypoints.body[0, :2] = [[0.5, 0.25], [0.5, 0.75]]
     keypoints.body_confidence[0, :2] = 1
     masks = person_boxes(keypoints, (100, 80))

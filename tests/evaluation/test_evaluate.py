@@ -19,7 +19,7 @@ def clip(monkeypatch):
     body = np.full((4, 18, 2), 0.5, np.float32)
     body[:, [2, 5], 1], body[:, [8, 11], 1] = 0.3, 0.6
     body[:, :, 0] += np.linspace(-0.1, 0.1, 18)
-    keypoints = dataclasses.replace(Keypoints.missing(4), body=body, body_confidence=np.ones((4, 18), np.float32))
+    keypoints = dataclasses.replace(Keypoints.empty(4), body=body, body_confidence=np.ones((4, 18), np.float32))
     monkeypatch.setattr(scores, "detect", lambda video: keypoints[1 : 1 + len(video)])
     masks = np.zeros((4, 64, 48), np.uint8)
     masks[:, 16:48, 12:36] = 1

@@ -16,7 +16,7 @@ def standing(frames=2):
     for side in ("right", "left"):
         body[:, BODY.index(f"{side}_shoulder"), 1], body[:, BODY.index(f"{side}_hip"), 1] = 40, 90
     body /= np.float32(SIZE[::-1])
-    return dataclasses.replace(Keypoints.missing(frames), body=body, body_confidence=np.ones((frames, 18), np.float32))
+    return dataclasses.replace(Keypoints.empty(frames), body=body, body_confidence=np.ones((frames, 18), np.float32))
 
 
 def shifted(keypoints, pixels, joints=slice(None)):
@@ -50,7 +50,7 @@ def test_without_a_driven_person_there_is_no_value():
     driven = standing()
     found = pck(driven, without(driven, slice(None), 0), SIZE)
     assert np.isnan(found[0]) and found[1] == 1
-    assert np.isnan(pck(driven, Keypoints.missing(2), SIZE)).all()
+    assert np.isnan(pck(driven, Keypoints.empty(2), SIZE)).all()
 
 
 def test_eyes_and_ears_do_not_count():

@@ -97,7 +97,7 @@ def test_measure_asks_every_network(truth, boxes, monkeypatch):
         seen[name] = video.shape
         return np.full((len(video), 3), 7.0)
 
-    found = dataclasses.replace(Keypoints.missing(FRAMES), body_confidence=np.ones((FRAMES, 18), np.float32))
+    found = dataclasses.replace(Keypoints.empty(FRAMES), body_confidence=np.ones((FRAMES, 18), np.float32))
     monkeypatch.setattr(scores, "detect", lambda video: found)
     networks = Networks(video_features=lambda x: remember("videos", x), frame_features=lambda x: remember("frames", x))
     masks = np.zeros(truth.shape[:3], np.uint8)

@@ -231,7 +231,7 @@ class Videos(Kind):
 
 
 def some_keypoints(frames: int = 3) -> Keypoints:
-    chance, points = np.random.default_rng(0), Keypoints.missing(frames)
+    chance, points = np.random.default_rng(0), Keypoints.empty(frames)
     for name in Keypoints.names():
         getattr(points, name)[:] = chance.uniform(0.2, 0.8, getattr(points, name).shape)
     return points

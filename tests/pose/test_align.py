@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from animate_jax.pose.align import SEEN, align_musepose, align_none, pixels, portrait
 from animate_jax.pose.align import align_global as align
-from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.align import align_musepose, align_none, crop_box
+from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints, to_pixels
 
 CANVAS = (200, 100)  # height, width
 
@@ -15,7 +15,7 @@ CANVAS = (200, 100)  # height, width
 def person(frames=5, seed=0) -> Keypoints:
     """Somebody who stays the same size and moves about, everything seen, hands and face included."""
     random = np.random.default_rng(seed)
-    everybody = Keypoints.missing(frames)
+    everybody = Keypoints.empty(frames)
     steps = np.cumsum(random.normal(0, 0.01, (frames, 2)), 0)
     arrays = {}
     for name in ("body", "hands", "face"):
@@ -53,20 +53,20 @@ def test_the_neck_of_the_first_frame_lands_on_the_references():
 def test_size_and_place_of_the_driving_person_do_not_matter(scale, offset):
     clip, reference = person(seed=2), person(1, seed=1)[0]
     expected = align(clip, CANVAS, reference, CANVAS)
-    assert_same(align(clip.moved(scale, offset), CANVAS, reference, CANVAS), expected)
+    assert_same(align(clip.affine(scale, offset), CANVAS, reference, CANVAS), expected)
 
 
 def test_nor_does_the_shape_of_the_driving_picture():
     """The clip cut out of a wide picture: the same pixels in units of another canvas."""
     clip, reference = person(seed=2), person(1, seed=1)[0]
-    wide = clip.moved((100 / 400, 200 / 300), (0.5, 0.1))  # pixels of 100 x 200 inside 400 x 300
+    wide = clip.affine((100 / 400, 200 / 300), (0.5, 0.1))  # pixels of 100 x 200 inside 400 x 300
     assert_same(align(wide, (300, 400), reference, CANVAS), align(clip, CANVAS, reference, CANVAS))
 
 
 def test_limbs_keep_their_proportions():
     """One scale for both axes and all frames, in pixels of the result."""
     clip, reference, canvas = person(seed=2), person(1, seed=1)[0], (60, 90)
-    before, after = pixels(clip, CANVAS), pixels(align(clip, CANVAS, reference, canvas), canvas)
+    before, after = to_pixels(clip, CANVAS), to_pixels(align(clip, CANVAS, reference, canvas), canvas)
     ratio = np.diff(after, axis=1) / np.diff(before, axis=1)
     np.testing.assert_allclose(ratio, np.median(ratio), rtol=1e-3)
     assert np.median(ratio) > 0
@@ -74,14 +74,14 @@ def test_limbs_keep_their_proportions():
 
 def test_a_reference_of_half_the_size_halves_the_motion():
     clip = person()
-    aligned = align(clip, CANVAS, clip[0].moved((0.5, 0.5), (0.2, 0.3)), CANVAS)
-    assert_same(aligned, clip.moved((0.5, 0.5), (0.2, 0.3)))
+    aligned = align(clip, CANVAS, clip[0].affine((0.5, 0.5), (0.2, 0.3)), CANVAS)
+    assert_same(aligned, clip.affine((0.5, 0.5), (0.2, 0.3)))
 
 
 def test_mirrored_people_align_as_mirror_images():
     clip, reference = person(seed=2), person(1, seed=1)[0]
-    expected = align(clip, CANVAS, reference, CANVAS).mirrored()
-    assert_same(align(clip.mirrored(), CANVAS, reference.mirrored(), CANVAS), expected)
+    expected = align(clip, CANVAS, reference, CANVAS).flipped()
+    assert_same(align(clip.flipped(), CANVAS, reference.flipped(), CANVAS), expected)
 
 
 def test_a_foreshortened_bone_does_not_enlarge_the_person():
@@ -106,31 +106,31 @@ def test_points_missing_on_either_side_are_left_out():
 
 def test_a_neck_that_appears_later_is_the_anchor_then():
     clip = without(person(), [1], [0, 1])
-    assert_same(align(clip, CANVAS, person()[2], CANVAS), clip.moved((1, 1), (0, 0)), atol=1e-5)
+    assert_same(align(clip, CANVAS, person()[2], CANVAS), clip.affine((1, 1), (0, 0)), atol=1e-5)
 
 
 def test_without_a_neck_a_hip_is_the_anchor():
     clip = without(person(), [1])
-    assert_same(align(clip, CANVAS, person()[0].moved((1, 1), (0.1, 0.2)), CANVAS), clip.moved((1, 1), (0.1, 0.2)))
+    assert_same(align(clip, CANVAS, person()[0].affine((1, 1), (0.1, 0.2)), CANVAS), clip.affine((1, 1), (0.1, 0.2)))
 
 
 @pytest.mark.parametrize("canvas", [(200, 100), (100, 100), (50, 100)])
 def test_with_nothing_in_common_the_picture_is_fitted_in(canvas):
-    """Centred, whole, undistorted; the clip's canvas is 100 wide and 200 high."""
-    clip, nobody = person(), Keypoints.missing()
+    """Centered, whole, undistorted; the clip's canvas is 100 wide and 200 high."""
+    clip, nobody = person(), Keypoints.empty()
     aligned = align(clip, CANVAS, nobody, canvas)
     scale = canvas[0] / 200
-    expected = pixels(clip, CANVAS) * scale + np.array([(canvas[1] - 100 * scale) / 2, 0])
-    np.testing.assert_allclose(pixels(aligned, canvas), expected, atol=1e-3)
+    expected = to_pixels(clip, CANVAS) * scale + np.array([(canvas[1] - 100 * scale) / 2, 0])
+    np.testing.assert_allclose(to_pixels(aligned, canvas), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("aspect", [0.5, 0.75, 1.0, 2.5])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_portrait_holds_every_point_and_has_the_aspect(aspect, seed):
     pose = person(1, seed)[0]
-    left, top, right, bottom = portrait(pose, CANVAS, aspect)
+    left, top, right, bottom = crop_box(pose, CANVAS, aspect)
     assert (right - left) / (bottom - top) == pytest.approx(aspect)
-    points = pixels(pose, CANVAS)
+    points = to_pixels(pose, CANVAS)
     height = np.ptp(points[:, 1])
     assert (points > np.array([left, top]) + 0.1 * height).all()
     assert (points < np.array([right, bottom]) - 0.1 * height).all()
@@ -141,24 +141,24 @@ def test_a_portrait_holds_every_point_and_has_the_aspect(aspect, seed):
 def test_a_portrait_ignores_points_that_are_not_seen():
     pose = person(1)[0]
     body, confidence = pose.body.copy(), pose.body_confidence.copy()
-    body[4], confidence[4] = 9, SEEN
+    body[4], confidence[4] = 9, MIN_CONFIDENCE
     hidden = dataclasses.replace(pose, body=body, body_confidence=confidence)
     body[4] = pose.body[1]
-    assert portrait(hidden, CANVAS, 0.75) == portrait(dataclasses.replace(hidden, body=body), CANVAS, 0.75)
+    assert crop_box(hidden, CANVAS, 0.75) == crop_box(dataclasses.replace(hidden, body=body), CANVAS, 0.75)
 
 
 @pytest.mark.parametrize(
     "aspect, expected", [(0.5, (0, 0, 100, 200)), (1.0, (0, 50, 100, 150)), (0.25, (25, 0, 75, 200))]
 )
 def test_the_portrait_of_nobody_is_the_largest_centred_cut(aspect, expected):
-    assert portrait(Keypoints.missing(), CANVAS, aspect) == pytest.approx(expected)
+    assert crop_box(Keypoints.empty(), CANVAS, aspect) == pytest.approx(expected)
 
 
 def test_without_alignment_the_picture_is_fitted_in():
     clip = person()
     assert_same(align_none(clip, CANVAS, person(1, 3)[0], CANVAS), clip)
     wide = align_none(clip, CANVAS, person(1, 3)[0], (100, 200))
-    assert_same(wide, clip.moved((0.25, 1), (0.375, 0)))
+    assert_same(wide, clip.affine((0.25, 1), (0.375, 0)))
 
 
 def test_musepose_leaves_the_same_body_in_place():
@@ -182,9 +182,9 @@ def test_musepose_measures_every_limb_in_the_first_frame():
 def test_musepose_counts_in_picture_heights():
     """Half the size in a picture twice as high: bones keep their pixels, so they become 1/2 of the height."""
     clip = person()
-    reference = clip[0].moved((0.5, 0.5), (0, 0))
-    aligned = pixels(align_musepose(clip, CANVAS, reference, (400, 200)), (400, 200))
-    np.testing.assert_allclose(np.diff(aligned, axis=1), np.diff(pixels(clip, CANVAS), axis=1), atol=1e-3)
+    reference = clip[0].affine((0.5, 0.5), (0, 0))
+    aligned = to_pixels(align_musepose(clip, CANVAS, reference, (400, 200)), (400, 200))
+    np.testing.assert_allclose(np.diff(aligned, axis=1), np.diff(to_pixels(clip, CANVAS), axis=1), atol=1e-3)
 
 
 def test_musepose_scales_what_it_cannot_measure_by_one():

@@ -6,7 +6,7 @@ import pytest
 
 from animate_jax.errors import UserError
 from animate_jax.pose import litert
-from animate_jax.pose.detect import _with_steady_sides, detect, require_person, segment
+from animate_jax.pose.detect import _fix_left_right_swaps, detect, require_person, segment
 from animate_jax.pose.keypoints import BODY, LEFT_RIGHT, Keypoints
 from animate_jax.video.images import read_image
 
@@ -114,7 +114,7 @@ def walk(frames=12):
             body[:, pair[row], 0] += sign * 0.1
     body[:, [2, 5], 1], body[:, [8, 11], 1] = 0.3, 0.6
     body[:, :, 0] += 0.01 * np.arange(frames, dtype=np.float32)[:, None]
-    empty = Keypoints.missing(frames)
+    empty = Keypoints.empty(frames)
     return Keypoints(
         body, np.ones_like(empty.body_confidence), *(getattr(empty, name) for name in Keypoints.names()[2:])
     )
@@ -131,7 +131,7 @@ def exchanged(keypoints, frames):
 
 @pytest.mark.parametrize("frames", [[], [4], [0], [11], [3, 4, 5, 9]])
 def test_sides_exchanged_for_a_few_frames_are_put_right(frames):
-    np.testing.assert_array_equal(_with_steady_sides(exchanged(walk(), frames), (200, 100, 3)).body, walk().body)
+    np.testing.assert_array_equal(_fix_left_right_swaps(exchanged(walk(), frames), (200, 100, 3)).body, walk().body)
 
 
 def test_a_person_who_turns_round_keeps_changing_sides():
@@ -141,4 +141,4 @@ def test_a_person_who_turns_round_keeps_changing_sides():
     body = frames.body.copy()
     body[..., 0] = 0.5 + (walk(1).body[..., 0] - 0.5) * turn
     turning = Keypoints(body, *(getattr(frames, name) for name in Keypoints.names()[1:]))
-    np.testing.assert_array_equal(_with_steady_sides(turning, (200, 100, 3)).body, body)
+    np.testing.assert_array_equal(_fix_left_right_swaps(turning, (200, 100, 3)).body, body)

@@ -35,7 +35,7 @@ def standing():
         "right_hip": (0.42, 0.55), "right_knee": (0.42, 0.75), "right_ankle": (0.42, 0.95),
         "left_hip": (0.58, 0.55), "left_knee": (0.58, 0.75), "left_ankle": (0.58, 0.95),
     }  # fmt: skip
-    keypoints = Keypoints.missing()
+    keypoints = Keypoints.empty()
     keypoints.body[:] = [points[name] for name in BODY]
     keypoints.body_confidence[:] = 1
     return keypoints
@@ -65,7 +65,7 @@ def test_paper_is_moore_without_the_face():
 
 @pytest.mark.parametrize("style", ["paper", "moore", "musepose", "tiny"])
 def test_points_that_are_missing_are_not_drawn(style):
-    assert not draw(Keypoints.missing(2), 64, 48, style).any()
+    assert not draw(Keypoints.empty(2), 64, 48, style).any()
     whole = draw(standing(), 128, 96, style)
     cut = draw(with_missing(standing(), "left_wrist"), 128, 96, style)
     differs = np.argwhere((whole != cut).any(-1)) / (128, 96)
@@ -77,7 +77,7 @@ def test_points_that_are_missing_are_not_drawn(style):
 
 @pytest.mark.parametrize("style", ["paper", "moore", "musepose", "tiny"])
 def test_frames_are_drawn_independently(style):
-    frames = Keypoints.stack([standing(), Keypoints.missing(), standing().mirrored()])
+    frames = Keypoints.stack([standing(), Keypoints.empty(), standing().flipped()])
     pictures = draw(frames, 64, 48, style)
     assert (pictures.shape, pictures.dtype) == ((3, 64, 48, 3), np.uint8)
     for index in range(3):
@@ -86,12 +86,12 @@ def test_frames_are_drawn_independently(style):
 
 def test_points_far_outside_the_picture_are_harmless():
     for style in ("paper", "musepose", "tiny"):
-        draw(standing().moved((100, 100), (-50, -50)), 64, 48, style)
-        assert not draw(standing().moved((1, 1), (3, -4)), 64, 48, style).any()
+        draw(standing().affine((100, 100), (-50, -50)), 64, 48, style)
+        assert not draw(standing().affine((1, 1), (3, -4)), 64, 48, style).any()
 
 
 def test_tiny_draws_each_limb_in_its_colour_and_shows_the_sides():
-    """Seen at the middle of limbs that no other limb covers; mirroring trades the sides' colours."""
+    """Seen at the middle of limbs that no other limb covers; mirroring trades the sides' colors."""
     picture = draw(standing(), 128, 96, "tiny")
     for name, child in [
         ("right_elbow", "right_wrist"),
@@ -101,14 +101,14 @@ def test_tiny_draws_each_limb_in_its_colour_and_shows_the_sides():
         limb = LIMBS.index((BODY.index(name), BODY.index(child)))
         x, y = (standing().body[[BODY.index(name), BODY.index(child)]].mean(0) * (96, 128)).astype(int)
         np.testing.assert_array_equal(picture[y, x], COLORS[limb])
-    np.testing.assert_array_equal(draw(standing().mirrored(), 128, 96, "tiny"), picture)
+    np.testing.assert_array_equal(draw(standing().flipped(), 128, 96, "tiny"), picture)
     assert (picture[:, ::-1] != picture).any()
 
 
 def test_tiny_limbs_have_the_stated_thickness_and_soft_edges():
     """A vertical limb, 3.2 of 128 pixels wide, wherever it stands between the pixels."""
     for shift in (0, 0.3 / 96, 0.7 / 96):
-        picture = draw(standing().moved((1, 1), (shift, 0)), 128, 96, "tiny")
+        picture = draw(standing().affine((1, 1), (shift, 0)), 128, 96, "tiny")
         row = picture[108, 50:].astype(float).sum(-1) / sum(COLORS[LIMBS.index((12, 13))])
         np.testing.assert_allclose(row.sum(), 3.2, atol=0.02)
         assert ((row > 0.02) & (row < 0.98)).any()
@@ -118,7 +118,7 @@ def test_tiny_limbs_have_the_stated_thickness_and_soft_edges():
 
 def test_tiny_leaves_out_hands_and_face():
     keypoints, _ = golden()
-    body = Keypoints.missing()
+    body = Keypoints.empty()
     body.body[:], body.body_confidence[:] = keypoints.body, keypoints.body_confidence
     np.testing.assert_array_equal(draw(keypoints, 128, 96, "tiny"), draw(body, 128, 96, "tiny"))
 

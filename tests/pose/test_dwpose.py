@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from animate_jax.errors import UserError
-from animate_jax.pose.dwpose import (  # fmt: skip
+from animate_jax.pose.dwpose import (
     DETECTOR,
     HEIGHT,
     MEAN,
-    READER,
-    SPREAD,
+    POSE_MODEL,
+    STD,
     WIDTH,
     DWPose,
-    crop,
+    crop_person,
+    decode_boxes,
+    decode_simcc,
+    from_coco_wholebody,
     letterbox,
-    people_boxes,
-    simcc,
-    whole_body,
 )
 
 CELLS = 8400
@@ -47,33 +47,33 @@ def test_a_letterbox_holds_the_picture_in_its_corner(height, width, shown):
     np.testing.assert_array_equal(
         square[:, : shown[0], : shown[1]].reshape(3, -1).T, [[30, 20, 10]] * (shown[0] * shown[1])
     )
-    grey = square.copy()
-    grey[:, : shown[0], : shown[1]] = 114
-    np.testing.assert_array_equal(grey, 114)
+    gray = square.copy()
+    gray[:, : shown[0], : shown[1]] = 114
+    np.testing.assert_array_equal(gray, 114)
 
 
 def test_boxes_are_read_from_their_cells():
-    found = people_boxes(outputs((32, 3, 5, 100, 200, 0.9, 0, 0.9), (8, 40, 20, 30, 60, 0.8, 0, 0.8)))
+    found = decode_boxes(outputs((32, 3, 5, 100, 200, 0.9, 0, 0.9), (8, 40, 20, 30, 60, 0.8, 0, 0.8)))
     np.testing.assert_allclose(found[0], [3.5 * 32 - 50, 5.25 * 32 - 100, 3.5 * 32 + 50, 5.25 * 32 + 100], rtol=1e-6)
     np.testing.assert_allclose(found[1], [40.5 * 8 - 15, 20.25 * 8 - 30, 40.5 * 8 + 15, 20.25 * 8 + 30], rtol=1e-6)
 
 
 @pytest.mark.parametrize("objectness, kind, score", [(0.5, 0, 0.5), (1.0, 1, 1.0), (0.3, 0, 1.0)])
 def test_the_unlikely_and_the_inhuman_are_left_out(objectness, kind, score):
-    assert len(people_boxes(outputs((32, 3, 5, 100, 200, objectness, kind, score)))) == 0
+    assert len(decode_boxes(outputs((32, 3, 5, 100, 200, objectness, kind, score)))) == 0
 
 
 def test_of_overlapping_boxes_the_likeliest_remains():
     """One cell to the side: intersection over union 68 / 132; two cells: 36 / 164."""
-    near = people_boxes(outputs((32, 3, 5, 100, 200, 0.7, 0, 1), (32, 4, 5, 100, 200, 0.9, 0, 1)))
+    near = decode_boxes(outputs((32, 3, 5, 100, 200, 0.7, 0, 1), (32, 4, 5, 100, 200, 0.9, 0, 1)))
     assert len(near) == 1 and near[0, 0] == pytest.approx(4.5 * 32 - 50)
-    assert len(people_boxes(outputs((32, 3, 5, 100, 200, 0.7, 0, 1), (32, 5, 5, 100, 200, 0.9, 0, 1)))) == 2
+    assert len(decode_boxes(outputs((32, 3, 5, 100, 200, 0.7, 0, 1), (32, 5, 5, 100, 200, 0.9, 0, 1)))) == 2
 
 
 @pytest.mark.parametrize("box", [(100, 50, 200, 350), (20, 200, 320, 260)])
 def test_a_crop_is_the_padded_box_in_its_proportions(box):
     frame = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
-    picture, to_frame = crop(frame, np.array(box, float))
+    picture, to_frame = crop_person(frame, np.array(box, float))
     corners = np.array([[0, 0, 1], [WIDTH, HEIGHT, 1]]) @ to_frame.T
     width, height = corners[1] - corners[0]
     assert width / height == pytest.approx(WIDTH / HEIGHT)
@@ -83,7 +83,7 @@ def test_a_crop_is_the_padded_box_in_its_proportions(box):
     x, y = 100, 150  # a pixel of the crop shows the frame there, blue first
     place = to_frame @ (x, y, 1)
     expected = cv2.getRectSubPix(frame[..., ::-1].astype(np.float32), (1, 1), tuple(place))[0, 0]
-    np.testing.assert_allclose(picture[:, y, x] * SPREAD + MEAN, expected, atol=4)  # OpenCV's 1/32 pixel
+    np.testing.assert_allclose(picture[:, y, x] * STD + MEAN, expected, atol=4)  # OpenCV's 1/32 pixel
 
 
 def test_simcc_takes_the_best_column_and_row():
@@ -91,7 +91,7 @@ def test_simcc_takes_the_best_column_and_row():
     x[np.arange(133), np.arange(133) * 3], y[np.arange(133), 700 - np.arange(133)] = 0.9, 0.6
     x[7], y[7] = 0, 0
     x[7, 11], y[7, 13] = 0.2, 0.8
-    points, confidence = simcc(x, y)
+    points, confidence = decode_simcc(x, y)
     np.testing.assert_array_equal(points[5], [7.5, 347.5])
     np.testing.assert_array_equal(points[7], [5.5, 6.5])
     np.testing.assert_allclose(confidence[[5, 7]], [0.6, 0.2])
@@ -100,7 +100,7 @@ def test_simcc_takes_the_best_column_and_row():
 def test_whole_body_points_get_their_places():
     points = np.stack([np.arange(133), 2.0 * np.arange(133)], -1)
     confidence = np.linspace(0.4, 1.2, 133)
-    pose = whole_body(points, confidence, (500, 250))
+    pose = from_coco_wholebody(points, confidence, (500, 250))
     # OpenPose 18: nose, (neck), right arm, left arm, right leg, left leg, eyes, ears, by COCO's numbers.
     coco = [0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
     for ours, theirs in enumerate(coco):
@@ -112,7 +112,7 @@ def test_whole_body_points_get_their_places():
     assert pose.hands[0, 0, 0] == pytest.approx(91 / 250) and pose.hands[1, 20, 0] == pytest.approx(132 / 250)
     assert pose.hands_confidence[1, 20] == 1  # clipped
     confidence[6] = 0.3
-    assert whole_body(points, confidence, (500, 250)).body_confidence[1] == 0  # a shoulder is not seen
+    assert from_coco_wholebody(points, confidence, (500, 250)).body_confidence[1] == 0  # a shoulder is not seen
 
 
 def write_models(folder, boxes):
@@ -150,7 +150,7 @@ def write_models(folder, boxes):
                  f"{name}_times": np.array([1, 133, 1], np.int64)}  # fmt: skip
         results.append(info(name, [1, 133, 2 * size]))
     many.pop("points")
-    write(READER, nodes, [info("input", [1, 3, HEIGHT, WIDTH])], results, many)
+    write(POSE_MODEL, nodes, [info("input", [1, 3, HEIGHT, WIDTH])], results, many)
 
 
 def test_two_models_make_a_detector(tmp_path):
@@ -185,7 +185,7 @@ def test_missing_and_broken_models_are_errors(tmp_path):
     pytest.importorskip("onnxruntime")
     with pytest.raises(UserError, match=r"yolox_l\.onnx: no such file"):
         DWPose(tmp_path)
-    for name in (DETECTOR, READER):
+    for name in (DETECTOR, POSE_MODEL):
         (tmp_path / name).write_bytes(b"no model")
     with pytest.raises(UserError, match=r"yolox_l\.onnx: not a readable model in ONNX"):
         DWPose(tmp_path)
@@ -195,8 +195,8 @@ def test_exchanged_models_are_one_line(tmp_path, capfd):
     pytest.importorskip("onnxruntime")
     write_models(tmp_path, ())
     (tmp_path / DETECTOR).rename(tmp_path / "other")
-    (tmp_path / READER).rename(tmp_path / DETECTOR)
-    (tmp_path / "other").rename(tmp_path / READER)
+    (tmp_path / POSE_MODEL).rename(tmp_path / DETECTOR)
+    (tmp_path / "other").rename(tmp_path / POSE_MODEL)
     with pytest.raises(UserError, match=r"yolox_l\.onnx: takes pictures of \(384, 288\), not \(640, 640\)") as caught:
         DWPose(tmp_path)
     assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from animate_jax.errors import UserError
-from animate_jax.pose.align import portrait
-from animate_jax.pose.draw import PENS, draw
+from animate_jax.pose.align import ALIGN_METHODS, align_motion, crop_box
+from animate_jax.pose.draw import STYLES, draw
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.retarget import ALIGNMENTS, bring
 from animate_jax.pose.smooth import smooth
-from animate_jax.pose.track import Found, follow
+from animate_jax.pose.track import Detection, track_person
 
 pytestmark = pytest.mark.compiles
 
@@ -29,9 +28,7 @@ ARMS_UP[[3, 4, 6, 7]] = (0.34, 0.14), (0.30, 0.02), (0.66, 0.14), (0.70, 0.02)
 def pose(body) -> Keypoints:
     frames = body.shape[:-2]
     body_confidence = np.ones((*frames, 18), np.float32)
-    return dataclasses.replace(
-        Keypoints.missing(*frames), body=body.astype(np.float32), body_confidence=body_confidence
-    )
+    return dataclasses.replace(Keypoints.empty(*frames), body=body.astype(np.float32), body_confidence=body_confidence)
 
 
 def odd(random: np.random.Generator, *frames: int) -> Keypoints:
@@ -66,17 +63,17 @@ def finite(keypoints: Keypoints) -> bool:
     return all(np.isfinite(getattr(keypoints, name)).all() for name in Keypoints.names())
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_alignments(alignment):
+@pytest.mark.parametrize("method", ALIGN_METHODS)
+def test_alignments(method):
     """And what they make can be drawn."""
     for seed in range(80):
         random = np.random.default_rng(seed)
         canvas, other = (CANVASES[index] for index in random.permutation(4)[:2])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            result = bring(odd(random, int(random.integers(1, 6))), canvas, odd(random), other, alignment)
+            result = align_motion(odd(random, int(random.integers(1, 6))), canvas, odd(random), other, method)
             assert finite(result), seed
-            draw(result, 64, 48, str(random.choice([*PENS, "tiny"])))
+            draw(result, 64, 48, str(random.choice([*STYLES, "tiny"])))
 
 
 def test_smoothing_tracking_and_cutting():
@@ -87,9 +84,9 @@ def test_smoothing_tracking_and_cutting():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert finite(smooth(clip, canvas, 10.0)), seed
-            found = [Found.of(clip[index], frame) for index in range(5)]
-            assert finite(follow([[one] if one else [] for one in found])), seed
-            assert np.isfinite(portrait(clip[0], canvas, 0.75)).all(), seed
+            found = [Detection.from_pose(clip[index], frame) for index in range(5)]
+            assert finite(track_person([[one] if one else [] for one in found])), seed
+            assert np.isfinite(crop_box(clip[0], canvas, 0.75)).all(), seed
 
 
 @pytest.mark.parametrize("lost", [0, 7, 20])
@@ -101,9 +98,9 @@ def test_one_frame_without_anybody_changes_nothing_else(lost, seen):
     hidden = np.ones(18, bool)
     hidden[seen] = False
     reference.body_confidence[hidden] = 0
-    whole = bring(clip, (320, 240), reference, (320, 240), "bones")
+    whole = align_motion(clip, (320, 240), reference, (320, 240), "bones")
     clip.body[lost], clip.body_confidence[lost] = 0, 0
-    result = bring(clip, (320, 240), reference, (320, 240), "bones")
+    result = align_motion(clip, (320, 240), reference, (320, 240), "bones")
     others = np.arange(21) != lost
     # Where the person first stands is where the reference stands: a step later when the first frame is lost.
     shift = (whole.body - result.body)[others].mean((0, 1)) if lost == 0 else 0
@@ -117,7 +114,7 @@ def test_bounded_leaves_what_is_in_order():
         assert getattr(clip.bounded(), name).dtype == np.float32
 
 
-@pytest.mark.parametrize("style", [*PENS, "tiny"])
+@pytest.mark.parametrize("style", [*STYLES, "tiny"])
 def test_points_that_are_nowhere_are_not_drawn_in_silence(style):
     clip = pose(STANDING[None])
     clip.body[0, 3] = np.nan
@@ -127,7 +124,7 @@ def test_points_that_are_nowhere_are_not_drawn_in_silence(style):
     draw(clip, 64, 48, style)
 
 
-@pytest.mark.parametrize("style", [*PENS, "tiny"])
+@pytest.mark.parametrize("style", [*STYLES, "tiny"])
 def test_points_without_measure_are_drawn_at_once(style):
     clip = pose(STANDING[None])
     clip.body[0, ::2] = 3e38

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from animate_jax.data.mocap_people.scene import MocapPeople
-from animate_jax.pose.detect import _with_steady_sides, detect
-from animate_jax.pose.hands_face import read_face, read_hand
+from animate_jax.pose.detect import _fix_left_right_swaps, detect
+from animate_jax.pose.hands_face import estimate_face, estimate_hand
 from animate_jax.pose.keypoints import LEFT_RIGHT, Keypoints
 from animate_jax.video.images import read_image
 
@@ -73,7 +73,7 @@ def test_sides_are_exchanged_with_their_hands():
     for right, left in LEFT_RIGHT:
         body[:, right, 0], body[:, left, 0] = 0.4, 0.6
     body[:, [2, 5], 1], body[:, [8, 11], 1] = 0.3, 0.6
-    empty = Keypoints.missing(frames)
+    empty = Keypoints.empty(frames)
     hands = empty.hands.copy()
     hands[:, 0], hands[:, 1] = 0.6, 0.4
     poses = dataclasses.replace(empty, body=body, body_confidence=np.ones((frames, 18), np.float32), hands=hands)
@@ -81,12 +81,12 @@ def test_sides_are_exchanged_with_their_hands():
     order[np.array(LEFT_RIGHT)] = np.array(LEFT_RIGHT)[:, ::-1]
     wrong_body, wrong_hands = body.copy(), hands.copy()
     wrong_body[4], wrong_hands[4] = wrong_body[4][order], wrong_hands[4][::-1]
-    mended = _with_steady_sides(dataclasses.replace(poses, body=wrong_body, hands=wrong_hands), (200, 100, 3))
+    mended = _fix_left_right_swaps(dataclasses.replace(poses, body=wrong_body, hands=wrong_hands), (200, 100, 3))
     np.testing.assert_array_equal(mended.hands, hands)
 
 
 @pytest.mark.parametrize("place", [1e6, -1e6, 0.0])
 def test_impossible_bodies_have_neither(astronaut, place):
     body, sure = np.full((33, 2), place), np.ones(33)
-    assert read_hand(astronaut, body, sure, 0, None) is None
-    assert read_face(astronaut, body, sure, None) is None
+    assert estimate_hand(astronaut, body, sure, 0, None) is None
+    assert estimate_face(astronaut, body, sure, None) is None

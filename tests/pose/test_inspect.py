@@ -37,7 +37,7 @@ def standing(frames=3) -> Keypoints:
     face = body[:, [0]] + random.normal(0, 0.02, (1, 68, 2))
     arrays = {"body": body, "hands": hands, "face": face}
     values = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return Keypoints(**{name: values.get(name, np.ones((frames, *getattr(Keypoints.missing(), name).shape), np.float32))
+    return Keypoints(**{name: values.get(name, np.ones((frames, *getattr(Keypoints.empty(), name).shape), np.float32))
                         for name in Keypoints.names()})  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def told(work) -> list[str]:
 def test_nothing_is_told_of_what_is_in_order(style):
     assert told(lambda: warn_of_fit(standing(), style)) == []
     assert told(lambda: warn_of_gaps("dance.mp4", standing())) == []
-    nobody = Keypoints.missing(3)
+    nobody = Keypoints.empty(3)
     assert told(lambda: warn_of_fit(nobody, style)) == []
 
 

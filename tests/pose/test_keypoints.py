@@ -13,7 +13,7 @@ HEIGHT, WIDTH = 480, 640
 
 def random_keypoints(frames=3, seed=0):
     rng = np.random.default_rng(seed)
-    empty = Keypoints.missing(frames)
+    empty = Keypoints.empty(frames)
     arrays = {name: rng.uniform(0.05, 1, getattr(empty, name).shape).astype(np.float32) for name in Keypoints.names()}
     arrays["body_confidence"][0, 3] = 0
     arrays["hands_confidence"][1, 0] = 0
@@ -48,9 +48,9 @@ def assert_same(a, b, atol=0.0):
 
 def test_mirrored_twice_is_the_same_and_once_trades_sides():
     keypoints = random_keypoints()
-    assert_same(keypoints.mirrored().mirrored(), keypoints, atol=1e-6)
+    assert_same(keypoints.flipped().flipped(), keypoints, atol=1e-6)
     left, right = BODY.index("left_knee"), BODY.index("right_knee")
-    np.testing.assert_allclose(keypoints.mirrored().body[:, left, 0], 1 - keypoints.body[:, right, 0])
+    np.testing.assert_allclose(keypoints.flipped().body[:, left, 0], 1 - keypoints.body[:, right, 0])
     assert sorted(FACE_MIRROR) == list(range(68))
 
 
@@ -70,7 +70,7 @@ def test_json_keeps_positions_and_missing_points(tmp_path):
 
 
 def test_frames_without_anybody(tmp_path):
-    write_poses(tmp_path / "poses.json", Keypoints.missing(2), (HEIGHT, WIDTH))
+    write_poses(tmp_path / "poses.json", Keypoints.empty(2), (HEIGHT, WIDTH))
     keypoints, _ = read_poses(tmp_path / "poses.json")
     assert len(keypoints) == 2
     assert not keypoints.body_confidence.any()

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from animate_jax.pose.align import align_none, pixels
-from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.retarget import ALIGNMENTS, bring, retarget
+from animate_jax.pose.align import ALIGN_METHODS, align_motion, align_none
+from animate_jax.pose.keypoints import Keypoints, to_pixels
+from animate_jax.pose.retarget import retarget
 
 CANVAS = (400, 300)  # height, width
 HIPS, NECK, ANKLES = [8, 11], 1, [10, 13]
@@ -40,7 +40,7 @@ def puppet(frames=12, seed=0, arm=1.0, leg=1.0, torso=1.0, shoulders=1.0, size=1
     body[..., 0] += 6 * leg * np.arange(frames)[:, None]
     body[..., 1] -= body[:, ANKLES, 1].max(1)[:, None]
     points = (body * size + at) / (CANVAS[1], CANVAS[0])
-    empty = Keypoints.missing(frames)
+    empty = Keypoints.empty(frames)
     hands = np.repeat(points[:, [7, 4], None], 21, 2) + random.normal(0, 0.02, (1, 2, 21, 2))
     face = points[:, [0]] + random.normal(0, 0.02, (1, 68, 2))
     arrays = {"body": points, "hands": hands, "face": face}
@@ -89,13 +89,13 @@ def test_another_body_in_the_same_pose_is_met_exactly(body):
     result = retarget(clip, CANVAS, truth[0], CANVAS)
     assert distance(result, truth, slice(0, 14)) < 0.05
     for other in ("none", "global"):
-        assert distance(bring(clip, CANVAS, truth[0], CANVAS, other), truth) > 0.1
+        assert distance(align_motion(clip, CANVAS, truth[0], CANVAS, other), truth) > 0.1
 
 
 @pytest.mark.parametrize("body", BODIES)
 def test_another_body_in_another_pose_is_met_nearly(body):
     clip, truth, reference = puppet(seed=1), puppet(seed=1, **body), puppet(seed=5, **body)[0]
-    errors = {a: distance(bring(clip, CANVAS, reference, CANVAS, a), truth, slice(0, 14)) for a in ALIGNMENTS}
+    errors = {a: distance(align_motion(clip, CANVAS, reference, CANVAS, a), truth, slice(0, 14)) for a in ALIGN_METHODS}
     assert errors["bones"] < min(errors["none"], errors["global"])  # MusePose's is made for people this flat
     assert errors["bones"] < 0.4
 
@@ -107,7 +107,7 @@ def test_a_foreshortened_arm_does_not_shorten_the_arms():
     for _, elbow, wrist in LIMBS["arm"]:
         body[wrist] = body[elbow] + 0.2 * (body[wrist] - body[elbow])
     result = retarget(clip, CANVAS, dataclasses.replace(reference, body=body), CANVAS)
-    forearms = lambda k: np.linalg.norm(pixels(k, CANVAS)[:, [4, 7]] - pixels(k, CANVAS)[:, [3, 6]], axis=-1)  # noqa: E731
+    forearms = lambda k: np.linalg.norm(to_pixels(k, CANVAS)[:, [4, 7]] - to_pixels(k, CANVAS)[:, [3, 6]], axis=-1)  # noqa: E731
     np.testing.assert_allclose(forearms(result), forearms(clip), rtol=0.1)
 
 
@@ -118,14 +118,14 @@ def test_nor_do_arms_grow_when_the_clip_foreshortens_them():
     for _, elbow, wrist in LIMBS["arm"]:
         body[:, wrist] = body[:, elbow] + 0.2 * (body[:, wrist] - body[:, elbow])
     result = retarget(dataclasses.replace(clip, body=body), CANVAS, reference, CANVAS)
-    forearms = np.linalg.norm(pixels(result, CANVAS)[:, [4, 7]] - pixels(result, CANVAS)[:, [3, 6]], axis=-1)
+    forearms = np.linalg.norm(to_pixels(result, CANVAS)[:, [4, 7]] - to_pixels(result, CANVAS)[:, [3, 6]], axis=-1)
     assert forearms.max() < 42 * 0.6
 
 
 @pytest.mark.parametrize("body", BODIES)
 def test_feet_stay_on_the_ground_and_steps_fit_the_legs(body):
     clip, reference = puppet(seed=2), puppet(seed=7, **body)[0]
-    result = pixels(retarget(clip, CANVAS, reference, CANVAS), CANVAS)
+    result = to_pixels(retarget(clip, CANVAS, reference, CANVAS), CANVAS)
     np.testing.assert_allclose(result[:, ANKLES, 1].max(1), 330, atol=5)
     way = result[-1, HIPS, 0].mean() - result[0, HIPS, 0].mean()
     legs = body.get("size", 1) * body.get("leg", 1)
@@ -136,25 +136,25 @@ def test_feet_stay_on_the_ground_and_steps_fit_the_legs(body):
 def test_size_and_place_of_the_driving_person_do_not_matter(scale, offset):
     clip, reference = puppet(seed=2), puppet(seed=7, arm=1.2)[0]
     expected = retarget(clip, CANVAS, reference, CANVAS)
-    assert_same(retarget(clip.moved(scale, offset), CANVAS, reference, CANVAS), expected)
+    assert_same(retarget(clip.affine(scale, offset), CANVAS, reference, CANVAS), expected)
 
 
 def test_nor_does_the_shape_of_the_driving_picture():
     clip, reference = puppet(seed=2), puppet(seed=7, arm=1.2)[0]
-    wide = clip.moved((300 / 900, 400 / 500), (0.3, 0.1))
+    wide = clip.affine((300 / 900, 400 / 500), (0.3, 0.1))
     assert_same(retarget(wide, (500, 900), reference, CANVAS), retarget(clip, CANVAS, reference, CANVAS))
 
 
 def test_the_result_follows_the_reference():
     clip, reference = puppet(seed=2), puppet(seed=7, arm=1.2)[0]
-    expected = retarget(clip, CANVAS, reference, CANVAS).moved((0.5, 0.5), (0.2, 0.3))
-    assert_same(retarget(clip, CANVAS, reference.moved((0.5, 0.5), (0.2, 0.3)), CANVAS), expected)
+    expected = retarget(clip, CANVAS, reference, CANVAS).affine((0.5, 0.5), (0.2, 0.3))
+    assert_same(retarget(clip, CANVAS, reference.affine((0.5, 0.5), (0.2, 0.3)), CANVAS), expected)
 
 
 def test_mirrored_people_become_mirror_images():
     clip, reference = puppet(seed=2), puppet(seed=7, arm=1.2)[0]
-    expected = retarget(clip, CANVAS, reference, CANVAS).mirrored()
-    assert_same(retarget(clip.mirrored(), CANVAS, reference.mirrored(), CANVAS), expected)
+    expected = retarget(clip, CANVAS, reference, CANVAS).flipped()
+    assert_same(retarget(clip.flipped(), CANVAS, reference.flipped(), CANVAS), expected)
 
 
 def test_somebody_who_comes_nearer_does_so_in_the_result():
@@ -163,7 +163,7 @@ def test_somebody_who_comes_nearer_does_so_in_the_result():
     growth = np.linspace(1, 1.5, 24, dtype=np.float32)[:, None, None]
     clip = dataclasses.replace(clip, body=0.3 + growth * (clip.body - 0.3))
     result = retarget(clip, CANVAS, puppet(seed=9, swing=0.5)[0], CANVAS)
-    torso = lambda k: np.linalg.norm(pixels(k, CANVAS)[:, NECK] - pixels(k, CANVAS)[:, HIPS].mean(1), axis=-1)  # noqa: E731
+    torso = lambda k: np.linalg.norm(to_pixels(k, CANVAS)[:, NECK] - to_pixels(k, CANVAS)[:, HIPS].mean(1), axis=-1)  # noqa: E731
     np.testing.assert_allclose(torso(result), torso(clip), rtol=0.08)
 
 
@@ -197,11 +197,11 @@ def test_hands_and_face_move_and_grow_with_their_limb():
         np.testing.assert_allclose(points - place, 0.5 * own, atol=2e-3)
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_nobody_on_either_side_is_no_error(alignment):
-    clip, nobody = puppet(), Keypoints.missing()
-    assert_same(bring(clip, CANVAS, nobody, CANVAS, alignment), align_none(clip, CANVAS, nobody, CANVAS))
-    empty = bring(Keypoints.missing(3), CANVAS, clip[0], CANVAS, alignment)
+@pytest.mark.parametrize("method", ALIGN_METHODS)
+def test_nobody_on_either_side_is_no_error(method):
+    clip, nobody = puppet(), Keypoints.empty()
+    assert_same(align_motion(clip, CANVAS, nobody, CANVAS, method), align_none(clip, CANVAS, nobody, CANVAS))
+    empty = align_motion(Keypoints.empty(3), CANVAS, clip[0], CANVAS, method)
     assert len(empty) == 3 and not empty.body_confidence.any()
     assert np.isfinite(empty.body).all()
 

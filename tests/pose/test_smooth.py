@@ -18,7 +18,7 @@ def walk(frames=FRAMES) -> Keypoints:
     body = np.tile(random.uniform(0.25, 0.75, (18, 2)), (frames, 1, 1))
     strike = 1 / (1 + np.exp(-(np.arange(frames) - frames / 2) / 1.2))
     body[:, 4, 0] += strike / 3
-    empty = Keypoints.missing(frames)
+    empty = Keypoints.empty(frames)
     return dataclasses.replace(empty, body=body.astype(np.float32), body_confidence=np.ones_like(empty.body_confidence))
 
 
@@ -54,12 +54,12 @@ def test_it_works_the_same_backwards():
 @pytest.mark.parametrize("scale, offset", [((3, 3), (0, 0)), ((0.5, 0.5), (2, -1))])
 def test_size_and_place_do_not_matter(scale, offset):
     clip = jittered(walk())
-    after = smooth(clip.moved(scale, offset), CANVAS, FPS)
-    np.testing.assert_allclose(after.body, smooth(clip, CANVAS, FPS).moved(scale, offset).body, atol=1e-5)
+    after = smooth(clip.affine(scale, offset), CANVAS, FPS)
+    np.testing.assert_allclose(after.body, smooth(clip, CANVAS, FPS).affine(scale, offset).body, atol=1e-5)
 
 
 def test_gaps_are_no_places():
-    """Missing points keep what they hold, and do not draw their neighbours towards it."""
+    """Missing points keep what they hold, and do not draw their neighbors towards it."""
     clip = walk()
     body, confidence = clip.body.copy(), clip.body_confidence.copy()
     body[20:25, 7], confidence[20:25, 7] = 9, 0
@@ -69,6 +69,6 @@ def test_gaps_are_no_places():
 
 
 def test_nobody_and_single_frames_pass():
-    nobody = Keypoints.missing(4)
+    nobody = Keypoints.empty(4)
     np.testing.assert_array_equal(smooth(nobody, CANVAS, FPS).body, nobody.body)
     np.testing.assert_allclose(smooth(walk(1), CANVAS, FPS).body, walk(1).body, atol=1e-6)

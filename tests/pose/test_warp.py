@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.warp import LIMBS, PARTS, TORSO, capsules, field, warp, without_person
+from animate_jax.pose.warp import LIMBS, PARTS, TORSO, capsules, warp, warp_field, without_person
 
 SIZE = 128, 96
 # A person who stands and spreads the arms a little, in pixels.
@@ -24,7 +24,7 @@ def person(body=BODY, missing=()):
     confidence = np.ones(18, np.float32)
     confidence[list(missing)] = 0
     points = (body / np.float32(SIZE[::-1])).astype(np.float32)
-    return dataclasses.replace(Keypoints.missing(), body=points, body_confidence=confidence)
+    return dataclasses.replace(Keypoints.empty(), body=points, body_confidence=confidence)
 
 
 def frames(*poses):
@@ -50,7 +50,7 @@ def own_places():
 
 
 def test_the_same_pose_is_the_identity_on_the_person(picture):
-    found = field(person(), frames(person(), person()), *SIZE)
+    found = warp_field(person(), frames(person(), person()), *SIZE)
     inside = found.part[0] >= 0
     assert 1500 < inside.sum() < 6000
     assert set(np.unique(found.part)) == set(range(-1, PARTS))
@@ -66,7 +66,7 @@ def test_the_same_pose_is_the_identity_on_the_person(picture):
 @pytest.mark.parametrize("degrees", [-50, 30, 90])
 def test_a_turned_forearm_takes_its_pixels_along(degrees):
     driven = turned(BODY, RIGHT_ELBOW, [RIGHT_WRIST], degrees)
-    found = field(person(), frames(person(driven)), *SIZE)
+    found = warp_field(person(), frames(person(driven)), *SIZE)
     forearm = found.part[0] == RIGHT_FOREARM
     assert forearm.sum() > 100
     back = turned(np.concatenate([driven[[RIGHT_ELBOW]], own_places()[forearm]]), 0, np.s_[1:], -degrees)[1:]
@@ -77,7 +77,7 @@ def test_a_turned_forearm_takes_its_pixels_along(degrees):
 
 def test_a_smaller_person_shows_all_of_the_reference():
     middle = np.float32([48, 64])
-    found = field(person(), frames(person((BODY - middle) / 2 + middle)), *SIZE)
+    found = warp_field(person(), frames(person((BODY - middle) / 2 + middle)), *SIZE)
     inside = found.part[0] >= 0
     np.testing.assert_allclose(found.source[0][inside], (own_places()[inside] - middle) * 2 + middle, atol=0.01)
 
@@ -86,9 +86,7 @@ def test_a_mirrored_person_gives_the_mirrored_warp(picture):
     driven = turned(turned(BODY, 2, [3, 4], 40), 11, [12, 13], -20)
     mask = capsules(person(), *SIZE)
     straight = warp(picture, mask, person(), frames(person(driven)))[:]
-    other = warp(picture[:, ::-1].copy(), mask[:, ::-1].copy(), person().mirrored(), frames(person(driven)).mirrored())[
-        :
-    ]
+    other = warp(picture[:, ::-1].copy(), mask[:, ::-1].copy(), person().flipped(), frames(person(driven)).flipped())[:]
     for one, two in zip(straight, other, strict=True):
         difference = np.abs(one.astype(int) - two[:, :, ::-1])
         assert np.quantile(difference, 0.97) <= 2  # a few pixels between two parts go to the other one
@@ -97,7 +95,7 @@ def test_a_mirrored_person_gives_the_mirrored_warp(picture):
 def test_half_a_body_still_has_torso_arms_and_head():
     half = person(BODY * 1.6 - (28, 20), missing=[8, 9, 10, 11, 12, 13])
     moved = frames(person(BODY * 1.6 - (20, 24), missing=[8, 9, 10, 11, 12, 13]))
-    found = field(half, moved, *SIZE)
+    found = warp_field(half, moved, *SIZE)
     assert set(np.unique(found.part)) == {-1, 0, 1, 2, 3, 4, 5}
     inside = found.part[0] >= 0
     np.testing.assert_allclose(found.source[0][inside], (own_places() + (-8, 4))[inside], atol=0.01)
@@ -109,15 +107,15 @@ def test_half_a_body_still_has_torso_arms_and_head():
 ])  # fmt: skip
 def test_a_lost_joint_takes_its_parts_away(missing, gone):
     for pair in ((person(missing=missing), person()), (person(), person(missing=missing))):
-        found = field(pair[0], frames(pair[1]), *SIZE)
+        found = warp_field(pair[0], frames(pair[1]), *SIZE)
         assert set(range(PARTS)) - set(np.unique(found.part)) == gone
 
 
 def test_one_frame_does_not_change_another():
     driven = frames(person(missing=[4]), person(turned(BODY, 2, [3, 4], 60)), person())
-    together = field(person(), driven, *SIZE)
+    together = warp_field(person(), driven, *SIZE)
     for i in range(3):
-        alone = field(person(), driven[i : i + 1], *SIZE)
+        alone = warp_field(person(), driven[i : i + 1], *SIZE)
         np.testing.assert_array_equal(together.part[i], alone.part[0])
         np.testing.assert_array_equal(together.source[i][alone.part[0] >= 0], alone.source[0][alone.part[0] >= 0])
 
@@ -129,7 +127,7 @@ def test_one_frame_does_not_change_another():
 def test_degenerate_joints_give_finite_numbers(picture, body):
     for pair in ((person(body), person()), (person(), person(body)), (person(body), person(body))):
         with np.errstate(all="raise", under="ignore"):
-            found = field(pair[0], frames(pair[1]), *SIZE)
+            found = warp_field(pair[0], frames(pair[1]), *SIZE)
         assert np.isfinite(found.source).all() and np.isfinite(found.depth).all()
         warp(picture, None, pair[0], frames(pair[1]))[:]
 
@@ -147,7 +145,7 @@ def test_what_lies_behind_the_person_comes_from_around_it():
 
 
 def test_nobody_shows_the_background(picture):
-    made = warp(picture, capsules(person(), *SIZE), person(), Keypoints.missing(2))
+    made = warp(picture, capsules(person(), *SIZE), person(), Keypoints.empty(2))
     pictures, masks = made[:]
     np.testing.assert_array_equal(pictures, np.stack([made.background] * 2))
     assert masks.max() == 0

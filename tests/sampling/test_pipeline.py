@@ -11,7 +11,7 @@ import pytest
 
 from animate_jax.diffusion.windowed import num_function_evaluations
 from animate_jax.errors import UserError
-from animate_jax.pose.draw import Drawn, draw
+from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.sampling import inputs as module
@@ -37,7 +37,7 @@ STANDING = np.float32([
 def waving(frames: int) -> Keypoints:
     body = np.tile(STANDING, (frames, 1, 1))
     body[:, [4, 7], 1] -= 0.2 * np.abs(np.sin(np.arange(frames, dtype=np.float32)))[:, None]
-    return dataclasses.replace(Keypoints.missing(frames), body=body, body_confidence=np.ones((frames, 18), np.float32))
+    return dataclasses.replace(Keypoints.empty(frames), body=body, body_confidence=np.ones((frames, 18), np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_every_window_gets_its_own_poses(pipeline, anybody, picture):
 @pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
 def test_lists_give_every_pair_and_each_is_what_it_is_alone(sampler, pipeline, anybody, picture):
     """Two characters, two motions of one length and a longer one. A batch may sum in another order."""
-    other = DrivingMotion(10.0, waving(3).moved((0.5, 1), (0.2, 0)), (320, 240))
+    other = DrivingMotion(10.0, waving(3).affine((0.5, 1), (0.2, 0)), (320, 240))
     options = {"seed": 3, "progress": False, "sampler": sampler}
     pictures, motions = [picture, picture[::-1].copy()], [walk(3), other, walk(6)]
     found = pipeline(pictures, motions, **options)
@@ -164,7 +164,7 @@ def test_a_stream_decodes_when_asked_and_is_the_animation(pipeline, anybody, pic
     assert decoded == [8]
     expected = pipeline(picture, walk(19), progress=False)
     np.testing.assert_array_equal([first, *frames], expected.frames)
-    assert isinstance(stream.poses, Drawn)  # which draws when asked, too
+    assert isinstance(stream.poses, LazyPoseImages)  # which draws when asked, too
     np.testing.assert_array_equal(stream.poses[:], expected.poses)
 
 
@@ -216,7 +216,7 @@ def test_keypoint_files(name, pipeline, anybody, picture, tmp_path):
 
 def test_keypoints_are_aligned_to_the_reference(pipeline, anybody, picture):
     """Half as large and in a corner of a picture of another shape: the same poses."""
-    small = DrivingMotion(10.0, waving(3).moved((0.25, 0.5), (0.7, 0.4)), (320, 480))
+    small = DrivingMotion(10.0, waving(3).affine((0.25, 0.5), (0.7, 0.4)), (320, 480))
     expected = pipeline(picture, walk(), progress=False)
     drawn = pipeline(picture, small, progress=False).poses
     assert np.abs(drawn.astype(int) - expected.poses).mean() < 0.5
@@ -272,7 +272,7 @@ def test_drawn_poses_that_begin_with_nobody(pipeline, tmp_path):
 def test_the_reference_is_cut_around_its_person(pipeline, monkeypatch):
     """Marks in the picture at two points are, in the cut, where the keypoints say."""
     picture = np.full((300, 400, 3), 90, np.uint8)
-    found = waving(1).moved((0.2, 0.5), (0.1, 0.2))
+    found = waving(1).affine((0.2, 0.5), (0.1, 0.2))
     for point, color in ((0, (255, 0, 0)), (10, (0, 255, 0))):
         x, y = (found.body[0, point] * (400, 300)).round().astype(int)
         picture[y - 6 : y + 6, x - 6 : x + 6] = color
@@ -288,7 +288,7 @@ def test_the_reference_is_cut_around_its_person(pipeline, monkeypatch):
 def test_a_cut_beyond_the_picture_repeats_its_edge(pipeline, monkeypatch):
     picture = np.zeros((100, 400, 3), np.uint8)
     picture[0], picture[-1] = (0, 0, 255), (255, 0, 0)
-    narrow = waving(1).moved((0.2, 1), (0.4, 0))
+    narrow = waving(1).affine((0.2, 1), (0.4, 0))
     monkeypatch.setattr(module, "detect", lambda frames, progress=None, person="largest": narrow)
     cut, keypoints = crop_reference(picture, pipeline.options(width=96, height=128))
     assert (cut[0, :, 2] > 200).all() and (cut[-1, :, 0] > 200).all()

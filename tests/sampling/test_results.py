@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from animate_jax.pose.draw import Drawn
+from animate_jax.pose.draw import LazyPoseImages
 from animate_jax.pose.files import read_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.sampling.inputs import DrivingMotion
@@ -23,7 +23,7 @@ def animation():
 
 def keypoints(frames: int) -> Keypoints:
     body = np.random.default_rng(frames).uniform(0.1, 0.9, (frames, 18, 2)).astype(np.float32)
-    return dataclasses.replace(Keypoints.missing(frames), body=body, body_confidence=np.ones((frames, 18), np.float32))
+    return dataclasses.replace(Keypoints.empty(frames), body=body, body_confidence=np.ones((frames, 18), np.float32))
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def stream(animation):
     chunks = iter([animation.frames[:3], animation.frames[3:]])
     motion = DrivingMotion(10.0, keypoints(5), (320, 240))
     return AnimationStream(
-        chunks, 10.0, animation.reference, keypoints(1)[0], motion, Drawn(keypoints(5), 64, 48, "tiny")
+        chunks, 10.0, animation.reference, keypoints(1)[0], motion, LazyPoseImages(keypoints(5), 64, 48, "tiny")
     )
 
 

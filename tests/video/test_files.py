@@ -71,7 +71,7 @@ def assert_user_error(act, path, *reasons):
 
 
 @pytest.mark.parametrize("fps", [25, 12.5, Fraction(30000, 1001), 60])
-def test_mp4_keeps_colours_frames_and_rate(tmp_path, fps):
+def test_mp4_keeps_colors_frames_and_rate(tmp_path, fps):
     video = np.stack([quarters()] * 5)
     write_video(tmp_path / "a.mp4", video, fps)
     back, rate = read_video(tmp_path / "a.mp4")
@@ -273,7 +273,7 @@ def test_missing_folders_are_made(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("a.png", 0), ("a.jpg", 12), ("a.webp", 12)])
-def test_images_keep_their_colours(tmp_path, name, tolerance):
+def test_images_keep_their_colors(tmp_path, name, tolerance):
     write_image(tmp_path / name, quarters())
     back = read_image(tmp_path / name)
     assert (back.shape, back.dtype) == ((48, 64, 3), np.uint8)

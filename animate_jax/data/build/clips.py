@@ -269,7 +269,7 @@ def _encode_clip(
     width, height = (np.round(sides * shrink / 2) * 2).clip(2).astype(int).tolist()
     scale = np.array((width, height)) / sides
     offset = -np.array((left, top)) * scale
-    keypoints = segment.keypoints.moved(tuple((size * scale).tolist()), tuple(offset.tolist()))
+    keypoints = segment.keypoints.affine(tuple((size * scale).tolist()), tuple(offset.tolist()))
     shown = {round((i + 0.5) * segment.frames / THUMBNAILS_PER_CLIP) for i in range(THUMBNAILS_PER_CLIP)}
     thumbnails = []
 
@@ -279,7 +279,7 @@ def _encode_clip(
             if shrink < 1:
                 crop = cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA)
             if index in shown:
-                thumbnails.append(_thumbnail(crop, keypoints[index].moved((1 / width, 1 / height), (0, 0))))
+                thumbnails.append(_thumbnail(crop, keypoints[index].affine((1 / width, 1 / height), (0, 0))))
             yield crop
 
     return BuiltClip(segment, encode_mp4(crops(), fps, KEYFRAME_INTERVAL), keypoints, width, height), thumbnails

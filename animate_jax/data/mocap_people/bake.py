@@ -8,7 +8,7 @@ Only this file needs torch and anny, and nothing imports it. Run it in an enviro
     python bake.py --bvh testmodels/usr/share/assimp/models/BVH --deepmimic pybullet_data/data/motions \
         --out animate_jax/assets/mocap_people.npz
 
-World axes: metres, z up, a person at rest faces -y and has the left hand at +x.
+World axes: meters, z up, a person at rest faces -y and has the left hand at +x.
 """
 
 import argparse
@@ -327,7 +327,7 @@ def stand_on_floor(q: np.ndarray, root: np.ndarray, heads: dict, parents: dict) 
         for bone, parent in zip(chain, [*chain[1:], "Hips"], strict=True):
             below += r[parent] @ (heads[bone] - heads[parent])
         feet.append(below[:, 2])
-    sole = 0.03  # metres from the toe joint to the ground
+    sole = 0.03  # meters from the toe joint to the ground
     hip_height = heads["Hips"][2] - heads["LeftToeBase"][2] + sole
     leg = heads["LeftUpLeg"][2] - heads["LeftFoot"][2]
     root = root * leg

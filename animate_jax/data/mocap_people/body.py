@@ -14,7 +14,7 @@ HAIRLINE = (
     (-0.16, -0.12, -0.09, -0.07, -0.06, -0.045, -0.01, 0.005, 0.03, 0.1),
     (0.965, 0.962, 0.945, 0.92, 0.895, 0.895, 0.912, 0.87, 0.83, 0.81),
 )
-BULK = {  # metres that the hair stands off the head
+BULK = {  # meters that the hair stands off the head
     "buzz": 0.003, "short": 0.014, "full": 0.026, "afro": 0.055, "bun": 0.008, "bob": 0.016, "long": 0.014,
     "cap": 0.016,
 }  # fmt: skip
@@ -68,7 +68,7 @@ class Bodies:
         rest, hands, heads = self.shape(body)
         q, arm = self._average, self._garment[:, 0]
         x, y, z = q.T
-        # How far inside each garment's hems a place on the body is, in metres.
+        # How far inside each garment's hems a place on the body is, in meters.
         front = np.clip((0.02 - y) / 0.1, 0, 1) * np.clip(1 - (np.abs(x) / 0.11) ** 2, 0, 1)
         collar = 0.742 - look.neckline * front - z
         cover_top = np.minimum(np.minimum((look.sleeve - arm) * 0.25, z - look.hem), collar)

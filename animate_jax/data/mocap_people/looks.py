@@ -34,13 +34,13 @@ HAIR_STYLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Lengths are places on the average body (metres, z up, 0 near the hips), colours r, g, b in 0..1."""
+    """Lengths are places on the average body (meters, z up, 0 near the hips), colors r, g, b in 0..1."""
 
     hair: str
     sleeve: float  # where the sleeve ends: 0 shoulder, 1 elbow, 2 wrist
     hem: float  # z of the top's lower edge
     neckline: float  # depth of the neckline at the front
-    looseness: float  # metres the top stands off the body at its hem
+    looseness: float  # meters the top stands off the body at its hem
     tucked: bool
     waist: float
     trouser: float  # z of the lower edge of the trousers, or of the shorts under a skirt
@@ -53,7 +53,7 @@ class Look:
 
 
 def fabric(rng: np.random.Generator, avoid: list[np.ndarray]) -> np.ndarray:
-    """A cloth colour that keeps its distance from all colours of `avoid`."""
+    """A cloth color that keeps its distance from all colors of `avoid`."""
     while True:
         if rng.random() < 0.3:
             color = np.full(3, rng.uniform(0.06, 0.95)) + rng.uniform(-0.03, 0.03, 3)

@@ -96,7 +96,7 @@ class Motions:
         low = times.astype(int)
         t = (times - low)[:, None]
         root = root[low] * (1 - t) + root[low + 1] * t
-        # Between neighbours 1/30 s apart, blending matrices and re-orthogonalising is as good as slerp.
+        # Between neighbors 1/30 s apart, blending matrices and re-orthogonalizing is as good as slerp.
         mixed = rotations[low] * (1 - t[..., None, None]) + rotations[low + 1] * t[..., None, None]
         x = mixed[..., 0] / np.linalg.norm(mixed[..., 0], axis=-1, keepdims=True)
         y = mixed[..., 1] - (mixed[..., 1] * x).sum(-1, keepdims=True) * x

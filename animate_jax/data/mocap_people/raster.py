@@ -1,4 +1,4 @@
-"""Skinning, rasterising and shading, compiled by numba.
+"""Skinning, rasterizing and shading, compiled by numba.
 
 Plain loops without fast-math on one thread, so that a clip has the same pixels everywhere and callers may
 run several processes. Triangles are shaded after visibility is known (a z-buffer of triangle numbers), so the
@@ -14,7 +14,7 @@ from numba import njit
 SKIN, TOP, BOTTOM, SHOE, HAIR, EYE = range(6)
 PLAIN, STRIPES, UPRIGHT, CHECKS, PRINT, BAND, RAGLAN, DOTS, HALVES, FADE, SIDE = range(11)
 # Columns of the per-vertex attributes: place on the average body, place along the arm, pattern plane, and
-# how far (metres) inside the hem of the top and of the bottom the vertex is (negative: uncovered).
+# how far (meters) inside the hem of the top and of the bottom the vertex is (negative: uncovered).
 QX, QY, QZ, ARM, U, V, COVER_TOP, COVER_BOTTOM = range(8)
 
 
@@ -82,7 +82,7 @@ def project(points, view, lens):
 
 
 @compiled
-def rasterise(screen, triangles, material, cut, near, hit, corner):
+def rasterize(screen, triangles, material, cut, near, hit, corner):
     """Fills, per sample, 1/depth, number (-1: none) and the weights of corners 1, 2 of the nearest triangle.
 
     From `screen` [n, 3] as `project` gives it, triangles [m, 3], material [m] and cut [n], into near and hit
@@ -135,7 +135,7 @@ def rasterise(screen, triangles, material, cut, near, hit, corner):
 
 @compiled
 def cloth(cloths, picture, kind, q, u, v, arm):
-    """Colour r, g, b of a garment. Rows of `cloths`: colour A, colour B, pattern, frequency, phase."""
+    """Color r, g, b of a garment. Rows of `cloths`: color A, color B, pattern, frequency, phase."""
     row = cloths[kind]
     pattern, frequency, phase = int(row[6]), row[7], row[8]
     second = 0.0
@@ -172,7 +172,7 @@ def cloth(cloths, picture, kind, q, u, v, arm):
 
 @compiled
 def face(cloths, tints, q):
-    """Skin colour r, g, b with lips, brows, lids and beard, painted where they lie on the average body.
+    """Skin color r, g, b with lips, brows, lids and beard, painted where they lie on the average body.
 
     Rows of `tints`: skin, hair, iris, (beard, brow width, lip strength).
     """
@@ -204,7 +204,7 @@ def shade(
 ):  # fmt: skip
     """Blends the person over `frame` [h, w, 3] (0..1, in place) and writes her share of each pixel to `mask`.
 
-    `samples`: samples per pixel along each axis. `light`: sun direction, sun, sky and ground colour.
+    `samples`: samples per pixel along each axis. `light`: sun direction, sun, sky and ground color.
     """
     height, width = mask.shape
     q = np.empty(3, np.float32)
@@ -231,7 +231,7 @@ def shade(
                 size = 1.0 / math.sqrt(vx * vx + vy * vy + vz * vz)
                 vx, vy, vz = vx * size, vy * size, vz * size
                 kind = material[t]
-                if kind == SKIN and values[COVER_TOP] > 0:  # skin that pokes through cloth wears its colour
+                if kind == SKIN and values[COVER_TOP] > 0:  # skin that pokes through cloth wears its color
                     kind = TOP
                 elif kind == SKIN and values[COVER_BOTTOM] > 0:
                     kind = BOTTOM

@@ -37,7 +37,7 @@ class RenderedClip:
     frames: UInt8[np.ndarray, "frames height width 3"]
     keypoints: Keypoints  # body and hands; the 68 face points are missing
     mask: UInt8[np.ndarray, "frames height width"]  # the person's share of each pixel
-    depth: Float[np.ndarray, "frames height width"]  # metres from the camera to the person; 0 where it is not
+    depth: Float[np.ndarray, "frames height width"]  # meters from the camera to the person; 0 where it is not
     identity: str
     motion: str
 
@@ -231,7 +231,7 @@ class MocapPeople:
         ) * v
 
     def _light(self, rng: np.random.Generator, camera: Camera) -> Float[np.ndarray, "4 3"]:
-        """Sun direction (from over the camera's shoulder), sun, sky and ground colours."""
+        """Sun direction (from over the camera's shoulder), sun, sky and ground colors."""
         right, _, ahead = camera.views[0, :, :3].astype(np.float64)
         side, height = rng.uniform(-1.2, 1.2), rng.uniform(0.5, 1.2)
         sun = right * np.sin(side) - ahead * np.cos(side)
@@ -250,7 +250,7 @@ class MocapPeople:
         near = np.empty((height, width), np.float32)
         hit = np.empty((height, width), np.int32)
         corner = np.empty((height, width, 2), np.float32)
-        raster.rasterise(screen, figure.triangles, figure.material, figure.cut, near, hit, corner)
+        raster.rasterize(screen, figure.triangles, figure.material, figure.cut, near, hit, corner)
         picture = background.copy()
         feet, hips = coco[[15, 16]], coco[[11, 12]].mean(0)
         blobs = [(x, y, 0.16, 0.55 * np.exp(-max(z - 0.1, 0) / 0.15)) for x, y, z in feet]
@@ -283,7 +283,7 @@ class MocapPeople:
         body_seen[:, FACE_POINTS] &= ~hidden[:, FACE_POINTS]
         hand_hidden = hidden[:, 18:].reshape(frames, 2, 21).mean(-1, keepdims=True) > 0.5
         hand_seen = seen[:, 18:].reshape(frames, 2, 21) & ~hand_hidden
-        missing = Keypoints.missing(frames)
+        missing = Keypoints.empty(frames)
         return dataclasses.replace(
             missing, body=place[:, :18], body_confidence=body_seen.astype(np.float32),
             hands=place[:, 18:].reshape(frames, 2, 21, 2), hands_confidence=hand_seen.astype(np.float32),

@@ -45,7 +45,7 @@ def find_dots(frames) -> Keypoints:
         rows, columns = np.nonzero(picture.min(-1) > 180)
         points = np.stack([np.linspace(columns.min(), columns.max(), 18), np.linspace(rows.min(), rows.max(), 18)], -1)
         body = (points / (picture.shape[1], picture.shape[0])).astype(np.float32)
-        poses.append(dataclasses.replace(Keypoints.missing(), body=body, body_confidence=np.ones(18, np.float32)))
+        poses.append(dataclasses.replace(Keypoints.empty(), body=body, body_confidence=np.ones(18, np.float32)))
     return Keypoints.stack(poses)
 
 
