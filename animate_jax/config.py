@@ -240,8 +240,8 @@ class MeshConfig:
     fsdp: int = 1  # devices that share one copy of parameters and moments
     frames: int = 1  # devices that share one clip: its frames in spatial layers, its pixels in temporal layers
     # When weights divided by `fsdp` are gathered: once per step, whole, and gradients summed once; or for every layer
-    # and micro-batch, where they do not fit whole. auto: "step" if they and the gradients take at most a third of the
-    # memory of a TPU; on other devices "layer".
+    # and micro-batch, where they do not fit whole. auto: "step" on TPUs of whose memory they and the gradients take at
+    # most a third, if less is sent so; otherwise "layer".
     gather: Gather = "auto"
 
 

@@ -59,6 +59,10 @@ def gathers_once(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh, sta
     """What `--mesh.gather` means here. Devices that all have the same clips, and losses that are no mean over rows, are
     left to the compiler.
 
+    "auto" is "step" where whole weights and gradients leave room on a TPU, and less is sent so. The compiler gathers
+    every layer forward and again backward, and sums gradients in the dtype of the passes, for every micro-batch: only
+    where nothing is gathered and there is one micro-batch does it send less, in bfloat16.
+
     Raises:
         UserError: "step" is asked of the autoencoder's loss.
     """
@@ -67,7 +71,11 @@ def gathers_once(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh, sta
         raise UserError("--mesh.gather step: not for the autoencoder, whose loss looks at all crops of a batch at once")
     if not possible or config.mesh.gather == "layer" or mesh.shape["data"] * mesh.shape["fsdp"] == 1:
         return False
+    if config.mesh.gather == "step":
+        return True
+    width, summed = (jnp.dtype(dtype).itemsize for dtype in (config.compute_dtype, config.optim.gradient_dtype))
     trained, frozen = (sum(leaf.size for leaf in state[name].values()) for name in ("trainable", "frozen"))
-    whole = (trained + frozen) * jnp.dtype(config.compute_dtype).itemsize + trained * 4  # gradients add up in float32
+    whole = (trained + frozen) * width + trained * 4  # gradients add up in float32
     chip = find_chip(mesh.devices.flat[0].device_kind)
-    return config.mesh.gather == "step" or (chip is not None and whole <= chip.memory / 3)
+    fits = chip is not None and whole <= chip.memory / 3
+    return fits and (mesh.shape["fsdp"] > 1 or config.accumulate * width >= summed)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from animate_jax.config import MeshConfig, TrainConfig, VAELossConfig
+from animate_jax.config import MeshConfig, OptimConfig, TrainConfig, VAELossConfig
 from animate_jax.errors import UserError
 from animate_jax.parallel.mesh import AXES
 from animate_jax.training.losses import DiffusionLoss, VAELoss
@@ -146,10 +146,10 @@ STAGE1 = {"trainable": 1_720_000_000, "frozen": 450_000_000}
 STAGE2 = {"trainable": 453_000_000, "frozen": 2_110_000_000}
 
 
-def chosen(device, sizes, gather="auto", data=1, fsdp=16, frames=1, dtype="bfloat16", loss=None):
+def chosen(device, sizes, gather="auto", data=1, fsdp=16, frames=1, dtype="bfloat16", loss=None, **options):
     mesh = Mesh(np.array([Device(device) for _ in range(data * fsdp * frames)]).reshape(data, fsdp, frames), AXES)
     config = TrainConfig(
-        stage="stage1", output="", preset=MICRO, mesh=MeshConfig(fsdp, frames, gather), compute_dtype=dtype
+        stage="stage1", output="", preset=MICRO, mesh=MeshConfig(fsdp, frames, gather), compute_dtype=dtype, **options
     )
     state = {name: {name: jax.ShapeDtypeStruct((size,), jnp.float32)} for name, size in sizes.items()}
     return gathers_once(config, DiffusionLoss(config) if loss is None else loss, mesh, state)
@@ -166,10 +166,19 @@ def chosen(device, sizes, gather="auto", data=1, fsdp=16, frames=1, dtype="bfloa
         ("cpu", False, False),
     ],
 )
-@pytest.mark.parametrize("data, fsdp", [(1, 16), (16, 16), (256, 1)])
-def test_auto_gathers_once_where_whole_weights_leave_room(device, stage1, stage2, data, fsdp):
-    assert chosen(device, STAGE1, data=data, fsdp=fsdp) == stage1
-    assert chosen(device, STAGE2, data=data, fsdp=fsdp) == stage2
+@pytest.mark.parametrize("data, fsdp, frames", [(1, 16, 1), (16, 16, 1), (1, 4, 4)])
+def test_auto_gathers_once_where_whole_weights_leave_room(device, stage1, stage2, data, fsdp, frames):
+    assert chosen(device, STAGE1, data=data, fsdp=fsdp, frames=frames) == stage1
+    assert chosen(device, STAGE2, data=data, fsdp=fsdp, frames=frames) == stage2
+
+
+@pytest.mark.parametrize(
+    "accumulate, dtype, once", [(1, "float32", False), (2, "float32", True), (1, "bfloat16", True)]
+)
+def test_auto_sends_no_more_where_nothing_is_gathered(accumulate, dtype, once):
+    options = {"accumulate": accumulate, "optim": OptimConfig(gradient_dtype=dtype)}
+    assert chosen("TPU v5", STAGE1, data=256, fsdp=1, **options) == once
+    assert not chosen("TPU v5 lite", STAGE1, data=256, fsdp=1, **options)
 
 
 def test_float32_passes_take_twice_the_room():
