@@ -22,6 +22,7 @@ SamplerName = Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"]
 Weighting = Literal["none", "min_snr", "x0"]  # of the loss, see `diffusion.losses.loss_weight`
 Gather = Literal["auto", "step", "layer"]
 Speed = Literal["exact", "fast", "fastest"]
+Switch = Literal["auto", "off"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +173,10 @@ class SamplingConfig:
 @dataclasses.dataclass(frozen=True)
 class AnimationConfig(SamplingConfig, FrameConfig):
     """How one animation is made: a family's frames and sampling, of which every field can be replaced per call."""
+
+    hands: Switch = "auto"  # found and drawn where the pose style has them
+    face: Switch = "auto"
+    audio: Switch = "auto"  # the driving video's sound goes into the result
 
 
 @dataclasses.dataclass(frozen=True)

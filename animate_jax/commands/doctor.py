@@ -83,7 +83,7 @@ def findings(checkpoint_path: str = "tiny", dwpose_folder: pathlib.Path | None =
     yield from accelerator()
     yield memory()
     yield weights(checkpoint_path)
-    yield Finding("ok", "detector", "BlazePose (bundled): one body, no hands, no face")
+    yield Finding("ok", "detector", "BlazePose (bundled): body, hands and face")
     yield dwpose(dwpose_folder)
     for extra, (packages, purpose) in EXTRAS.items():
         missing = [name for name in packages.split() if importlib.util.find_spec(name) is None]
@@ -185,7 +185,7 @@ def weights(path: str) -> Finding:
 def dwpose(folder: pathlib.Path | None) -> Finding:
     if folder is None:
         return Finding(
-            "note", "detector", f"DWPose finds hands and faces: --dwpose FOLDER with {DETECTOR} and {POSE_MODEL}"
+            "note", "detector", f"DWPose can detect instead: --dwpose FOLDER with {DETECTOR} and {POSE_MODEL}"
         )
     missing = [name for name in (DETECTOR, POSE_MODEL) if not (folder / name).is_file()]
     if missing:

@@ -24,7 +24,7 @@ import tyro
 
 from animate_jax.atomic import check_file
 from animate_jax.checkpoints import checkpoint
-from animate_jax.config import DType, MeshConfig, SamplerName, Speed
+from animate_jax.config import DType, MeshConfig, SamplerName, Speed, Switch
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pose.align import AlignMethod
@@ -65,7 +65,10 @@ class Arguments:
     retarget: bool = True  # fit the motion to the reference's body
     align: AlignMethod = "bones"  # how: bone by bone; global: one scale; musepose: as its weights expect; none
     person: str = "largest"  # who of several in the driving video: largest, center, or a number from the left
-    dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: finds hands and faces, too
+    hands: Switch = "auto"  # found and drawn where the weights know them; off: not
+    face: Switch = "auto"
+    audio: Switch = "auto"  # the driving video's sound goes into the result; off: no sound
+    dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: detects instead of BlazePose
     canvas: tuple[int, int] | None = None  # width, height of the pictures behind a keypoints file that does not say
 
 
@@ -94,7 +97,7 @@ def animate(args: Arguments) -> None:
         progress=sys.stderr.isatty(), speed=args.speed, steps=args.steps, sampler=args.sampler, guidance=args.guidance,
         width=args.width, height=args.height, align=args.align if args.retarget else "none", person=args.person,
         detector=DWPose(args.dwpose) if args.dwpose else None, canvas=args.canvas and args.canvas[::-1],
-        driving_kind=args.driving_kind,
+        driving_kind=args.driving_kind, hands=args.hands, face=args.face, audio=args.audio,
     )  # fmt: skip
     for output, stream in zip(outputs, streams, strict=True):
         if args.debug_dir:

@@ -12,21 +12,33 @@ when there are too many, and when the program ends. `animate_jax.limits` says ho
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import signal
 import threading
 from typing import Annotated, NoReturn
 
 import tyro
 
+from animate_jax.config import DType, MeshConfig
 from animate_jax.errors import exit_status
+from animate_jax.parallel.mesh import make_mesh
+from animate_jax.pose.dwpose import DWPose
+from animate_jax.presets import find_preset
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.storage import keep_compiled_programs
 from animate_jax.web.page import serving
 from animate_jax.web.studio import VisitorLimits
+
+WHOLE_WINDOWS = MeshConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
+    preset: str | None = None  # numerical choices; default: those the checkpoint carries
+    dtype: DType = "float32"  # of the weights and of all work; bfloat16 is for TPUs and GPUs
+    mesh: MeshConfig = WHOLE_WINDOWS  # how several devices divide windows (--mesh.frames: and the frames of each)
+    dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: detects instead of BlazePose
     host: str = "127.0.0.1"  # who may come: this machine only; 0.0.0.0: the network
     port: int = 7860  # 0 takes a free one
     limits: tyro.conf.OmitArgPrefixes[VisitorLimits] = dataclasses.field(default_factory=VisitorLimits)
@@ -44,7 +56,14 @@ def _run(args: Arguments) -> None:
         raise SystemExit(128 + signal.SIGTERM)  # not at once: what visitors have left is removed first
 
     signal.signal(signal.SIGTERM, terminate)
+    preset = find_preset(args.preset) if args.preset else None
+    detector = DWPose(args.dwpose) if args.dwpose else None
     keep_compiled_programs()
-    with serving(args.checkpoint, args.host, args.port, args.limits, args.queue_size) as address:
+
+    def load() -> Pipeline:
+        mesh = make_mesh(args.mesh)
+        return Pipeline.from_pretrained(args.checkpoint, preset, mesh if mesh.size > 1 else None, args.dtype)
+
+    with serving(load, args.host, args.port, args.limits, args.queue_size, detector) as address:
         print(f"{address}   (Ctrl-C stops)", flush=True)
         threading.Event().wait()

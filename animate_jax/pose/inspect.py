@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from animate_jax.config import PoseStyle
 from animate_jax.errors import InputWarning
 from animate_jax.pose.detect import detect
-from animate_jax.pose.draw import PARTS
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 
 Frame = UInt8[np.ndarray, "height width 3"]
@@ -73,8 +71,8 @@ def warn_of_gaps(path: str | os.PathLike, keypoints: Keypoints) -> None:
         )
 
 
-def warn_of_fit(fitted: Keypoints, style: PoseStyle) -> None:
-    """Warns when keypoints [F], fitted to the picture to be made, leave it, or lack what is drawn for the weights."""
+def warn_of_fit(fitted: Keypoints, parts: Sequence[str]) -> None:
+    """Warns when keypoints [F], fitted to the picture to be made, leave it, or lack one of the parts to be drawn."""
     joints = fitted.body_confidence >= MIN_CONFIDENCE
     outside = joints & ((fitted.body < 0) | (fitted.body > 1)).any(-1)
     if outside.sum() > MAX_OUTSIDE_SHARE * joints.sum():
@@ -82,11 +80,11 @@ def warn_of_fit(fitted: Keypoints, style: PoseStyle) -> None:
             f"{outside.sum() / joints.sum():.0%} of the fitted joints lie outside the picture: "
             "give a picture with more room around the person, or try another --align"
         )
-    lacking = [part for part in PARTS[style] if not (getattr(fitted, f"{part}_confidence") >= MIN_CONFIDENCE).any()]
+    lacking = [part for part in parts if not (getattr(fitted, f"{part}_confidence") >= MIN_CONFIDENCE).any()]
     if joints.any() and lacking:
         warn(
             f"no {' and no '.join(lacking)} in any frame, though these weights are driven by them: "
-            "--dwpose FOLDER finds them, the built-in detector does not"
+            "give a motion that shows them larger, or another detector with --dwpose FOLDER"
         )
 
 

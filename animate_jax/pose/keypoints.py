@@ -79,6 +79,12 @@ class Keypoints:
             arrays[f"{name}_confidence"] = np.where(finite, confidence, 0)
         return Keypoints(**arrays)
 
+    def without(self, *parts: str) -> Keypoints:
+        """With every point of these parts ("hands", "face") missing."""
+        return dataclasses.replace(
+            self, **{f"{part}_confidence": np.zeros_like(getattr(self, f"{part}_confidence")) for part in parts}
+        )
+
     def flipped(self) -> Keypoints:
         """The pose of the horizontally flipped picture: x becomes 1 - x, left and right trade names."""
         order = np.arange(18)

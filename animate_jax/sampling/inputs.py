@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
 import operator
 import pathlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,13 +21,14 @@ from animate_jax.errors import UserError
 from animate_jax.images import Image, Images, resize_lanczos
 from animate_jax.pose.align import AlignMethod, align_motion, crop_box
 from animate_jax.pose.detect import Detector, detect, require_person, segment
-from animate_jax.pose.draw import LazyPoseImages
+from animate_jax.pose.draw import PARTS, LazyPoseImages
 from animate_jax.pose.files import KEYPOINT_SUFFIXES, read_poses
 from animate_jax.pose.inspect import shows_drawn_poses, warn, warn_of_fit, warn_of_gaps
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.smooth import smooth
 from animate_jax.pose.track import check_person
 from animate_jax.pose.warp import LazyWarpedImages, warp
+from animate_jax.video.audio import extract_audio
 from animate_jax.video.images import read_image
 from animate_jax.video.open import check_rate
 from animate_jax.video.read import frame_count, frame_rate, iter_frames
@@ -48,13 +51,15 @@ class DrivingMotion:
     keypoints: Keypoints | None = None
     canvas: tuple[int, int] = (1, 1)  # height, width of the pictures the keypoints come from
     images: Images | None = None
+    audio: bytes | None = None  # the video's sound (`animate_jax.video.audio`), from the first frame on
 
     def __len__(self) -> int:
         return len(self.images if self.keypoints is None else self.keypoints)
 
     def __getitem__(self, frames: slice) -> DrivingMotion:
         keypoints, images = (part if part is None else part[frames] for part in (self.keypoints, self.images))
-        return dataclasses.replace(self, keypoints=keypoints, images=images)
+        audio = None if frames.indices(len(self))[0] else self.audio
+        return dataclasses.replace(self, keypoints=keypoints, images=images, audio=audio)
 
 
 def read_motion(
@@ -67,6 +72,7 @@ def read_motion(
     canvas: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     driving_kind: DrivingKind | None = None,
+    parts: Sequence[str] = (),
 ) -> DrivingMotion:
     """Reads a keypoints file (.json, .npz, .npy, a folder of them), a video of a person or of drawn poses.
 
@@ -78,6 +84,7 @@ def read_motion(
         fps: frames/s to read a video at, at most its own; None keeps the video's, and takes 30 for keypoints.
         person, detector, canvas, driving_kind: as in `Pipeline.stream`.
         size: height, width that drawn poses are resized to; None keeps theirs.
+        parts: what the built-in detector finds besides the body, see `drawn_parts`.
 
     Raises:
         UserError: missing or damaged, or nobody is in it.
@@ -92,11 +99,11 @@ def read_motion(
             driving_kind = "poses" if shows_drawn_poses(images) else "video"
     if driving_kind == "poses":
         images = iter_frames(path, frames=frames, fps=rate)
-        motion = DrivingMotion(rate, images=np.stack([resize_lanczos(x, size or x.shape[:2]) for x in images]))
+        motion = DrivingMotion(float(rate), images=np.stack([resize_lanczos(x, size or x.shape[:2]) for x in images]))
     else:
-        motion = _detect_motion(path, frames, rate, progress, person, detector or detect)
+        motion = _detect_motion(path, frames, rate, progress, person, detector or _detector(parts))
     log.info("%s: %s", path, "drawn poses" if driving_kind == "poses" else "a video of a person")
-    return motion
+    return dataclasses.replace(motion, audio=extract_audio(path, len(motion) / motion.fps))
 
 
 def _read_keypoints(
@@ -134,7 +141,7 @@ def crop_reference(
     """
     name = "the reference picture" if isinstance(reference, np.ndarray) else str(reference)
     image = reference if isinstance(reference, np.ndarray) else read_image(reference)
-    detected = (detector or detect)(image[None])
+    detected = (detector or _detector(drawn_parts(options)))(image[None])
     require_person(detected, name)
     height, width = image.shape[:2]
     box = crop_box(detected[0], (height, width), options.width / options.height)
@@ -144,7 +151,21 @@ def crop_reference(
     cropped = resize_lanczos(padded, (options.height, options.width), tuple(side + margin for side in box))
     scale = width / (right - left), height / (bottom - top)
     keypoints = detected[0].affine(scale, (-left / (right - left), -top / (bottom - top)))
-    return cropped, keypoints
+    return cropped, keypoints.without(*_switched_off(options))
+
+
+def drawn_parts(options: AnimationConfig) -> tuple[str, ...]:
+    """Of "hands" and "face", those that the pose style draws and that are not switched off."""
+    return tuple(part for part in PARTS[options.pose_style] if part not in _switched_off(options))
+
+
+def _switched_off(options: AnimationConfig) -> list[str]:
+    return [part for part in ("hands", "face") if getattr(options, part) == "off"]
+
+
+def _detector(parts: Sequence[str]) -> Detector:
+    """The built-in one: it spends no time on parts that nobody draws."""
+    return functools.partial(detect, **dict.fromkeys(parts, True))
 
 
 def draw_motion(
@@ -155,8 +176,8 @@ def draw_motion(
     size = (options.height, options.width)
     if motion.keypoints is None:
         return resize_lanczos(motion.images, size)
-    fitted = align_motion(motion.keypoints, motion.canvas, reference, size, align)
-    warn_of_fit(fitted, options.pose_style)
+    fitted = align_motion(motion.keypoints, motion.canvas, reference, size, align).without(*_switched_off(options))
+    warn_of_fit(fitted, drawn_parts(options))
     return LazyPoseImages(fitted, *size, options.pose_style)
 
 

@@ -34,6 +34,7 @@ from animate_jax.sampling.inputs import (
     check_request,
     crop_reference,
     draw_motion,
+    drawn_parts,
     read_motion,
     warp_reference,
 )
@@ -138,7 +139,7 @@ class Pipeline(Denoiser):
             driving_kind: what videos show: a person ("video") or drawn poses; None looks.
             callback: called after every evaluation, see `StepCallback`.
             overrides: `speed` ("exact", "fast", "fastest"), and fields of `AnimationConfig`: width, height, steps,
-                guidance, window, overlap, ...
+                guidance, window, overlap, hands, face, audio, ...
 
         Raises:
             UserError: anything wrong with the input, in one line.
@@ -147,6 +148,7 @@ class Pipeline(Denoiser):
         options = self.options(**overrides)
         size = options.height, options.width
         reading = {"person": person, "detector": detector, "canvas": canvas, "driving_kind": driving_kind}
+        reading["parts"] = drawn_parts(options)
         references = [crop_reference(image, options, detector) for image in as_list(reference)]
         motions = [
             motion[:frames]
@@ -154,6 +156,8 @@ class Pipeline(Denoiser):
             else self.read_motion(motion, frames=frames, fps=fps, progress=progress, size=size, **reading)
             for motion in as_list(driving)
         ]
+        if options.audio == "off":
+            motions = [dataclasses.replace(motion, audio=None) for motion in motions]
         characters = [self.character(*reference, options) for reference in references]
         jobs = [self.job(character, motion, options, align) for character in characters for motion in motions]
         latents: dict[int, Latents] = {}
@@ -201,8 +205,9 @@ class Pipeline(Denoiser):
         return self.sample(conditioning, poses, options, seed, progress, callback, warped)
 
     def read_motion(self, path: str | pathlib.Path, fps: Number | None = None, **options: Any) -> DrivingMotion:
-        """`inputs.read_motion` at the rate the weights were trained for, if there is one and no `fps` is given."""
-        return read_motion(path, fps=fps or self.preset.frames.fps, **options)
+        """`inputs.read_motion` at the rate the weights were trained for, if there is one and no `fps` is given, with
+        the parts that their pose style draws."""
+        return read_motion(path, fps=fps or self.preset.frames.fps, **{"parts": drawn_parts(self.options()), **options})
 
     def warp(self, image: Image, keypoints: Keypoints, poses: Poses) -> LazyWarpedImages | None:
         """`inputs.warp_reference` for models with `appearance`; None for others."""

@@ -34,10 +34,11 @@ class Animation:
     fps: float
     reference: Image
     poses: Images
+    audio: bytes | None = None  # as in `DrivingMotion`
 
     def save(self, path: str | os.PathLike, side_by_side: bool = False) -> None:
         """Writes an .mp4 or a .gif."""
-        write_video(path, self.side_by_side() if side_by_side else self.frames, self.fps)
+        write_video(path, self.side_by_side() if side_by_side else self.frames, self.fps, self.audio)
 
     def side_by_side(self) -> Images:
         """Frames that show reference, pose and result beside each other."""
@@ -88,7 +89,8 @@ class AnimationStream:
 
     def animation(self) -> Animation:
         """All of it in memory."""
-        return Animation(np.concatenate(list(self.chunks)), self.fps, self.reference, self.poses[:])
+        frames = np.concatenate(list(self.chunks))
+        return Animation(frames, self.fps, self.reference, self.poses[:], self.motion.audio)
 
     def save(self, path: str | os.PathLike, side_by_side: str | os.PathLike | None = None,
              contact_sheet: str | os.PathLike | None = None, columns: int = 8) -> None:  # fmt: skip
@@ -96,8 +98,10 @@ class AnimationStream:
         beside each other, and a contact sheet. Every file appears under its name when it is complete."""
         chosen, shown = evenly_spaced(len(self), columns), []
         with contextlib.ExitStack() as files:
-            write = files.enter_context(video_writer(path, self.fps))
-            write_beside = files.enter_context(video_writer(side_by_side, self.fps)) if side_by_side else None
+            write, write_beside = (
+                file and files.enter_context(video_writer(file, self.fps, self.motion.audio))
+                for file in (path, side_by_side)
+            )
             for index, frame in enumerate(self):
                 write(frame)
                 if write_beside:

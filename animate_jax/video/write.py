@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import PIL.Image
+from av.container import OutputContainer
 from jaxtyping import UInt8
 
 from animate_jax.atomic import PROGRAM, atomic_file, check_file
@@ -26,15 +27,15 @@ GIF_RATE = 50  # frames/s; players slow down gifs that ask for more
 Frame = UInt8[np.ndarray, "height width 3"]
 
 
-def write_video(path: str | os.PathLike, frames: Iterable[Frame], fps: Number) -> None:
+def write_video(path: str | os.PathLike, frames: Iterable[Frame], fps: Number, audio: bytes | None = None) -> None:
     """Writes an array [F, H, W, 3], or any iterable of equally large pictures as they come; see `video_writer`."""
-    with video_writer(path, fps) as write:
+    with video_writer(path, fps, audio) as write:
         for frame in frames:
             write(frame)
 
 
 @contextlib.contextmanager
-def video_writer(path: str | os.PathLike, fps: Number) -> Iterator[Callable[[Frame], None]]:
+def video_writer(path: str | os.PathLike, fps: Number, audio: bytes | None = None) -> Iterator[Callable[[Frame], None]]:
     """Writes frame by frame an H.264 (yuv420p, BT.709) mp4 or, by the name's ending, a gif.
 
     The file appears when the block ends: not at all when it fails, is interrupted or killed. H.264 needs even sizes:
@@ -44,6 +45,8 @@ def video_writer(path: str | os.PathLike, fps: Number) -> Iterator[Callable[[Fra
     Args:
         path: ends in .mp4 or .gif; missing folders are made.
         fps: frames/s, kept exactly if it is a fraction whose denominator is at most 1001, such as 30000/1001.
+        audio: an mp4's sound track, from `animate_jax.video.audio.extract_audio`; it is cut to the pictures' length. A
+            gif has none.
 
     Raises:
         UserError: the place cannot be written or the name's ending is unknown.
@@ -51,9 +54,9 @@ def video_writer(path: str | os.PathLike, fps: Number) -> Iterator[Callable[[Fra
     """
     check_rate(fps, f"{path}: a rate of")
     check_output(path)
-    encoder = _gif if Path(path).suffix.lower() == ".gif" else _mp4
+    is_gif = Path(path).suffix.lower() == ".gif"
     try:
-        with atomic_file(path) as partial, encoder(partial, fps) as write:
+        with atomic_file(path) as partial, _gif(partial, fps) if is_gif else _mp4(partial, fps, audio) as write:
             yield write
     except av.FFmpegError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}): choose another place") from error
@@ -76,9 +79,12 @@ def encode_mp4(frames: Iterable[Frame], fps: Number, keyframes: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _mp4(file: Path | io.BytesIO, fps: Number, **options: str) -> Iterator[Callable[[Frame], None]]:
+def _mp4(
+    file: Path | io.BytesIO, fps: Number, audio: bytes | None = None, **options: str
+) -> Iterator[Callable[[Frame], None]]:
     layout = {"movflags": "+faststart"} if isinstance(file, Path) else {}  # FFmpeg reopens the file by its name
-    with av.open(file, "w", format="mp4", options=layout) as container:
+    with contextlib.ExitStack() as opened:
+        container = opened.enter_context(av.open(file, "w", format="mp4", options=layout))
         if isinstance(file, Path):
             container.metadata["comment"] = PROGRAM
         rate = Fraction(fps).limit_denominator(1001)
@@ -86,6 +92,7 @@ def _mp4(file: Path | io.BytesIO, fps: Number, **options: str) -> Iterator[Calla
         stream.pix_fmt, codec = "yuv420p", stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
         codec.color_range = 1  # limited
+        mux_audio_until = opened.enter_context(_audio_track(audio, container)) if audio else lambda time: None
         count = 0
 
         def write(picture: Frame) -> None:
@@ -99,11 +106,30 @@ def _mp4(file: Path | io.BytesIO, fps: Number, **options: str) -> Iterator[Calla
             )
             container.mux(stream.encode(frame))
             count += 1
+            mux_audio_until(count / rate)
 
         yield write
         if not count:
             raise ValueError("a video needs at least one frame")
         container.mux(stream.encode(None))
+
+
+@contextlib.contextmanager
+def _audio_track(audio: bytes, container: OutputContainer) -> Iterator[Callable[[Fraction], None]]:
+    """Adds a track to a container; yields what copies into it the packets that begin before a time in seconds."""
+    with av.open(io.BytesIO(audio)) as source:
+        track = container.add_stream_from_template(source.streams.audio[0])
+        packets = (packet for packet in source.demux(audio=0) if packet.pts is not None)
+        following = next(packets, None)
+
+        def mux_until(time: Fraction) -> None:
+            nonlocal following
+            while following is not None and following.pts * following.time_base < time:
+                following.stream = track
+                container.mux(following)
+                following = next(packets, None)
+
+        yield mux_until
 
 
 @contextlib.contextmanager

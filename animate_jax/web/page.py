@@ -9,8 +9,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
-from animate_jax.config import Speed
+from animate_jax.config import Speed, Switch
 from animate_jax.errors import UserError
+from animate_jax.pose.detect import Detector
+from animate_jax.pose.draw import PARTS
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.web.studio import Request, Studio, VisitorLimits
@@ -30,6 +32,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
     import gradio as gr
 
     default, most = studio.pipeline.preset.sampling, studio.limits
+    parts = PARTS[studio.pipeline.preset.frames.pose_style]
     device = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
     with gr.Blocks(title="animate_jax", analytics_enabled=False) as blocks:
         blocks.unload(_end_session(studio))
@@ -55,6 +58,9 @@ def build_page(studio: Studio, queue_size: int) -> Any:
                     size = gr.Dropdown(list(studio.sizes), label="Size")
                     align = gr.Dropdown(["bones", "global", "musepose", "none"], label="Fit the motion by")
                     person = gr.Dropdown(["largest", "center", "1", "2", "3"], label="Person in the video")
+                    hands = gr.Dropdown(list(get_args(Switch)), label="Hands", visible="hands" in parts)
+                    face = gr.Dropdown(list(get_args(Switch)), label="Face", visible="face" in parts)
+                    audio = gr.Dropdown(list(get_args(Switch)), label="The video's sound")
             with gr.Column():
                 with gr.Row():
                     preview_button = gr.Button("Look at the poses", min_width=180)
@@ -78,11 +84,11 @@ def build_page(studio: Studio, queue_size: int) -> Any:
                     result = gr.Video(label="Result", height=260, autoplay=True, loop=True, elem_id="result")
                 side_by_side = gr.Video(label="Picture | pose | result", height=260, autoplay=True, loop=True)
                 download = gr.File(label="Download", interactive=False)
-        inputs = [reference, driving, frames, person, align, size]  # in the order of `Request`'s fields
+        inputs = [reference, driving, frames, person, align, size, hands, face]  # in the order of `Request`'s fields
         previewing = preview_button.click(_preview_poses(studio), inputs, [reference_pose, poses], **device)
         animating = start_button.click(
             _animate(studio),
-            [*inputs, steps, guidance, speed, seed],
+            [*inputs, steps, guidance, speed, seed, audio],
             [status, preview, result, side_by_side, download],
             show_progress_on=status,
             **device,
@@ -146,19 +152,21 @@ def _with_user_errors(event: Callable[..., Iterator]) -> Callable:
 
 @contextlib.contextmanager
 def serving(
-    pipeline: Pipeline | str = "tiny",
+    pipeline: Pipeline | Callable[[], Pipeline] = Pipeline.from_pretrained,
     host: str = "127.0.0.1",
     port: int = 7860,
     visitor_limits: VisitorLimits | None = None,
     queue_size: int = 8,
+    detector: Detector | None = None,
 ) -> Iterator[str]:
     """Serves the page during the body, and yields its address.
 
     Args:
-        pipeline: or what to load it from.
+        pipeline: or what loads it.
         host: who may come: 127.0.0.1 this machine only, 0.0.0.0 the network.
         port: 0 takes a free one.
         queue_size: visitors that may wait.
+        detector: finds people, as in `Pipeline.stream`.
 
     Raises:
         UserError: no Gradio, no such checkpoint, or the address is taken.
@@ -177,8 +185,8 @@ def serving(
                 "ANIMATE_JAX_PASSWORD=... asks for a password",
                 file=sys.stderr,
             )
-        pipeline = Pipeline.from_pretrained(pipeline) if isinstance(pipeline, str) else pipeline
-        studio = Studio(pipeline, visitor_limits or VisitorLimits(), folder)
+        pipeline = pipeline if isinstance(pipeline, Pipeline) else pipeline()
+        studio = Studio(pipeline, visitor_limits or VisitorLimits(), folder, detector)
         blocks = build_page(studio, queue_size)
         studio.store.keep_existing()  # the examples
         address = _launch(blocks, studio, host, port, password)

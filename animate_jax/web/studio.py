@@ -25,11 +25,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from animate_jax import limits
-from animate_jax.config import AnimationConfig, Preset, Speed
+from animate_jax.config import AnimationConfig, Preset, Speed, Switch
 from animate_jax.errors import UserError
+from animate_jax.pose.detect import Detector
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.files import KEYPOINT_SUFFIXES
-from animate_jax.sampling.inputs import crop_reference, draw_motion
+from animate_jax.sampling.inputs import crop_reference, draw_motion, drawn_parts
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.images import read_image, write_image
 from animate_jax.video.open import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_size, open_video
@@ -54,7 +55,7 @@ class VisitorLimits:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a visitor asks for, in the order of the page's fields; the last four do not matter to the poses."""
+    """What a visitor asks for, in the order of the page's fields; the last five do not matter to the poses."""
 
     reference: str | None  # paths of uploaded files
     driving: str | None
@@ -62,10 +63,13 @@ class Request:
     person: str
     align: Any  # a `pose.align.AlignMethod`, which the pipeline checks
     size: str  # one of `Studio.sizes`
+    hands: Switch = "auto"
+    face: Switch = "auto"
     steps: int | None = None
     guidance: float | int | None = None
     speed: Speed = "exact"
     seed: int = 0
+    audio: Switch = "auto"
 
 
 class Update(NamedTuple):
@@ -106,10 +110,17 @@ class Studio:
 
     Args:
         folder: where results go; in the page, uploads lie there, too.
+        detector: finds people, as in `Pipeline.stream`.
     """
 
-    def __init__(self, pipeline: Pipeline, visitor_limits: VisitorLimits, folder: pathlib.Path):
-        self.pipeline, self.limits, self.folder = pipeline, visitor_limits, folder
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        visitor_limits: VisitorLimits,
+        folder: pathlib.Path,
+        detector: Detector | None = None,
+    ):
+        self.pipeline, self.limits, self.folder, self.detector = pipeline, visitor_limits, folder, detector
         self.store = FileStore(folder, visitor_limits.megabytes * 1_000_000, KEEP_FILES)
         self.sizes = size_choices(pipeline.preset)
         self.device_lock = threading.Lock()
@@ -127,14 +138,16 @@ class Studio:
         config = self.sampling_config(request)
         height, width = config.height, config.width
         with self.with_client_paths((reference, driving)), self.device_lock:
-            image, keypoints = crop_reference(shrink(read_image(reference)), config)
+            image, keypoints = crop_reference(shrink(read_image(reference)), config, self.detector)
             motion = self.pipeline.read_motion(
                 driving,
                 frames=self.clamp_frames(request),
                 progress=False,
                 person=request.person,
+                detector=self.detector,
                 canvas=assumed_canvas(driving, config),
                 size=(height, width),
+                parts=drawn_parts(config),
             )
             fitted = draw_motion(motion, keypoints, config, request.align)
             if motion.keypoints is None:
@@ -198,6 +211,7 @@ class Studio:
                     progress=False,
                     align=request.align,
                     person=request.person,
+                    detector=self.detector,
                     canvas=assumed_canvas(files[1], config),
                     callback=progress,
                     width=config.width,
@@ -205,6 +219,9 @@ class Studio:
                     steps=request.steps,
                     guidance=request.guidance,
                     speed=request.speed,
+                    hands=request.hands,
+                    face=request.face,
+                    audio=request.audio,
                 )
                 updates.put(Update("Decoding the frames"))
                 video, side_by_side = self.new_file("result.mp4", session), self.new_file("side_by_side.mp4", session)
@@ -293,7 +310,13 @@ class Studio:
             raise UserError(f"Size {request.size}: choose one of {', '.join(self.sizes)}.")
         width, height = self.sizes[request.size]
         config = self.pipeline.options(
-            request.speed, width=width, height=height, steps=request.steps, guidance=request.guidance
+            request.speed,
+            width=width,
+            height=height,
+            steps=request.steps,
+            guidance=request.guidance,
+            hands=request.hands,
+            face=request.face,
         )
         default = self.pipeline.preset.frames
         area = width * height / (default.width * default.height)

@@ -11,7 +11,7 @@ import pytest
 
 from animate_jax.errors import InputWarning
 from animate_jax.pose.detect import detect
-from animate_jax.pose.draw import draw
+from animate_jax.pose.draw import PARTS, draw
 from animate_jax.pose.inspect import is_drawn, shows_drawn_poses, warn_of_fit, warn_of_gaps
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.images import read_image
@@ -143,21 +143,21 @@ def told(work) -> list[str]:
 
 @pytest.mark.parametrize("style", ["paper", "moore", "musepose", "tiny", "none"])
 def test_nothing_is_told_of_what_is_in_order(style):
-    assert told(lambda: warn_of_fit(standing(), style)) == []
+    assert told(lambda: warn_of_fit(standing(), PARTS[style])) == []
     assert told(lambda: warn_of_gaps("dance.mp4", standing())) == []
     nobody = Keypoints.empty(3)
-    assert told(lambda: warn_of_fit(nobody, style)) == []
+    assert told(lambda: warn_of_fit(nobody, PARTS[style])) == []
 
 
 @pytest.mark.parametrize("outside, share", [(0, None), (2, None), (3, "6%"), (54, "100%")])
 def test_joints_outside_the_picture_are_told_from_a_share_on(outside, share):
     clip = standing()
     clip.body.reshape(-1, 2)[:outside, 0] = 1.01
-    lines = told(lambda: warn_of_fit(clip, "tiny"))
+    lines = told(lambda: warn_of_fit(clip, ()))
     assert [line.partition(" ")[0] for line in lines] == ([share] if share else [])
     assert all("try another --align" in line for line in lines)
     missing = without(clip, "body", np.s_[:])
-    assert told(lambda: warn_of_fit(missing, "tiny")) == []
+    assert told(lambda: warn_of_fit(missing, ())) == []
 
 
 @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ def test_hands_and_faces_that_weights_want(style, gone, line):
     clip = standing()
     for part in gone:
         clip = without(clip, part, np.s_[1:])
-    assert told(lambda: warn_of_fit(clip, style)) == []  # one frame shows them
+    assert told(lambda: warn_of_fit(clip, PARTS[style])) == []  # one frame shows them
     for part in gone:
         clip = without(clip, part, np.s_[:])
-    lines = told(lambda: warn_of_fit(clip, style))
+    lines = told(lambda: warn_of_fit(clip, PARTS[style]))
     assert [each.startswith(line) and "--dwpose FOLDER" in each for each in lines] == [True] * bool(line)
 
 

@@ -158,11 +158,12 @@ def press(address, button, picture, motion, *more):
 
 
 def look(address, picture, motion, frames=2):
-    return press(address, "Look at the poses", picture, motion, frames, "largest", "bones", "96 x 128")
+    return press(address, "Look at the poses", picture, motion, frames, "largest", "bones", "96 x 128", "auto", "auto")
 
 
 def animate(address, picture, motion, size, frames, steps, guidance):
-    return press(address, "Animate", picture, motion, frames, "largest", "bones", size, steps, guidance, "exact", 0)
+    how = frames, "largest", "bones", size, "auto", "auto", steps, guidance, "exact", 0, "auto"
+    return press(address, "Animate", picture, motion, *how)
 
 
 def most_memory(process):

@@ -1,0 +1,88 @@
+"""The sound of a video (PyAV), as it is stored: an mp4 without pictures that `video_writer` puts beside its own."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+
+from animate_jax.errors import InputWarning
+from animate_jax.video.open import Number, open_video
+
+COPIED = ("aac", "mp3", "opus", "flac", "alac", "ac3", "eac3")  # codecs that players expect in an mp4
+ENCODER, BIT_RATE = "aac", 128_000  # of all others
+
+
+def extract_audio(path: str | os.PathLike, seconds: Number) -> bytes | None:
+    """The first sound track of a video, from its first picture on, as an mp4; None when there is none.
+
+    Packets of codecs that are usual in an mp4 are copied, others are encoded as AAC. Warns (`InputWarning`) of sound
+    that cannot be read.
+
+    Args:
+        seconds: no packet that begins later is taken; packets last about 0.02 s.
+
+    Raises:
+        UserError: not a readable video.
+    """
+    file, count = io.BytesIO(), 0
+    with open_video(Path(path)) as (source, video):
+        if not source.streams.audio:
+            return None
+        audio = source.streams.audio[0]
+        begin = (video.start_time or 0) * video.time_base
+        try:
+            if audio.codec_context is None:
+                raise ValueError("its codec is unknown")
+            with av.open(file, "w", format="mp4") as target:
+                packets = _copied if audio.codec_context.name in COPIED else _encoded
+                for packet in packets(source, audio, target, begin, begin + Fraction(seconds)):
+                    target.mux(packet)
+                    count += 1
+        except (av.FFmpegError, ValueError, TypeError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            advice = "re-encode it, or leave it out with --audio off"
+            warnings.warn(f"{path}: its sound cannot be read ({reason}): {advice}", InputWarning, stacklevel=2)
+            return None
+    return file.getvalue() if count else None
+
+
+def _copied(
+    source: InputContainer, audio: AudioStream, target: OutputContainer, begin: Fraction, end: Fraction
+) -> Iterator[Packet]:
+    """Packets between two times of the source, counted from the first of these."""
+    track, before = target.add_stream_from_template(audio), None
+    for packet in source.demux(audio):
+        if packet.pts is None or packet.dts is None or packet.pts * packet.time_base < begin:
+            continue
+        if packet.pts * packet.time_base >= end:
+            break
+        if before is not None and packet.dts <= before:  # time runs backwards in a damaged file
+            continue
+        before = packet.dts
+        packet.pts -= round(begin / packet.time_base)
+        packet.dts -= round(begin / packet.time_base)
+        packet.stream = track
+        yield packet
+
+
+def _encoded(
+    source: InputContainer, audio: AudioStream, target: OutputContainer, begin: Fraction, end: Fraction
+) -> Iterator[Packet]:
+    track = target.add_stream(ENCODER, rate=audio.rate, bit_rate=BIT_RATE)
+    for frame in source.decode(audio):
+        if frame.pts is None or frame.pts * frame.time_base < begin:
+            continue
+        if frame.pts * frame.time_base >= end:
+            break
+        frame.pts -= round(begin / frame.time_base)
+        yield from track.encode(frame)
+    yield from track.encode(None)
