@@ -50,7 +50,7 @@ def split(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, jax.S
 def temporal(channels: int, positions: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     graphdef, params = split(lambda: Attention(channels, channels, HEADS, rngs=nnx.Rngs(0)))
     clip = shape(1, FRAMES, positions, channels)
-    return lambda params, x: merge_model(graphdef, params).over_frames(x), (params, clip)
+    return lambda params, x: merge_model(graphdef, params).attend_temporal(x), (params, clip)
 
 
 def with_reference(channels: int, positions: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -79,7 +79,7 @@ def cases(
         if "reference" in parts:
             function, inputs = with_reference(channels, positions)
             name = f"attention to own and reference with projections, {tokens}, heads of {width}"
-            yield f"{name}: XLA", mock.patch.object(splash, "usable", lambda query: False), {}, function, inputs
+            yield f"{name}: XLA", mock.patch.object(splash, "is_supported", lambda query: False), {}, function, inputs
             yield f"{name}: splash kernel", mock.MagicMock(), {}, function, inputs
     if "decode" in parts:
         graphdef, params = split(lambda: AutoencoderKL(VAEConfig(), rngs=nnx.Rngs(0)))

@@ -13,7 +13,7 @@ from animate_jax.models.guidance_pairs import is_paired, pair, unpair
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
 from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.models.reference_net import ReferenceNet
-from animate_jax.models.sharding import frames_divided
+from animate_jax.models.sharding import frames_are_sharded
 from animate_jax.models.unet import Conditioning, UNet
 from animate_jax.models.vae import AutoencoderKL
 
@@ -108,7 +108,7 @@ class AnimateAnyone(nnx.Module):
         """Both halves of guidance together; one after the other where the frames of a row are divided over devices:
         convolutions merge rows and frames, and from two rows every device would need all frames."""
         row = jax.tree.leaves(conditioning)[0]
-        if not (is_paired(x, row) and frames_divided()):
+        if not (is_paired(x, row) and frames_are_sharded()):
             prediction, _, deep = self.denoising_unet(x, timesteps, conditioning, pose, temporal, deep)
             return prediction, deep
         nothing = jnp.zeros((len(row), self.config.unet.cross_attention_dim), x.dtype)

@@ -1,4 +1,4 @@
-"""Fixed sinusoids: timesteps, frame positions, picture positions."""
+"""Fixed sinusoids: timesteps, frame positions, image positions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,16 +14,16 @@ def timestep_embedding(timesteps: Float[Array, "*b"], channels: int) -> Float[Ar
 
 
 def frame_positions(frames: int, channels: int) -> Float[np.ndarray, "f c"]:
-    """AnimateDiff's `pos_encoder.pe`: sine on even, cosine on odd channels; the index is the place in the window."""
+    """AnimateDiff's `pos_encoder.pe`: sine on even, cosine on odd channels; the index is the position in the window."""
     angles = np.arange(frames, dtype=np.float32)[:, None] * np.exp(
         np.arange(0, channels, 2, dtype=np.float32) * np.float32(-np.log(10000.0) / channels)
     )
     return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(frames, channels)
 
 
-def picture_positions(height: int, width: int, channels: int) -> Float[np.ndarray, "h w c"]:
-    """A 2-D sinusoid, half the channels for each axis. Periods reach from 2 pi to 200 pi positions, because pictures
-    of the small model are a few dozen positions wide."""
+def image_positions(height: int, width: int, channels: int) -> Float[np.ndarray, "h w c"]:
+    """A 2-D sinusoid, half the channels for each axis. Periods are 2 pi to 200 pi positions, as images of the small
+    model are a few dozen positions wide."""
     quarter = channels // 4
     frequencies = 100.0 ** (-np.arange(quarter) / quarter)
     axes = [np.arange(size)[:, None] * frequencies for size in (height, width)]

@@ -1,4 +1,4 @@
-"""Rematerialisation: what a layer keeps for the backward pass, and what is computed a second time instead."""
+"""Rematerialization: which activations a layer keeps for the backward pass, and which it computes again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax
 from animate_jax.config import Remat
 
 
-def products(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
-    """Keeps products with weights (matrix products and convolutions); attention's scores, norms and activations, which
-    are large and cheap, are computed again."""
+def save_matmuls_and_convs(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
+    """Checkpoint policy that keeps products with weights; attention scores, norms and activations, which are large and
+    cheap, are computed again."""
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *inputs, **parameters)
     return dots or primitive is jax.lax.conv_general_dilated_p
 
@@ -20,8 +20,9 @@ def products(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
 def remat(policy: Remat, layer: Callable[..., Any]) -> Callable[..., Any]:
     """`layer` with the same results and gradients.
 
-    "none" keeps everything, "blocks" only the layer's inputs (least memory, a third more work), "dots" products.
+    "none" keeps everything, "blocks" only the layer's inputs (least memory, a third more work), "dots" also what
+    `save_matmuls_and_convs` says.
     """
     if policy == "none":
         return layer
-    return jax.checkpoint(layer, policy=products if policy == "dots" else None)
+    return jax.checkpoint(layer, policy=save_matmuls_and_convs if policy == "dots" else None)

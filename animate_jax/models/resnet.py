@@ -28,14 +28,14 @@ class GroupNorm(nnx.Module):
             return mean.reshape(per_channel.shape)
 
         wide = x.astype(jnp.float32)
-        centred = wide - group_mean(wide.mean(self.axes, keepdims=True))
-        variance = group_mean(jnp.square(centred).mean(self.axes, keepdims=True))
-        normed = centred * (jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]) + self.bias[...]
+        centered = wide - group_mean(wide.mean(self.axes, keepdims=True))
+        variance = group_mean(jnp.square(centered).mean(self.axes, keepdims=True))
+        normed = centered * (jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]) + self.bias[...]
         return normed.astype(x.dtype)
 
 
 class Conv1x1(nnx.Conv):
-    """A 1x1 convolution run as the matrix product it is (a plain matmul beats a convolution call on every backend)."""
+    """A 1x1 convolution computed as a matrix product, which is faster on every backend."""
 
     def __init__(self, channels_in: int, channels_out: int, *, rngs: nnx.Rngs):
         super().__init__(channels_in, channels_out, (1, 1), rngs=rngs)
@@ -45,8 +45,16 @@ class Conv1x1(nnx.Conv):
 
 
 class ResnetBlock2D(nnx.Module):
-    def __init__(self, channels_in: int, channels_out: int, time_channels: int, groups: int, *,
-                 over_frames: bool = False, rngs: nnx.Rngs):  # fmt: skip
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        time_channels: int,
+        groups: int,
+        *,
+        over_frames: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.norm1 = GroupNorm(channels_in, groups, over_frames=over_frames)
         self.conv1 = nnx.Conv(channels_in, channels_out, (3, 3), padding=1, rngs=rngs)
         self.time_emb_proj = nnx.Linear(time_channels, channels_out, rngs=rngs)
@@ -74,9 +82,9 @@ class Downsample2D(nnx.Module):
 
 
 class Upsample2D(nnx.Module):
-    """Nearest neighbour to `size` with PyTorch's rule floor(i * in / out), then a convolution.
+    """Nearest neighbor to `size` with PyTorch's rule floor(i * in / out), then a convolution.
 
-    The size is that of the skip connection it will meet, so odd sizes come back exactly (98 -> 49 -> 25 -> 49).
+    `size` is that of the skip connection, so that odd sizes are restored (98 -> 49 -> 25 -> 49).
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
@@ -84,30 +92,32 @@ class Upsample2D(nnx.Module):
 
     def __call__(self, x: Float[Array, "b f h w c"], size: tuple[int, int]) -> Float[Array, "b f h2 w2 c"]:
         if size == (2 * x.shape[2], 2 * x.shape[3]):
-            return conv_of_doubled(x, self.conv)
+            return conv_upsampled_2x(x, self.conv)
         for axis, target in ((2, size[0]), (3, size[1])):
             x = jnp.take(x, jnp.arange(target) * x.shape[axis] // target, axis)
         return self.conv(x)
 
 
-def conv_of_doubled(x: Float[Array, "*b h w ci"], conv: nnx.Conv) -> Float[Array, "*b 2*h 2*w co"]:
-    """A padded 3x3 convolution of `x` with every position repeated 2x2, without repeating it: equal neighbours share
-    the sum of their weights, so each quarter of the output is a 2x2 convolution of `x`. 16 products instead of 36."""
+def conv_upsampled_2x(x: Float[Array, "*b h w ci"], conv: nnx.Conv) -> Float[Array, "*b 2*h 2*w co"]:
+    """A padded 3x3 convolution of `x` upsampled 2x by nearest neighbor, without the upsampled array.
+
+    Each of the four phases of the output is a 2x2 convolution of `x`, whose weights are sums of the kernel's: 16
+    products instead of 36.
+    """
     kernel, lead = conv.kernel[...], x.shape[:-3]
     x = x.reshape(-1, *x.shape[-3:])
 
-    def halves(kernel, axis):  # weights of an even and of an odd output position
+    def phase_kernels(kernel, axis):  # of the even and of the odd output positions
         first, middle, last = jnp.split(kernel, 3, axis)
         return [jnp.concatenate(taps, axis) for taps in ((first, middle + last), (first + middle, last))]
 
-    def quarter(kernel, i, j):
-        padding = ((1 - i, i), (1 - j, j))
-        return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), padding,
-                                            dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+    def phase_conv(kernel, i, j):
+        padding, layout = ((1 - i, i), (1 - j, j)), ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), padding, dimension_numbers=layout)
 
     rows = [
-        jnp.stack([quarter(taps, i, j) for j, taps in enumerate(halves(row_taps, 1))], 3)
-        for i, row_taps in enumerate(halves(kernel, 0))
+        jnp.stack([phase_conv(taps, i, j) for j, taps in enumerate(phase_kernels(row_taps, 1))], 3)
+        for i, row_taps in enumerate(phase_kernels(kernel, 0))
     ]
     out = jnp.stack(rows, 2)  # [B, h, 2, w, 2, C]
     out = out.reshape(*lead, 2 * x.shape[1], 2 * x.shape[2], -1)

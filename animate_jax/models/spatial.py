@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from animate_jax.config import ReferenceUse
 from animate_jax.models.attention import Attention, FeedForward, attend, attend_with_reference
-from animate_jax.models.embeddings import picture_positions
+from animate_jax.models.embeddings import image_positions
 from animate_jax.models.guidance_pairs import is_paired, pair, unpair
 from animate_jax.models.resnet import Conv1x1, GroupNorm
 
@@ -45,7 +45,7 @@ class BasicTransformerBlock(nnx.Module):
 
     def condition(self, token: Float[Array, "b d"], reference: Float[Array, "b m c"] | None,
                   mask: Bool[Array, " b"] | None) -> BlockConditioning:  # fmt: skip
-        cross = self.attn2.of_one_token(token if mask is None else jnp.where(mask[:, None], token, 0))
+        cross = self.attn2.attend_single_token(token if mask is None else jnp.where(mask[:, None], token, 0))
         if reference is None:
             return BlockConditioning(cross)
         if self.reference == "addition":
@@ -100,6 +100,6 @@ class Transformer2DModel(nnx.Module):
         rows, frames, height, width, channels = x.shape
         hidden = self.proj_in(self.norm(x))
         if self.position_embedding:
-            hidden = hidden + jnp.asarray(picture_positions(height, width, channels), hidden.dtype)
+            hidden = hidden + jnp.asarray(image_positions(height, width, channels), hidden.dtype)
         hidden, lent = self.transformer_blocks[0](hidden.reshape(rows, frames, height * width, channels), condition)
         return x + self.proj_out(hidden.reshape(x.shape)), lent

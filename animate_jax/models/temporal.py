@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from animate_jax.models.attention import Attention, FeedForward
 from animate_jax.models.embeddings import frame_positions
 from animate_jax.models.resnet import GroupNorm
-from animate_jax.models.sharding import frames_apart, pixels_apart
+from animate_jax.models.sharding import shard_frames, shard_pixels
 
 
 class TemporalTransformerBlock(nnx.Module):
@@ -24,7 +24,7 @@ class TemporalTransformerBlock(nnx.Module):
         # The position is added after the norm and in each attention, so values carry it too.
         positions = jnp.asarray(frame_positions(x.shape[1], x.shape[-1]), x.dtype)[:, None]
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
-            x = x + attention.over_frames(norm(x) + positions)
+            x = x + attention.attend_temporal(norm(x) + positions)
         return x + self.ff(self.ff_norm(x))
 
 
@@ -37,9 +37,9 @@ class TemporalTransformer3DModel(nnx.Module):
         self.proj_out = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-        hidden = frames_apart(rearrange(self.norm(x), "b f h w c -> b f (h w) c"))
-        hidden = self.proj_out(self.transformer_blocks[0](self.proj_in(pixels_apart(hidden))))
-        hidden = frames_apart(pixels_apart(hidden))
+        hidden = shard_frames(rearrange(self.norm(x), "b f h w c -> b f (h w) c"))
+        hidden = self.proj_out(self.transformer_blocks[0](self.proj_in(shard_pixels(hidden))))
+        hidden = shard_frames(shard_pixels(hidden))
         return x + hidden.reshape(x.shape)
 
 

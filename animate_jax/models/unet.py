@@ -12,7 +12,7 @@ from animate_jax.config import Remat, UNetConfig
 from animate_jax.models.embeddings import TimestepEmbedding, timestep_embedding
 from animate_jax.models.remat import remat
 from animate_jax.models.resnet import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D
-from animate_jax.models.sharding import frames_apart
+from animate_jax.models.sharding import shard_frames
 from animate_jax.models.spatial import BlockConditioning, Transformer2DModel
 from animate_jax.models.temporal import MotionModule
 
@@ -158,7 +158,7 @@ class UNet(nnx.Module):
             return remat(self.remat, lambda *inputs: layer(*inputs))(*inputs)
 
         def layer(path: str, block: Block, j: int, x: Array) -> Array:
-            x = frames_apart(x)
+            x = shard_frames(x)
             if block.attentions:
                 name = f"{path}.attentions.{j}"
                 x, lent[name] = run(block.attentions[j], x, conditioning[name])
@@ -166,7 +166,7 @@ class UNet(nnx.Module):
                 x = run(block.motion_modules[j], x)
             return x
 
-        x = self.conv_in(frames_apart(x))
+        x = self.conv_in(shard_frames(x))
         if self.copies:
             pose, warped = jnp.split(pose, [x.shape[-1]], -1)
         if pose is not None:

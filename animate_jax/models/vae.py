@@ -1,7 +1,7 @@
-"""The picture autoencoder: diffusers' AutoencoderKL, Stable Diffusion's first stage, with its names.
+"""The image autoencoder: diffusers' AutoencoderKL, Stable Diffusion's first stage, with its names.
 
-Pictures are [B, H, W, 3] in [-1, 1]; callers fold frames into B. The diffusion model lives in the space of
-`to_latents`, where latents have been multiplied by `VAEConfig.scaling_factor`.
+Images are [B, H, W, 3] in [-1, 1]; callers fold frames into B. The diffusion model works on the latents of
+`to_latents`, which are multiplied by `VAEConfig.scaling_factor`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from animate_jax.config import VAEConfig
 from animate_jax.models.attention import scores
-from animate_jax.models.resnet import conv_of_doubled
+from animate_jax.models.resnet import conv_upsampled_2x
 
 Features = Float[Array, "batch _ _ _"]  # [B, H, W, C]
 
@@ -27,38 +27,38 @@ def _group_norm(channels: int, config: VAEConfig, rngs: nnx.Rngs) -> nnx.GroupNo
     return nnx.GroupNorm(channels, num_groups=config.norm_num_groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
 
 
-def _constant(value: np.ndarray) -> Callable[..., Array]:
-    """An initialiser that ignores chance."""
+def _constant_init(value: np.ndarray) -> Callable[..., Array]:
+    """A constant initializer."""
     return lambda key, shape, dtype, *_: jnp.asarray(value, dtype).reshape(shape)
 
 
 def _conv(
     in_channels: int, out_channels: int, rngs: nnx.Rngs, size: int = 3, kernel: np.ndarray | None = None
 ) -> nnx.Conv:
-    init = {} if kernel is None else {"kernel_init": _constant(kernel)}
+    init = {} if kernel is None else {"kernel_init": _constant_init(kernel)}
     return nnx.Conv(in_channels, out_channels, kernel_size=(size, size), padding=size // 2, rngs=rngs, **init)
 
 
-def _silent(in_channels: int, out_channels: int, rngs: nnx.Rngs) -> nnx.Conv:
+def _zero_conv(in_channels: int, out_channels: int, rngs: nnx.Rngs) -> nnx.Conv:
     """A 3x3 convolution that starts at zero."""
     return _conv(in_channels, out_channels, rngs, kernel=np.zeros((3, 3, in_channels, out_channels)))
 
 
 def patch_basis(patch: int, count: int) -> tuple[Float[np.ndarray, "values count"], Float[np.ndarray, " count"]]:
-    """The `count` coarsest orthonormal cosines of a patch [patch, patch, 3] in luma and two chromas (JPEG's idea):
-    a linear autoencoder close to the best one, before any training. The scales bring the amplitudes of natural
-    pictures' waves closer together: coarse ones are reduced, fine ones raised."""
-    places = np.arange(patch)
-    cosines = np.cos(np.pi * (places + 0.5) * places[:, None] / patch) * np.sqrt(2 / patch)  # [frequency, place]
-    cosines[0] /= np.sqrt(2)
-    colours = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
-    chroma_cost = 2.4  # a chroma counts as that many times finer than luma
-    waves = [
-        ((1 + u + v) * (chroma_cost if colour else 1), colour, u, v)
-        for colour in range(3) for u in range(patch) for v in range(patch)
-    ]  # fmt: skip
-    chosen = sorted(waves)[:count]
-    columns = [np.multiply.outer(np.outer(cosines[u], cosines[v]), colours[c]).ravel() for _, c, u, v in chosen]
+    """The `count` lowest frequencies of the orthonormal 2-D DCT of a patch [patch, patch, 3] in luma and two chromas
+    (as in JPEG): a linear autoencoder close to the best one, without training. The scales bring the amplitudes of
+    natural images' frequencies closer together: low ones are reduced, high ones raised."""
+    positions = np.arange(patch)
+    cosines = np.cos(np.pi * (positions + 0.5) * positions[:, None] / patch) * np.sqrt(2 / patch)
+    cosines[0] /= np.sqrt(2)  # [frequency, position]
+    colors = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
+    chroma_cost = 2.4  # a chroma's frequency counts as that many times luma's
+    basis = [
+        ((1 + u + v) * (chroma_cost if color else 1), color, u, v)
+        for color, u, v in itertools.product(range(3), range(patch), range(patch))
+    ]
+    chosen = sorted(basis)[:count]
+    columns = [np.multiply.outer(np.outer(cosines[u], cosines[v]), colors[c]).ravel() for _, c, u, v in chosen]
     scales = [0.5 * cost**0.5 for cost, *_ in chosen]
     return np.stack(columns, -1).astype(np.float32), np.array(scales, np.float32)
 
@@ -68,7 +68,7 @@ class ResnetBlock(nnx.Module):
         self.norm1 = _group_norm(in_channels, config, rngs)
         self.conv1 = _conv(in_channels, out_channels, rngs)
         self.norm2 = _group_norm(out_channels, config, rngs)
-        self.conv2 = _silent(out_channels, out_channels, rngs)  # a fresh block changes nothing
+        self.conv2 = _zero_conv(out_channels, out_channels, rngs)  # the identity at initialization
         self.conv_shortcut = _conv(in_channels, out_channels, rngs, size=1) if in_channels != out_channels else None
 
     def __call__(self, x: Features) -> Features:
@@ -95,7 +95,7 @@ class Attention(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves the picture. The padding is on the right and bottom only, unlike the UNet's."""
+    """Halves height and width. The padding is on the right and bottom only, unlike the UNet's."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = nnx.Conv(channels, channels, kernel_size=(3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs)
@@ -105,13 +105,13 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles the picture: every position repeated 2x2, then a convolution."""
+    """Doubles height and width by nearest neighbor, then a convolution."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = _conv(channels, channels, rngs)
 
     def __call__(self, x: Features) -> Features:
-        return conv_of_doubled(x, self.conv)
+        return conv_upsampled_2x(x, self.conv)
 
 
 class DownBlock(nnx.Module):
@@ -151,10 +151,12 @@ class Encoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         widths = config.block_out_channels
         self.conv_in = _conv(config.in_channels, widths[0], rngs)
-        self.down_blocks = nnx.List([
-            DownBlock(widths[max(i - 1, 0)], widths[i], i == len(widths) - 1, config, rngs=rngs)
-            for i in range(len(widths))
-        ])  # fmt: skip
+        self.down_blocks = nnx.List(
+            [
+                DownBlock(widths[max(i - 1, 0)], widths[i], i == len(widths) - 1, config, rngs=rngs)
+                for i in range(len(widths))
+            ]
+        )
         self.mid_block = MidBlock(widths[-1], config, rngs=rngs)
         self.conv_norm_out = _group_norm(widths[-1], config, rngs)
         self.conv_out = _conv(widths[-1], 2 * config.latent_channels, rngs)
@@ -168,14 +170,16 @@ class Encoder(nnx.Module):
 
 
 class PatchEncoder(nnx.Module):
-    """A patch's values -> mean and log variance of its latents, by a linear map. It needs no training."""
+    """A patch's values -> mean and log variance of its latents, by a linear map that needs no training."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
-        waves, scales = patch_basis(config.downscale, config.latent_channels)
-        kernel = np.concatenate([waves * scales, np.zeros_like(waves)], -1)
+        basis, scales = patch_basis(config.downscale, config.latent_channels)
+        kernel = np.concatenate([basis * scales, np.zeros_like(basis)], -1)
         bias = np.repeat(np.float32([0, -6]), config.latent_channels)
         self.patch = config.downscale
-        self.shortcut = nnx.Linear(*kernel.shape, kernel_init=_constant(kernel), bias_init=_constant(bias), rngs=rngs)
+        self.shortcut = nnx.Linear(
+            *kernel.shape, kernel_init=_constant_init(kernel), bias_init=_constant_init(bias), rngs=rngs
+        )
 
     def __call__(self, x: Features) -> Features:
         return self.shortcut(rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch))
@@ -186,19 +190,21 @@ class Decoder(nnx.Module):
         widths = config.block_out_channels[::-1]
         self.conv_in = _conv(config.latent_channels, widths[0], rngs)
         self.mid_block = MidBlock(widths[0], config, rngs=rngs)
-        self.up_blocks = nnx.List([
-            UpBlock(widths[max(i - 1, 0)], widths[i], i == len(widths) - 1, config, rngs=rngs)
-            for i in range(len(widths))
-        ])  # fmt: skip
+        self.up_blocks = nnx.List(
+            [
+                UpBlock(widths[max(i - 1, 0)], widths[i], i == len(widths) - 1, config, rngs=rngs)
+                for i in range(len(widths))
+            ]
+        )
         self.conv_norm_out = _group_norm(widths[-1], config, rngs)
-        conv_out = _silent if config.patch_shortcut else _conv
+        conv_out = _zero_conv if config.patch_shortcut else _conv
         self.conv_out = conv_out(widths[-1], config.in_channels, rngs)
         self.patch = config.downscale
         self.shortcut = nnx.data(None)
         if config.patch_shortcut:
-            waves, scales = patch_basis(self.patch, config.latent_channels)
-            kernel = (waves / scales).T
-            self.shortcut = nnx.Linear(*kernel.shape, kernel_init=_constant(kernel), rngs=rngs)
+            basis, scales = patch_basis(self.patch, config.latent_channels)
+            kernel = (basis / scales).T
+            self.shortcut = nnx.Linear(*kernel.shape, kernel_init=_constant_init(kernel), rngs=rngs)
 
     def __call__(self, x: Features) -> Features:
         latents, x = x, self.mid_block(self.conv_in(x))
@@ -219,9 +225,9 @@ class AutoencoderKL(nnx.Module):
         self.encoder = (PatchEncoder if config.patch_shortcut else Encoder)(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
         moments = 2 * config.latent_channels
-        same = np.eye if config.patch_shortcut else lambda _: None
-        self.quant_conv = _conv(moments, moments, rngs, 1, same(moments))
-        self.post_quant_conv = _conv(moments // 2, moments // 2, rngs, 1, same(moments // 2))
+        identity = config.patch_shortcut  # the basis is already orthonormal
+        self.quant_conv = _conv(moments, moments, rngs, 1, np.eye(moments) if identity else None)
+        self.post_quant_conv = _conv(moments // 2, moments // 2, rngs, 1, np.eye(moments // 2) if identity else None)
 
     def encode(
         self, images: Float[Array, "batch height width 3"]
@@ -232,14 +238,12 @@ class AutoencoderKL(nnx.Module):
         """
         height, width = images.shape[1:3]
         if height % self.config.downscale or width % self.config.downscale:
-            raise ValueError(
-                f"The picture is {width}x{height}; both sides must be multiples of {self.config.downscale}."
-            )
+            raise ValueError(f"The image is {width}x{height}; both sides must be multiples of {self.config.downscale}.")
         mean, log_variance = jnp.split(self.quant_conv(self.encoder(images)), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def decode(self, latents: Float[Array, "batch h w latent"]) -> Float[Array, "batch height width 3"]:
-        """Pictures, about [-1, 1] but not clipped, from unscaled latents."""
+        """Images, about [-1, 1] but not clipped, from unscaled latents."""
         return self.decoder(self.post_quant_conv(latents))
 
     def to_latents(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w latent"]:
@@ -247,5 +251,5 @@ class AutoencoderKL(nnx.Module):
         return self.encode(images)[0] * self.config.scaling_factor
 
     def to_images(self, latents: Float[Array, "batch h w latent"]) -> Float[Array, "batch height width 3"]:
-        """The inverse of `to_latents`: pictures, about [-1, 1] but not clipped."""
+        """The inverse of `to_latents`: images, about [-1, 1] but not clipped."""
         return self.decode(latents / self.config.scaling_factor)

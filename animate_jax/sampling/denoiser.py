@@ -31,7 +31,7 @@ from animate_jax.images import Image, Images, to_signed, to_uint8, to_unit
 from animate_jax.models.guidance_pairs import is_paired, pair, unpair
 from animate_jax.models.kernels.int8 import quantize_int8
 from animate_jax.models.params import Params, abstract_model, merge_model
-from animate_jax.models.sharding import ROWS
+from animate_jax.models.sharding import BATCH_AXES
 from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.mesh import AXES
 from animate_jax.pose.warp import LazyWarpedImages
@@ -237,7 +237,7 @@ class Denoiser:
             padded = self.shard_batch(cast_floating(padded, self.dtype), AXES)
             yield np.asarray((self._decode if len(inputs) == 1 else self._blend)(self.params, *padded))[: len(chunk)]
 
-    def shard_batch(self, tree: Any, axes: tuple[str, ...] = ROWS) -> Any:
+    def shard_batch(self, tree: Any, axes: tuple[str, ...] = BATCH_AXES) -> Any:
         """Divides the first axis of arrays over the devices."""
         if self.mesh is None:
             return tree

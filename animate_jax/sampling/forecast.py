@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from animate_jax.config import DType, MeshConfig, Preset
 from animate_jax.models.guidance_pairs import pair
 from animate_jax.models.params import abstract_model
-from animate_jax.models.sharding import ROWS
+from animate_jax.models.sharding import BATCH_AXES
 from animate_jax.parallel.forecast import Plan, compile_plan, topology_devices
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.parallel.rules import shardings
@@ -34,7 +34,7 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     """
     jax.config.update("jax_platforms", "cpu")  # nothing runs; libtpu must not look for a TPU
     mesh = make_mesh(config, topology_devices(topology))
-    rows = NamedSharding(mesh, PartitionSpec(ROWS))
+    rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     shapes = abstract_model(preset.model)[1]
     places = shardings(shapes, mesh)
     params = {path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=places[path]) for path, leaf in shapes.items()}

@@ -16,7 +16,7 @@ from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.images import to_signed, to_unit
 from animate_jax.models.animate_anyone import AnimateAnyone
-from animate_jax.models.sharding import frames_apart, sum_over_shards
+from animate_jax.models.sharding import shard_frames, sum_over_shards
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.presets import preset_of
 
@@ -139,7 +139,7 @@ class DiffusionLoss(Loss):
             reference.astype(self.dtype), clip.astype(self.dtype), reference_pose, batch["keep_condition"]
         )
         warped = self._warped(model, batch) if self.appearance else WarpedReference()
-        pose = model.guide(frames_apart(poses), *warped.latents)
+        pose = model.guide(shard_frames(poses), *warped.latents)
 
         def denoise(x: Array, t: Array) -> Array:
             return model.denoise(x.astype(self.dtype), t.astype(jnp.float32), conditioning, pose, self.temporal)
@@ -173,7 +173,7 @@ class DiffusionLoss(Loss):
             reference = from_moments(model.vae, batch["reference_moments"][:, None], reference_noise)
             return (
                 reference[:, 0],
-                from_moments(model.vae, frames_apart(batch["moments"]), noise),
+                from_moments(model.vae, shard_frames(batch["moments"]), noise),
                 batch["clip_embedding"],
             )
 
@@ -181,11 +181,11 @@ class DiffusionLoss(Loss):
             return jax.lax.stop_gradient(encode(model.vae, to_signed(images).astype(self.dtype), noise))
 
         reference = encoded(batch["reference"][:, None], reference_noise)
-        return reference[:, 0], encoded(frames_apart(batch["frames"]), noise), batch["clip_pixels"]
+        return reference[:, 0], encoded(shard_frames(batch["frames"]), noise), batch["clip_pixels"]
 
     def _warped(self, model: AnimateAnyone, batch: Batch) -> WarpedReference:
-        images = frames_apart(to_signed(batch["warp"])), to_signed(batch["background"])[:, None]
-        masks = frames_apart(to_unit(batch["warp_masks"]))
+        images = shard_frames(to_signed(batch["warp"])), to_signed(batch["background"])[:, None]
+        masks = shard_frames(to_unit(batch["warp_masks"]))
         latents = (jax.lax.stop_gradient(latents_of(model.vae, x.astype(self.dtype))) for x in images)
         return WarpedReference((*images, masks), (*latents, masks.astype(self.dtype)))
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Key
 from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import Params, merge_model
-from animate_jax.models.sharding import ROWS
+from animate_jax.models.sharding import BATCH_AXES
 from animate_jax.parallel import gather as gathering
 from animate_jax.parallel.rules import spec
 from animate_jax.training.losses import Batch, Loss, LossAndMetrics, Metrics
@@ -77,11 +77,11 @@ def make_step(
         def local(trainable: Params, frozen: Params, batch: Batch) -> tuple[LossAndMetrics, Params]:
             whole = gathering.gather(trainable, own, compute_dtype), gathering.gather(frozen, others, compute_dtype)
             told, grads = mean_gradients(*whole, batch, loss.compute)
-            return jax.lax.pmean(told, ROWS), gathering.mean_shards(grads, own, gradient_dtype)
+            return jax.lax.pmean(told, BATCH_AXES), gathering.mean_shards(grads, own, gradient_dtype)
 
         return jax.shard_map(
-            local, in_specs=(own, others, PartitionSpec(ROWS)), out_specs=(PartitionSpec(), own),
-            axis_names=set(ROWS), check_vma=False,
+            local, in_specs=(own, others, PartitionSpec(BATCH_AXES)), out_specs=(PartitionSpec(), own),
+            axis_names=set(BATCH_AXES), check_vma=False,
         )(trainable, frozen, batch)  # fmt: skip
 
     def step(state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:

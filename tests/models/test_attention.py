@@ -1,4 +1,4 @@
-"""Ways of computing the same attention: heads in turn, and over frames as on TPUs, against all at once."""
+"""Ways of computing the same attention: heads in chunks, and over frames as on TPUs, against all at once."""
 
 import jax
 import jax.numpy as jnp
@@ -35,37 +35,37 @@ def assert_same(function, inputs, monkeypatch, change):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * float(jnp.abs(want).max()))
 
 
-def heads_in_turn(monkeypatch):
-    monkeypatch.setattr(attention, "MANY", 0)
-    monkeypatch.setattr(attention, "LARGE", 0)
+def chunked_heads(monkeypatch):
+    monkeypatch.setattr(attention, "MAX_SCORES", 0)
+    monkeypatch.setattr(attention, "MIN_HEAD_SCORES", 0)
 
 
-def test_heads_in_turn(monkeypatch):
+def test_heads_in_chunks(monkeypatch):
     inputs = arrays(*[(2, 6, 8)] * 3)
-    assert not attention.many(inputs[0], inputs[1])
-    assert_same(lambda *x: attention.attend(*x, HEADS), inputs, monkeypatch, heads_in_turn)
+    assert not attention.needs_chunking(inputs[0], inputs[1])
+    assert_same(lambda *x: attention.attend(*x, HEADS), inputs, monkeypatch, chunked_heads)
 
 
 @pytest.mark.parametrize("mask", [None, [True, False]])
-def test_heads_in_turn_with_reference(mask, monkeypatch):
+def test_heads_in_chunks_with_reference(mask, monkeypatch):
     inputs = arrays((2, 3, 6, 8), (2, 3, 6, 8), (2, 3, 6, 8), (2, 5, 8), (2, 5, 8))
     mask = None if mask is None else jnp.array(mask)
-    assert_same(lambda *x: attention.attend_with_reference(*x, HEADS, mask), inputs, monkeypatch, heads_in_turn)
+    assert_same(lambda *x: attention.attend_with_reference(*x, HEADS, mask), inputs, monkeypatch, chunked_heads)
 
 
-def test_only_large_heads_take_turns():
+def test_only_large_heads_are_chunked():
     """Many small ones, as in temporal layers, are one batched product."""
     small, large = jnp.zeros((9000, 8, 16, 2)), jnp.zeros((1, 9, 1000, 2))
-    assert not attention.many(small, small)
-    assert attention.many(large, large) and not attention.many(large[:, :8], large[:, :8])
+    assert not attention.needs_chunking(small, small)
+    assert attention.needs_chunking(large, large) and not attention.needs_chunking(large[:, :8], large[:, :8])
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
-        assert not attention.many(large, large)
+        assert not attention.needs_chunking(large, large)
 
 
 def test_over_frames_as_on_tpu(monkeypatch):
     inputs = arrays(*[(2, 4, 6, 8)] * 3)
     assert_same(
-        lambda *x: attention.attend_over_frames(*x, HEADS), inputs, monkeypatch,
+        lambda *x: attention.attend_temporal(*x, HEADS), inputs, monkeypatch,
         lambda patch: patch.setattr(splash, "on_tpu", lambda: True),
     )  # fmt: skip
 
@@ -122,16 +122,16 @@ def with_reference(query, key, value):
 
 
 def over_frames(query, key, value):
-    return attention.attend_over_frames(*(x[:, :, None] for x in (query, key, value)), HEADS)[:, :, 0]
+    return attention.attend_temporal(*(x[:, :, None] for x in (query, key, value)), HEADS)[:, :, 0]
 
 
-def turns(function):
-    def in_turn(*inputs):
+def chunked(function):
+    def in_chunks(*inputs):
         with pytest.MonkeyPatch.context() as patch:
-            heads_in_turn(patch)
+            chunked_heads(patch)
             return function(*inputs)
 
-    return in_turn
+    return in_chunks
 
 
 def as_on_tpu(*inputs):
@@ -147,8 +147,8 @@ def attend(*inputs):
 @pytest.mark.parametrize("spread", [1, 4, 17])
 @pytest.mark.parametrize(
     "function",
-    [attend, turns(attend), with_reference, turns(with_reference), over_frames, as_on_tpu, in_vae, in_clip],
-    ids=["plain", "in turn", "reference", "reference in turn", "frames", "frames on TPU", "VAE", "CLIP"],
+    [attend, chunked(attend), with_reference, chunked(with_reference), over_frames, as_on_tpu, in_vae, in_clip],
+    ids=["plain", "in chunks", "reference", "reference in chunks", "frames", "frames on TPU", "VAE", "CLIP"],
 )
 def test_logits_are_not_rounded_to_bfloat16(function, spread):
     """Rounded before the softmax they give relative errors of .005, .012 and .021."""

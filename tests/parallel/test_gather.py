@@ -35,7 +35,7 @@ sys.path.insert(0, "tests")
 from conftest import MICRO
 from animate_jax.config import DataConfig, DiffusionLossConfig, MeshConfig, TrainConfig
 from animate_jax.models.params import abstract_model, split_model
-from animate_jax.models.sharding import frames_apart, pixels_apart, sum_over_shards
+from animate_jax.models.sharding import shard_frames, shard_pixels, sum_over_shards
 from animate_jax.parallel import rules
 from animate_jax.parallel.mesh import make_mesh, to_devices
 from animate_jax.training.forecast import abstract_batch
@@ -55,8 +55,8 @@ class Small(nnx.Module):
         self.first, self.second = nnx.Linear(12, 32, rngs=rngs), nnx.Linear(32, 12, rngs=rngs)
 
     def __call__(self, x):
-        x = nnx.gelu(self.first(frames_apart(x)))
-        return self.second(frames_apart(x + jnp.cumsum(pixels_apart(x), 1)))
+        x = nnx.gelu(self.first(shard_frames(x)))
+        return self.second(shard_frames(x + jnp.cumsum(shard_pixels(x), 1)))
 
 
 class SmallLoss(Loss):

@@ -85,7 +85,7 @@ def test_attention_to_one_token_is_exact():
     q = F.linear(torch.from_numpy(x), weights["to_q.weight"])
     k, v = (F.linear(torch.from_numpy(token), weights[f"to_{name}.weight"]) for name in "kv")
     theirs = F.linear(torch_attention(q, k, v), weights["to_out.0.weight"], weights["to_out.0.bias"])
-    ours = merge_model(graphdef, jax.tree.map(jnp.asarray, params)).of_one_token(jnp.asarray(token[:, 0]))
+    ours = merge_model(graphdef, jax.tree.map(jnp.asarray, params)).attend_single_token(jnp.asarray(token[:, 0]))
     assert error(np.broadcast_to(ours[:, None], x.shape), theirs) < 1e-5
 
 

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from animate_jax.errors import UserError
 from animate_jax.models.unet import UNet
 
-# Latents enter and leave as they are; an upsampler's products are with sums of its weights, which qwix cannot round.
+# The first and last convolution keep the latents' precision; an upsampler multiplies with sums of its weights, which
+# qwix cannot quantize.
 NOT_QUANTIZED = r"conv_in|conv_out|.*upsamplers"
 
 
 def quantize_int8(unet: UNet) -> UNet:
-    """Weights and what they are multiplied with are rounded to 8 bits for every product, one scale per channel.
+    """Weights and activations are rounded to 8 bits for every product, with one scale per channel.
 
     Raises:
         UserError: qwix is not installed.

@@ -26,7 +26,7 @@ def arrays(*shapes):
 
 def test_it_is_for_tpus_only():
     (query,) = arrays((1, 1, 128, 8))
-    assert not splash.usable(query)
+    assert not splash.is_supported(query)
 
 
 @pytest.mark.parametrize("mask", [None, [True, False]], ids=["all rows", "the first row only"])
