@@ -161,7 +161,7 @@ def ours(args: Arguments, part: Part) -> dict[str, Any]:
     (width, height), frames = args.size, args.frames
     latent = (height // 8, width // 8, 4)
 
-    def step(model, x, conditioning, pose):  # what `AnimateAnyone.condition` and the Pose Guider made once per video
+    def step(model, x, conditioning, pose):  # both are computed once per video
         prediction = model.denoise(jnp.concatenate([x, x]), jnp.full((2, 1), 500.0), conditioning, pose)
         unconditional, conditional = jnp.split(prediction, 2)
         return unconditional + GUIDANCE * (conditional - unconditional)
@@ -169,7 +169,10 @@ def ours(args: Arguments, part: Part) -> dict[str, Any]:
     shape = jax.ShapeDtypeStruct
     picture, clip, one = shape((1, height, width, 3), "float32"), shape((1, 224, 224, 3), "float32"), (1, *latent)
     conditioning = jax.eval_shape(
-        lambda params, *x: merge_model(graphdef, params).condition(*x), shapes, shape(one, "float32"), clip
+        lambda params, *x: merge_model(graphdef, params).precompute_conditioning(*x),
+        shapes,
+        shape(one, "float32"),
+        clip,
     )
     video, pose = shape((1, frames, *latent), "float32"), shape((1, frames, *latent[:2], 320), "float32")
     prefix, function, inputs = {

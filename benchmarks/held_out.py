@@ -16,7 +16,7 @@ def held_out(pipeline: Pipeline, videos: int, frames: int) -> tuple[list[EvalCli
     cases = list(from_renderer("test_both", videos, frames, 24, size, options.fps or 10.0))
     poses = [LazyPoseImages(case.keypoints[1:], *size, options.pose_style) for case in cases]
     conditions = [
-        pipeline.condition(case.reference, draw(case.keypoints[0], *size, options.pose_style), options)
+        pipeline.precompute_conditioning(case.reference, draw(case.keypoints[0], *size, options.pose_style), options)
         for case in cases
     ]
     return cases, poses, jax.tree.map(lambda *parts: jnp.concatenate(parts), *conditions)

@@ -57,7 +57,7 @@ def main(args: Arguments) -> None:
         for case in cases:
             size = options.height, options.width
             reference_pose = draw(case.keypoints[0], *size, options.pose_style)
-            conditioning = pipeline.condition(case.reference, reference_pose, options)
+            conditioning = pipeline.precompute_conditioning(case.reference, reference_pose, options)
             changes = np.full((args.offsets, length), np.nan)  # [run, motion's frame]: from the one before
             across = np.zeros((args.offsets, length), bool)
             for run, offset in enumerate(offsets):

@@ -55,14 +55,14 @@ def temporal(channels: int, positions: int) -> tuple[Callable[..., Any], tuple[A
 
 def with_reference(channels: int, positions: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     graphdef, params = split(lambda: Attention(channels, channels, HEADS, rngs=nnx.Rngs(0)))
-    clip, lent = shape(1, FRAMES, positions, channels), shape(1, positions, channels)
+    clip, reference = shape(1, FRAMES, positions, channels), shape(1, positions, channels)
 
     def function(params, x, reference_key, reference_value):
         layer = merge_model(graphdef, params)
         q, k, v = layer.to_q(x), layer.to_k(x), layer.to_v(x)
         return layer.to_out[0](attention.attend_with_reference(q, k, v, reference_key, reference_value, HEADS))
 
-    return function, (params, clip, lent, lent)
+    return function, (params, clip, reference, reference)
 
 
 def cases(

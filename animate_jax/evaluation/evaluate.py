@@ -125,7 +125,7 @@ def videos_of(
             raise ValueError(f"{clip.name}: without a pipeline, clips must have results")
         return videos | {RESULT: clip.result}
     videos[AUTOENCODER] = pipeline.decode(pipeline.encode(clip.frames))
-    conditioning = pipeline.condition(clip.reference, poses[0], config)
+    conditioning = pipeline.precompute_conditioning(clip.reference, poses[0], config)
     latents = pipeline.sample(conditioning, poses[1:], config, seed, progress=False, warped=warped)
     return videos | {RESULT: pipeline.decode(latents, warped)}
 

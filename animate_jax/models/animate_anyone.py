@@ -1,4 +1,4 @@
-"""The whole model: what is computed once per video (`condition`) and what is computed at every step (`denoise`)."""
+"""The whole model: what is computed once per video (`precompute_conditioning`) and at every step (`denoise`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from animate_jax.models.vae import AutoencoderKL
 
 
 class AnimateAnyone(nnx.Module):
-    """Part names are the peers': `denoising_unet`, `reference_unet`, `pose_guider`, `image_encoder`, `vae`."""
+    """Parts are named as in the PyTorch implementations."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -35,40 +35,40 @@ class AnimateAnyone(nnx.Module):
             self.appearance_guider = AppearanceGuider(latent, config.vae.downscale, channels, rngs=rngs)
             self.appearance_blend = AppearanceBlend(rngs=rngs)
 
-    def condition(
+    def precompute_conditioning(
         self,
         reference_latents: Float[Array, "b h w c"],
         clip_pixels: Float[Array, "b s s 3"] | Float[Array, "b d"],
         reference_pose: Float[Array, "b H W 3"] | None = None,
         mask: Bool[Array, " b"] | None = None,
     ) -> Conditioning:
-        """Everything the denoising UNet needs of the character, once per video.
+        """The denoising UNet's conditioning on the character, once per video.
 
         Args:
-            reference_latents: scaled VAE latents of the reference picture.
-            clip_pixels: the same picture, CLIP-normalised, or what `image_encoder` made of it.
-            reference_pose: its own pose picture in [0, 1]; only models with a `reference_pose_guider` use it.
+            reference_latents: scaled VAE latents of the reference image.
+            clip_pixels: the same image, CLIP-normalized, or its embedding by `image_encoder`.
+            reference_pose: its pose image in [0, 1]; only models with a `reference_pose_guider` use it.
             mask: training's condition dropout, True keeps.
         """
         token = clip_pixels if clip_pixels.ndim == 2 else self.image_encoder(clip_pixels)
         pose = self.reference_pose_guider(reference_pose) if self.config.reference_pose_guider else None
-        clean = jnp.zeros(reference_latents.shape[0], jnp.float32)
-        reference = self.reference_unet(reference_latents, clean, token, pose)
-        return self.denoising_unet.condition(token, reference, mask)
+        timesteps = jnp.zeros(reference_latents.shape[0], jnp.float32)
+        reference_features = self.reference_unet(reference_latents, timesteps, token, pose)
+        return self.denoising_unet.precompute_conditioning(token, reference_features, mask)
 
-    def guide(
+    def pose_features(
         self,
         poses: Float[Array, "*b H W 3"],
         warped: Float[Array, "*b h w c"] | None = None,
         background: Float[Array, "... h w c"] | None = None,
         masks: Float[Array, "*b H W 2"] | None = None,
     ) -> Float[Array, "*b h w d"]:
-        """What the denoising UNet needs of each frame, the same at every step.
+        """The denoising UNet's input for each frame, the same at every step.
 
         Args:
-            poses: pose pictures in [0, 1].
-            warped, background, masks: only of models with `appearance`: scaled latents of the reference in those poses
-                and of its background, and the masks of `pose.warp.LazyWarpedImages` in [0, 1].
+            poses: pose images in [0, 1].
+            warped, background, masks: for models with `appearance`: scaled latents of the reference warped into those
+                poses and of its background, and the masks of `pose.warp.LazyWarpedImages` in [0, 1].
 
         Raises:
             ValueError: a model with `appearance` is not given them.
@@ -77,7 +77,7 @@ class AnimateAnyone(nnx.Module):
         if self.config.unet.appearance == "none":
             return features
         if warped is None or background is None or masks is None:
-            raise ValueError("this model sees the warped reference: give what Pipeline.warp makes")
+            raise ValueError("this model needs the warped reference: give the result of Pipeline.warp")
         background = jnp.broadcast_to(background, warped.shape)
         features = features + self.appearance_guider(warped, background, masks)
         return jnp.concatenate([features, warped.astype(features.dtype)], -1)
@@ -90,7 +90,7 @@ class AnimateAnyone(nnx.Module):
         pose: Float[Array, "#r #f h w d"],
         temporal: bool = True,
     ) -> Float[Array, "r f h w c"]:
-        """The raw prediction (epsilon, v or x0, as trained). See `UNet.__call__`; `pose` comes from `guide`."""
+        """The raw prediction (epsilon, v or x0, as trained). See `UNet.__call__`; `pose` is from `pose_features`."""
         return self._evaluate(x, timesteps, conditioning, pose, temporal, None)[0]
 
     def denoise_cached(
@@ -99,26 +99,29 @@ class AnimateAnyone(nnx.Module):
         timesteps: Float[Array, "r #f"],
         conditioning: Conditioning,
         pose: Float[Array, "#r #f h w d"],
-        deep: Float[Array, "r f _ _ _"] | None = None,
+        deep_features: Float[Array, "r f _ _ _"] | None = None,
     ) -> tuple[Float[Array, "r f h w c"], Float[Array, "r f _ _ _"]]:
-        """`denoise`, and the deep features that the next steps may use again (see `UNet.__call__`)."""
-        return self._evaluate(x, timesteps, conditioning, pose, True, deep)
+        """`denoise`, and the deep features for the next steps (see `UNet.__call__`)."""
+        return self._evaluate(x, timesteps, conditioning, pose, True, deep_features)
 
-    def _evaluate(self, x, timesteps, conditioning, pose, temporal, deep):
-        """Both halves of guidance together; one after the other where the frames of a row are divided over devices:
-        convolutions merge rows and frames, and from two rows every device would need all frames."""
+    def _evaluate(self, x, timesteps, conditioning, pose, temporal, deep_features):
+        """Both halves of guidance at once; one after the other where the frames of a row are sharded: convolutions
+        merge rows and frames, and with two rows every device would need all frames."""
         row = jax.tree.leaves(conditioning)[0]
         if not (is_paired(x, row) and frames_are_sharded()):
-            prediction, _, deep = self.denoising_unet(x, timesteps, conditioning, pose, temporal, deep)
-            return prediction, deep
-        nothing = jnp.zeros((len(row), self.config.unet.cross_attention_dim), x.dtype)
-        conditionings = self.denoising_unet.condition(nothing), conditioning
-        poses = unpair(pose) if is_paired(pose, row) else (pose, pose)
-        deep_features = (None, None) if deep is None else unpair(deep)
+            prediction, _, features = self.denoising_unet(x, timesteps, conditioning, pose, temporal, deep_features)
+            return prediction, features
+        zero_token = jnp.zeros((len(row), self.config.unet.cross_attention_dim), x.dtype)
+        inputs = (
+            unpair(x),
+            unpair(timesteps),
+            (self.denoising_unet.precompute_conditioning(zero_token), conditioning),
+            unpair(pose) if is_paired(pose, row) else (pose, pose),
+            (temporal, temporal),
+            (None, None) if deep_features is None else unpair(deep_features),
+        )
         halves = []
-        for x_, t, seen, pose_, deep_ in zip(
-            unpair(x), unpair(timesteps), conditionings, poses, deep_features, strict=True
-        ):
-            prediction, _, deep = self.denoising_unet(x_, t, seen, pose_, temporal, deep_)
-            halves.append((prediction, deep))
+        for half in zip(*inputs, strict=True):
+            prediction, _, features = self.denoising_unet(*half)
+            halves.append((prediction, features))
         return jax.tree.map(pair, *halves)

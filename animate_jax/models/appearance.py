@@ -1,7 +1,7 @@
-"""The warped reference as a condition: seen beside the pose, copied from in latents and in pixels.
+"""The warped reference as a condition beside the pose, from which latents and pixels may be copied.
 
-An extension of ours, not in the paper. `UNetConfig.appearance` switches it on; every layer starts so that weights
-trained without it predict what they did.
+An extension of ours, not in the paper. `UNetConfig.appearance` switches it on; at initialization its layers do not
+change the predictions of weights trained without it.
 """
 
 import jax.numpy as jnp
@@ -9,16 +9,16 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-MASKS = 2  # the person's share of a pixel, and how sure the warp is
-CLOSED = -3.0  # logit of the share that is copied from the warp before training
+NUM_MASKS = 2  # the person's share of a pixel, and the confidence of the warp
+INITIAL_LOGIT = -3.0  # of the share that is copied from the warp
 
 
 class AppearanceGuider(nnx.Module):
-    """One convolution, zero at first, over latents of the warped reference and of the background, and their masks."""
+    """A zero-initialized convolution over the latents of the warped reference and the background, and their masks."""
 
     def __init__(self, latent_channels: int, downscale: int, conditioning_channels: int, *, rngs: nnx.Rngs):
         self.downscale = downscale
-        channels = 2 * latent_channels + MASKS * downscale**2
+        channels = 2 * latent_channels + NUM_MASKS * downscale**2
         self.conv_in = nnx.Conv(
             channels, conditioning_channels, (3, 3), padding=1, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
@@ -36,14 +36,13 @@ class AppearanceGuider(nnx.Module):
 
 
 class AppearanceBlend(nnx.Module):
-    """How much of each pixel of the result is the warped reference's own, which no autoencoder has blurred."""
+    """Predicts the share of each output pixel that is copied from the warped reference, which no autoencoder has
+    blurred."""
 
     def __init__(self, *, rngs: nnx.Rngs, channels: int = 16):
-        self.conv_in = nnx.Conv(9 + MASKS, channels, (5, 5), padding=2, rngs=rngs)
-        self.conv_out = nnx.Conv(
-            channels, 1, (5, 5), padding=2, kernel_init=nnx.initializers.zeros,
-            bias_init=nnx.initializers.constant(CLOSED), rngs=rngs,
-        )  # fmt: skip
+        self.conv_in = nnx.Conv(9 + NUM_MASKS, channels, (5, 5), padding=2, rngs=rngs)
+        zeros, bias = nnx.initializers.zeros, nnx.initializers.constant(INITIAL_LOGIT)
+        self.conv_out = nnx.Conv(channels, 1, (5, 5), padding=2, kernel_init=zeros, bias_init=bias, rngs=rngs)
 
     def __call__(
         self,
@@ -52,7 +51,7 @@ class AppearanceBlend(nnx.Module):
         background: Float[Array, "b H W 3"],
         masks: Float[Array, "b H W 2"],
     ) -> Float[Array, "b H W 3"]:
-        """Decoded pictures, and what the guider saw, pictures in [-1, 1] -> pictures."""
-        seen = jnp.concatenate([images, warped, background, masks], -1)
-        share = nnx.sigmoid(self.conv_out(nnx.silu(self.conv_in(seen))))
+        """Decoded images, the warped reference and its background, all in [-1, 1], and masks in [0, 1] -> images."""
+        inputs = jnp.concatenate([images, warped, background, masks], -1)
+        share = nnx.sigmoid(self.conv_out(nnx.silu(self.conv_in(inputs))))
         return images + share * (warped - images)

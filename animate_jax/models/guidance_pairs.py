@@ -1,7 +1,7 @@
-"""The rows of a batch under classifier-free guidance: pairs [unconditional, conditional], one pair for each video.
+"""The rows of a batch under classifier-free guidance: pairs [unconditional, conditional], one pair per video.
 
-Conditioning has one row for each pair: the unconditional row sees no reference and a zero CLIP token, so nothing of it
-is computed. Who needs to know whether a batch is guided asks `is_paired`.
+Conditioning has one row per pair: the unconditional row has no reference and a zero CLIP token, so nothing is computed
+for it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def unpair(
     rows: Shaped[Array | np.ndarray, "r *rest"],
 ) -> tuple[Shaped[Array | np.ndarray, "b *rest"], Shaped[Array | np.ndarray, "b *rest"]]:
     """The unconditional and the conditional rows: the inverse of `pair`."""
-    # Not rows[::2]: pairs that lie on different devices would move.
+    # rows[::2] would move rows between devices.
     pairs = rows.reshape(-1, 2, *rows.shape[1:])
     return pairs[:, 0], pairs[:, 1]
 
 
 def is_paired(rows: Shaped[Array | np.ndarray, "r *_"], single: Shaped[Array | np.ndarray, "b *_"]) -> bool:
-    """Is `rows` guided, given something that has one row for each video, such as conditioning?"""
+    """Whether `rows` is guided, given an array with one row per video, such as conditioning's."""
     return len(rows) == 2 * len(single)

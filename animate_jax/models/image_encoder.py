@@ -1,4 +1,4 @@
-"""The character's picture as one token: transformers' CLIPVisionModelWithProjection, with its names."""
+"""The reference image as one token: transformers' CLIPVisionModelWithProjection, with its names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _layer_norm(channels: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 class Embeddings(nnx.Module):
-    """A class token and the picture's patches, each with its learned position."""
+    """A class token and the image's patches, each with its learned position."""
 
     def __init__(self, config: ImageEncoderConfig, *, rngs: nnx.Rngs):
         width, patch = config.hidden_size, (config.patch_size, config.patch_size)
@@ -111,5 +111,5 @@ class CLIPVisionModelWithProjection(nnx.Module):
         self.visual_projection = nnx.Linear(config.hidden_size, config.projection_dim, use_bias=False, rngs=rngs)
 
     def __call__(self, pixel_values: Float[Array, "batch size size 3"]) -> Float[Array, "batch projection"]:
-        """`image_embeds`, not normalised, of pictures made by `preprocess` with `config.image_size`."""
+        """`image_embeds`, not normalized, of images prepared by `video.clip_image.clip_pixels`."""
         return self.visual_projection(self.vision_model(pixel_values))

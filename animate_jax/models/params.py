@@ -1,4 +1,4 @@
-"""Parameters as one flat dict: dotted path -> array. The form that is trained, sharded, saved and converted."""
+"""Parameters as one flat dict, dotted path -> array, as they are trained, sharded, saved and converted."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ def unflatten(params: Params) -> dict[Any, Any]:
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-    """Structure and parameters of a module; `merge_model` puts them together again."""
+    """Structure and parameters of a module; `merge_model` is the inverse."""
     graphdef, state = nnx.split(model, nnx.Param)
     return graphdef, flatten(nnx.to_pure_dict(state))
 
 
 def merge_model(graphdef: nnx.GraphDef, params: Params) -> Any:
-    """The module again, with `params` in it; cheap, and usual inside `jax.jit`."""
+    """The inverse of `split_model`; cheap, and usual inside `jax.jit`."""
     return nnx.merge(graphdef, unflatten(params))
 
 
 class PresplitRngs(nnx.Rngs):
-    """Counts in Python. nnx.Rngs counts in an array, and each update of a traced one searches the whole trace: at
-    Stable Diffusion's size that is minutes instead of seconds. One split also compiles faster than many folds."""
+    """Keys from one split, counted in Python. nnx.Rngs counts in an array, and each update of a traced one searches the
+    whole trace: at Stable Diffusion's size that takes minutes instead of seconds. One split also compiles faster than
+    many folds."""
 
     def __init__(self, key: jax.Array):
         self.keys, self.indices = jax.random.split(key, 4096), iter(range(4096))
@@ -51,28 +52,33 @@ class PresplitRngs(nnx.Rngs):
         return self.keys[next(self.indices)]
 
 
-@functools.cache  # a pipeline, its checkpoint and a training run ask for the same
+@functools.cache
 def abstract_model(config: ModelConfig, remat: Remat = "none") -> tuple[nnx.GraphDef, Params]:
     """Structure and shapes of the whole model without memory for its arrays.
 
     Args:
         remat: what the UNets' layers keep for the backward pass.
     """
-    model = nnx.eval_shape(lambda: AnimateAnyone(config, rngs=PresplitRngs(jax.random.key(0))))
+    model = _abstract_module(config)
     model.denoising_unet.remat = model.reference_unet.remat = remat
     return split_model(model)
 
 
-def init_params(config: ModelConfig, seed: int, wanted: Collection[str] | None = None) -> Params:
-    """Fresh parameters of the whole model or of the `wanted` paths, the same numbers either way, built under jit so
-    that no more than the result is held.
+@functools.cache  # takes seconds; remat does not change it
+def _abstract_module(config: ModelConfig) -> AnimateAnyone:
+    return nnx.eval_shape(lambda: AnimateAnyone(config, rngs=PresplitRngs(jax.random.key(0))))
 
-    The "rbg" generator compiles in seconds where the default one, inlined a thousand times, takes minutes.
+
+def init_params(config: ModelConfig, seed: int, wanted: Collection[str] | None = None) -> Params:
+    """Initial parameters of the whole model or of the `wanted` paths, with the same values either way. Under jit, so
+    that only the result takes memory.
+
+    The "rbg" generator compiles in seconds; the default one, inlined a thousand times, takes minutes.
     """
     key = jax.random.key(seed, impl="rbg")
 
-    def fresh(key: jax.Array) -> Params:
+    def init(key: jax.Array) -> Params:
         params = split_model(AnimateAnyone(config, rngs=PresplitRngs(key)))[1]
         return params if wanted is None else {path: params[path] for path in wanted}
 
-    return jax.jit(fresh)(key)
+    return jax.jit(init)(key)

@@ -1,4 +1,4 @@
-"""The Pose Guider: pose pictures become features added after the UNet's first convolution."""
+"""The Pose Guider: features of pose images, added after the UNet's first convolution."""
 
 import itertools
 
@@ -9,8 +9,8 @@ from animate_jax.config import PoseGuiderConfig
 
 
 class PoseGuider(nnx.Module):
-    """ControlNet's conditioning stack, as the peers use it. SiLU after every convolution but the last, which starts
-    at zero; the total stride is 2 ** (levels - 1)."""
+    """ControlNet's conditioning stack, as in the PyTorch implementations. SiLU follows every convolution but the last,
+    which is zero at initialization; the total stride is 2 ** (levels - 1)."""
 
     def __init__(self, config: PoseGuiderConfig, *, rngs: nnx.Rngs):
         widths = config.block_out_channels
@@ -30,7 +30,7 @@ class PoseGuider(nnx.Module):
         )
 
     def __call__(self, pose: Float[Array, "*b H W 3"]) -> Float[Array, "*b h w c"]:
-        """Pose pictures in [0, 1] -> features at latent size."""
+        """Pose images in [0, 1] -> features at latent size."""
         x = nnx.silu(self.conv_in(pose))
         for conv in self.blocks:
             x = nnx.silu(conv(x))

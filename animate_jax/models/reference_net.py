@@ -1,4 +1,4 @@
-"""ReferenceNet: the denoising UNet's twin that reads the reference picture (paper, section 3.2)."""
+"""ReferenceNet: a second UNet that reads the reference image (paper, section 3.2)."""
 
 import dataclasses
 
@@ -8,15 +8,13 @@ from jaxtyping import Array, Float
 from animate_jax.config import UNetConfig
 from animate_jax.models.unet import UNet
 
-# jit drops what follows the last lent feature, so the tail of the twin costs nothing.
-
 
 class ReferenceNet(UNet):
-    """No temporal layers and no head; its features are a value, not a side effect."""
+    """Without temporal layers and output convolution. jit removes the layers that follow the last feature."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
-        lender = dataclasses.replace(config, reference="attention")
-        super().__init__(lender, motion=False, head=False, rngs=rngs)
+        reference_config = dataclasses.replace(config, reference="attention")
+        super().__init__(reference_config, motion=False, head=False, rngs=rngs)
 
     def __call__(
         self,
@@ -25,10 +23,11 @@ class ReferenceNet(UNet):
         token: Float[Array, "b d"],
         pose: Float[Array, "b h w e"] | None = None,
     ) -> dict[str, Float[Array, "b _ _"]]:
-        """Scaled latents of the reference picture and its CLIP token -> tokens lent by each spatial transformer.
+        """Scaled latents of the reference image and its CLIP token -> features by the path of a spatial transformer.
 
-        The peers (and the paper) run it at timestep 0, on clean latents, once per video.
+        The paper and the PyTorch implementations run it at timestep 0, on clean latents, once per video.
         """
         pose = None if pose is None else pose[:, None]
-        _, lent, _ = super().__call__(latents[:, None], timesteps[:, None], self.condition(token), pose)
-        return {path: tokens[:, 0] for path, tokens in lent.items()}
+        conditioning = self.precompute_conditioning(token)
+        _, features, _ = super().__call__(latents[:, None], timesteps[:, None], conditioning, pose)
+        return {path: tokens[:, 0] for path, tokens in features.items()}

@@ -1,4 +1,4 @@
-"""Does a device compute what NumPy computes? Releases of JAX have not, on some devices, without a word."""
+"""Compares a device's results with NumPy's: some releases of JAX silently compute wrongly on some devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from animate_jax.models.attention import attend
 
 HEADS = 2
-# Of the largest expected value: rounding of sums of up to a thousand products, and of what enters them and is returned.
+# Relative to the largest expected value: rounding of the inputs, of sums of up to a thousand products, and of results.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
 
 
@@ -22,20 +22,20 @@ class Case(NamedTuple):
     compute: Callable[..., Array]
     inputs: tuple[np.ndarray, ...]
     expected: Float[np.ndarray, "..."]
-    tolerance: float  # of the largest expected value
+    tolerance: float  # relative to the largest expected value
 
 
-class Wrong(NamedTuple):
+class WrongResult(NamedTuple):
     name: str
     expected: float
-    got: float  # where it is farthest from it, or not a number
+    actual: float  # at the largest error, or not a number
 
 
-def wrong_results(device: jax.Device) -> Iterator[Wrong]:
-    """What one device computes wrongly, operation by operation or compiled.
+def wrong_results(device: jax.Device) -> Iterator[WrongResult]:
+    """What one device computes wrongly, eagerly or under jit.
 
     Raises:
-        jax.errors.JaxRuntimeError: it does not compute at all.
+        jax.errors.JaxRuntimeError: it cannot compute at all.
     """
     tests = cases()
     inputs = [jax.device_put(case.inputs, device) for case in tests]
@@ -43,23 +43,23 @@ def wrong_results(device: jax.Device) -> Iterator[Wrong]:
     def compute(inputs):
         return [case.compute(*arrays) for case, arrays in zip(tests, inputs, strict=True)]
 
-    # TPUs and GPUs else round what enters a product.
+    # At their default precision TPUs and GPUs round the inputs of products.
     with jax.default_device(device), jax.default_matmul_precision("highest"):
-        for way, results in (("", compute(inputs)), (" compiled", jax.jit(compute)(inputs))):
+        for suffix, results in (("", compute(inputs)), (" compiled", jax.jit(compute)(inputs))):
             for case, result in zip(tests, results, strict=True):
-                got = np.asarray(result, np.float64)
-                error = np.abs(got - case.expected)
-                if not (error <= case.tolerance * np.abs(case.expected).max()).all():  # nor NaN
+                actual = np.asarray(result, np.float64)
+                error = np.abs(actual - case.expected)
+                if not (error <= case.tolerance * np.abs(case.expected).max()).all():  # also true for NaN
                     worst = np.nanargmax(np.where(np.isnan(error), np.inf, error))
-                    yield Wrong(case.name + way, float(case.expected.flat[worst]), float(got.flat[worst]))
+                    yield WrongResult(case.name + suffix, float(case.expected.flat[worst]), float(actual.flat[worst]))
 
 
 def cases() -> list[Case]:
-    """Small programs, and what NumPy makes of the same numbers in float64."""
+    """Small programs, and NumPy's results in float64."""
     row = np.arange(32769, dtype=np.float32)
     points = np.stack((row, 0 * row, 0 * row), axis=1)
-    found = [
-        # jax-ml/jax#39103. Only wrong where the matrix is a constant of the program.
+    result = [
+        # jax-ml/jax#39103: only wrong where the matrix is a constant of the program.
         Case("sums of squares", _squares, (points,), row.astype(np.float64) ** 2, 1e-6),
         # jax-ml/jax#40633
         Case("sqrt(512)", lambda: jnp.sqrt(512.0), (), np.sqrt(np.array(512.0)), 1e-6),
@@ -76,10 +76,10 @@ def cases() -> list[Case]:
             rng = np.random.default_rng(0)
             arrays = tuple(rng.standard_normal(shape).astype(jnp.dtype(dtype)) for shape in shapes)
             expected = reference(*(array.astype(np.float64) for array in arrays))
-            # TPUs' own attention kernel rounds what enters its products.
+            # The attention kernel on TPUs rounds the inputs of its products.
             loose = name == "attention" and jax.default_backend() == "tpu"
-            found.append(Case(f"{name} in {dtype}", compute, arrays, expected, 0.02 if loose else tolerance))
-    return found
+            result.append(Case(f"{name} in {dtype}", compute, arrays, expected, 0.02 if loose else tolerance))
+    return result
 
 
 def _squares(points: Float[Array, "n 3"]) -> Float[Array, " n"]:
@@ -88,8 +88,8 @@ def _squares(points: Float[Array, "n 3"]) -> Float[Array, " n"]:
 
 
 def _moments() -> Float[Array, "2"]:
-    drawn = jax.random.normal(jax.random.key(0), (65536,))
-    return jnp.stack([drawn.mean(), drawn.std()])
+    samples = jax.random.normal(jax.random.key(0), (65536,))
+    return jnp.stack([samples.mean(), samples.std()])
 
 
 def _convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:

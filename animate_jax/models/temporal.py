@@ -14,14 +14,14 @@ from animate_jax.models.sharding import shard_frames, shard_pixels
 class TemporalTransformerBlock(nnx.Module):
     def __init__(self, channels: int, heads: int, *, rngs: nnx.Rngs):
         self.attention_blocks = nnx.List([Attention(channels, channels, heads, rngs=rngs) for _ in range(2)])
-        self.norms = nnx.List([
-            nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs) for _ in range(2)
-        ])  # fmt: skip
+        self.norms = nnx.List(
+            [nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs) for _ in range(2)]
+        )
         self.ff = FeedForward(channels, rngs=rngs)
         self.ff_norm = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
-        # The position is added after the norm and in each attention, so values carry it too.
+        # As in AnimateDiff, added after the norm in each attention, so that the values contain it, too.
         positions = jnp.asarray(frame_positions(x.shape[1], x.shape[-1]), x.dtype)[:, None]
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
             x = x + attention.attend_temporal(norm(x) + positions)
@@ -33,7 +33,7 @@ class TemporalTransformer3DModel(nnx.Module):
         self.norm = GroupNorm(channels, groups, epsilon=1e-6)
         self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
         self.transformer_blocks = nnx.List([TemporalTransformerBlock(channels, heads, rngs=rngs)])
-        # Zero: a fresh temporal layer changes nothing (AnimateDiff).
+        # Zero: the layer is the identity at initialization (AnimateDiff).
         self.proj_out = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:

@@ -1,4 +1,4 @@
-"""Stable Diffusion's UNet over clips: one trunk for the denoising UNet and for ReferenceNet."""
+"""Stable Diffusion's UNet over clips, shared by the denoising UNet and ReferenceNet."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from animate_jax.models.sharding import shard_frames
 from animate_jax.models.spatial import BlockConditioning, Transformer2DModel
 from animate_jax.models.temporal import MotionModule
 
-Conditioning = dict[str, BlockConditioning]  # by the path of the spatial transformer, "up_blocks.1.attentions.0"
+Conditioning = dict[str, BlockConditioning]  # path of a spatial transformer, "up_blocks.1.attentions.0" -> its own
 
 
 class Block(nnx.Module):
-    """One level's layers: `resnets`, and where they exist `attentions`, `motion_modules` and a down- or upsampler."""
+    """One level's layers: `resnets`, and optionally `attentions`, `motion_modules` and a down- or upsampler."""
 
     def __init__(
         self,
@@ -37,19 +37,32 @@ class Block(nnx.Module):
         time_channels, groups = 4 * config.block_out_channels[0], config.norm_num_groups
         channels = widths[-1][1]
         count = len(widths) if attentions is None else attentions
-        self.resnets = nnx.List([
-            ResnetBlock2D(*width, time_channels, groups, over_frames=config.pool_norm_over_frames, rngs=rngs)
-            for width in widths
-        ])  # fmt: skip
-        self.attentions = nnx.List([
-            Transformer2DModel(channels, config.num_attention_heads, config.cross_attention_dim, groups,
-                               position_embedding=config.position_embedding, reference=config.reference, rngs=rngs)
-            for _ in range(count if attention else 0)
-        ])  # fmt: skip
-        self.motion_modules = nnx.List([
-            MotionModule(channels, config.motion_num_attention_heads, config.motion_norm_num_groups, rngs=rngs)
-            for _ in range(count if motion else 0)
-        ])  # fmt: skip
+        self.resnets = nnx.List(
+            [
+                ResnetBlock2D(*width, time_channels, groups, over_frames=config.pool_norm_over_frames, rngs=rngs)
+                for width in widths
+            ]
+        )
+        self.attentions = nnx.List(
+            [
+                Transformer2DModel(
+                    channels,
+                    config.num_attention_heads,
+                    config.cross_attention_dim,
+                    groups,
+                    position_embedding=config.position_embedding,
+                    reference=config.reference,
+                    rngs=rngs,
+                )
+                for _ in range(count if attention else 0)
+            ]
+        )
+        self.motion_modules = nnx.List(
+            [
+                MotionModule(channels, config.motion_num_attention_heads, config.motion_norm_num_groups, rngs=rngs)
+                for _ in range(count if motion else 0)
+            ]
+        )
         self.downsamplers = nnx.List([Downsample2D(channels, rngs=rngs)] if downsample else [])
         self.upsamplers = nnx.List([Upsample2D(channels, rngs=rngs)] if upsample else [])
 
@@ -62,7 +75,7 @@ class UNet(nnx.Module):
 
     def __init__(self, config: UNetConfig, *, motion: bool = True, head: bool = True, rngs: nnx.Rngs):
         self.config = config
-        self.remat: Remat = "none"  # training sets it: what each layer keeps for the backward pass
+        self.remat: Remat = "none"  # set by `abstract_model`
         widths, levels, layers = config.block_out_channels, config.attention_levels, config.layers_per_block
         last = len(widths) - 1
         self.conv_in = nnx.Conv(config.in_channels, widths[0], (3, 3), padding=1, rngs=rngs)
@@ -77,8 +90,8 @@ class UNet(nnx.Module):
         self.down_blocks = nnx.List(down)
 
         middle = [(widths[-1], widths[-1])] * 2
-        self.mid_block = Block(config, middle, attention=True, motion=motion and config.motion_mid_block,
-                               attentions=1, rngs=rngs)  # fmt: skip
+        motion_in_middle = motion and config.motion_mid_block
+        self.mid_block = Block(config, middle, attention=True, motion=motion_in_middle, attentions=1, rngs=rngs)
 
         up, current = [], widths[-1]
         for i, width in enumerate(reversed(widths)):
@@ -93,29 +106,32 @@ class UNet(nnx.Module):
         if head:
             self.conv_norm_out = GroupNorm(widths[0], config.norm_num_groups, over_frames=config.pool_norm_over_frames)
             self.conv_out = nnx.Conv(widths[0], config.out_channels, (3, 3), padding=1, rngs=rngs)
-        self.copies = head and config.appearance == "warp"
-        if self.copies:
+        self.copies_reference = head and config.appearance == "warp"
+        if self.copies_reference:
             self.appearance_conv_out = nnx.Conv(
                 widths[0], config.out_channels, (3, 3), padding=1, kernel_init=nnx.initializers.zeros, rngs=rngs
             )
 
     def spatial_transformers(self) -> dict[str, Transformer2DModel]:
-        """Every spatial transformer by its path, in the order it runs."""
-        sides = [("down_blocks", self.down_blocks), ("up_blocks", self.up_blocks)]
-        blocks = [(f"{name}.{i}", block) for name, side in sides for i, block in enumerate(side)]
-        blocks.insert(len(self.down_blocks), ("mid_block", self.mid_block))
+        """Every spatial transformer by its path, in the order of execution."""
+        blocks = [(f"down_blocks.{i}", block) for i, block in enumerate(self.down_blocks)]
+        blocks.append(("mid_block", self.mid_block))
+        blocks += [(f"up_blocks.{i}", block) for i, block in enumerate(self.up_blocks)]
         return {f"{path}.attentions.{j}": a for path, block in blocks for j, a in enumerate(block.attentions)}
 
-    def condition(self, token: Float[Array, "b d"], reference: dict[str, Float[Array, "b _ _"]] | None = None,
-                  mask: Bool[Array, " b"] | None = None) -> Conditioning:  # fmt: skip
-        """Projects the CLIP token and ReferenceNet's features once; the result serves every frame, step and window.
+    def precompute_conditioning(
+        self,
+        token: Float[Array, "b d"],
+        reference_features: dict[str, Float[Array, "b _ _"]] | None = None,
+        mask: Bool[Array, " b"] | None = None,
+    ) -> Conditioning:
+        """Projects the CLIP token and ReferenceNet's features once, for every frame, step and window.
 
         `mask` (training) drops both for the rows where it is False.
         """
-        if self.config.reference == "none":
-            reference = None
+        features = None if self.config.reference == "none" else reference_features
         return {
-            path: transformer.transformer_blocks[0].condition(token, reference and reference[path], mask)
+            path: transformer.transformer_blocks[0].precompute_conditioning(token, features and features[path], mask)
             for path, transformer in self.spatial_transformers().items()
         }
 
@@ -126,22 +142,23 @@ class UNet(nnx.Module):
         conditioning: Conditioning,
         pose: Float[Array, "#r #f h w d"] | None = None,
         temporal: bool = True,
-        deep: Float[Array, "r f h w e"] | None = None,
+        deep_features: Float[Array, "r f h w e"] | None = None,
     ) -> tuple[Float[Array, "r f h w o"], dict[str, Float[Array, "r f _ _"]], Float[Array, "r f h w e"]]:
         """One denoising evaluation.
 
         Args:
             x: noisy latents. With classifier-free guidance the rows are pairs, see `guidance_pairs`.
             timesteps: 0..999, one per clip (f = 1) or per frame.
-            conditioning: from `condition`, of the conditional rows only.
-            pose: the Pose Guider's features, added after the first convolution; behind them, in models with
-                `appearance`, the warped reference's latents, from which the prediction may copy.
-            temporal: False skips the temporal layers (stage 1, single pictures).
-            deep: what enters the last up block, of an earlier step; all between it and the first level is then left
-                out (DeepCache, Ma et al. 2023): an approximation.
+            conditioning: from `precompute_conditioning`, of the conditional rows only.
+            pose: the Pose Guider's features, added after the first convolution; in models with `appearance` followed by
+                the warped reference's latents, from which the prediction may copy.
+            temporal: False skips the temporal layers (stage 1, single images).
+            deep_features: the last up block's input of an earlier step; the levels below the first are then skipped
+                (DeepCache, Ma et al. 2023): an approximation.
 
         Returns:
-            The prediction (hidden states without a head), the features lent by each spatial transformer, and `deep`.
+            The prediction (hidden states without a head), the input of each spatial transformer's self-attention (in
+            ReferenceNet, the reference features), and the deep features.
 
         Raises:
             ValueError: more frames than the temporal layers were built for.
@@ -150,7 +167,7 @@ class UNet(nnx.Module):
             raise ValueError(
                 f"{x.shape[1]} frames in one window; the temporal layers take {self.config.motion_max_length}"
             )
-        lent: dict[str, Array] = {}
+        attention_inputs: dict[str, Array] = {}
         time = timestep_embedding(timesteps, self.config.block_out_channels[0]).astype(x.dtype)
         time = self.time_embedding(time)
 
@@ -161,23 +178,23 @@ class UNet(nnx.Module):
             x = shard_frames(x)
             if block.attentions:
                 name = f"{path}.attentions.{j}"
-                x, lent[name] = run(block.attentions[j], x, conditioning[name])
+                x, attention_inputs[name] = run(block.attentions[j], x, conditioning[name])
             if temporal and block.motion_modules:
                 x = run(block.motion_modules[j], x)
             return x
 
         x = self.conv_in(shard_frames(x))
-        if self.copies:
+        if self.copies_reference:
             pose, warped = jnp.split(pose, [x.shape[-1]], -1)
         if pose is not None:
             x = x + pose
         skips = [x]
-        shallow = deep is not None
-        for i, block in enumerate(self.down_blocks[:1] if shallow else self.down_blocks):
+        cached = deep_features is not None
+        for i, block in enumerate(self.down_blocks[:1] if cached else self.down_blocks):
             for j, resnet in enumerate(block.resnets):
                 x = layer(f"down_blocks.{i}", block, j, run(resnet, x, time))
                 skips.append(x)
-            for downsample in () if shallow else block.downsamplers:
+            for downsample in () if cached else block.downsamplers:
                 x = downsample(x)
                 skips.append(x)
 
@@ -191,17 +208,17 @@ class UNet(nnx.Module):
             return x
 
         last = len(self.up_blocks) - 1
-        if not shallow:
+        if not cached:
             x = layer("mid_block", self.mid_block, 0, run(self.mid_block.resnets[0], x, time))
-            deep = run(self.mid_block.resnets[1], x, time)
+            deep_features = run(self.mid_block.resnets[1], x, time)
             for i in range(last):
-                deep = up(i, deep)
-        x = up(last, deep)
+                deep_features = up(i, deep_features)
+        x = up(last, deep_features)
 
         if self.head:
             hidden = nnx.silu(self.conv_norm_out(x))
             x = self.conv_out(hidden)
-            if self.copies:
-                # The share of each number that is copied: 0 before training, and not bounded, so that it can grow.
+            if self.copies_reference:
+                # The share of each value that is copied: 0 before training, and unbounded, so that it has a gradient.
                 x = x + self.appearance_conv_out(hidden) * (warped - x)
-        return x, lent, deep
+        return x, attention_inputs, deep_features

@@ -28,7 +28,7 @@ def features(
     Args:
         frames: a clip no longer than the model's windows: one it made, or any other; noised to timestep `t`.
         poses: its pose pictures.
-        conditioning: of the character, from `Pipeline.condition`; nothing is guided.
+        conditioning: of the character, from `Pipeline.precompute_conditioning`; nothing is guided.
 
     Returns:
         By the transformer's path, tokens [frames, positions row by row, channels].
@@ -44,7 +44,7 @@ def features(
 @functools.partial(jax.jit, static_argnums=0)
 def _features(graphdef: nnx.GraphDef, params: Params, x: Array, t: Array, conditioning: Conditioning, poses: Array):
     model = merge_model(graphdef, params)
-    return model.denoising_unet(x, t, conditioning, model.guide(poses))[1]
+    return model.denoising_unet(x, t, conditioning, model.pose_features(poses))[1]
 
 
 def reference_attention(

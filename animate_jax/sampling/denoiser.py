@@ -82,15 +82,15 @@ class Denoiser:
 
         self._encode = compiled(lambda model, pictures: model.vae.to_latents(pictures))
         self._decode = compiled(lambda model, latents: to_uint8(model.vae.to_images(latents)))
-        self._condition = compiled(lambda model, *inputs: model.condition(*inputs))
+        self._conditioning = compiled(lambda model, *inputs: model.precompute_conditioning(*inputs))
         self._blend = compiled(
             lambda model, latents, *warped: to_uint8(model.appearance_blend(model.vae.to_images(latents), *warped))
         )
-        self._pose_features = compiled(lambda model, *inputs: model.guide(*inputs))
+        self._pose_features = compiled(lambda model, *inputs: model.pose_features(*inputs))
         self._run_unet = compiled(lambda model, *inputs: model.denoise(*inputs))
         self._run_unet_cached = compiled(lambda model, *inputs: model.denoise_cached(*inputs))
 
-    def condition(self, picture: Image, reference_pose: Image, options: AnimationConfig) -> Conditioning:
+    def precompute_conditioning(self, picture: Image, reference_pose: Image, options: AnimationConfig) -> Conditioning:
         """What the model keeps of the character, once per video: keys, values and CLIP's share per block.
 
         Args:
@@ -100,7 +100,7 @@ class Denoiser:
         """
         clip = clip_pixels(picture, self.preset.model.image_encoder.image_size, options.clip_resize)
         inputs = self.encode(picture[None])[:, 0], jnp.asarray(clip)[None], to_unit(reference_pose[None])
-        return self._condition(self.params, *cast_floating(inputs, self.dtype))
+        return self._conditioning(self.params, *cast_floating(inputs, self.dtype))
 
     def sample(
         self,
@@ -115,7 +115,7 @@ class Denoiser:
         """Denoises the latents of whole videos, window by window; they lie in host memory.
 
         Args:
-            conditioning: from `condition`; of several characters, joined along the first axis.
+            conditioning: from `precompute_conditioning`; of several characters, joined along the first axis.
             poses: uint8 pictures [frames, height, width, 3] or `LazyPoseImages`; of several characters a list, one for
                 each row of `conditioning`, all of one length.
             seed: noise depends on it and on a frame's number alone.

@@ -51,7 +51,7 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     latents = (options.height // preset.model.vae.downscale, options.width // preset.model.vae.downscale)
     picture = inputs(windows, options.height, options.width, 3)
     conditioning = jax.eval_shape(
-        pipeline._condition, params, inputs(windows, *latents, preset.model.unet.in_channels),
+        pipeline._conditioning, params, inputs(windows, *latents, preset.model.unet.in_channels),
         inputs(windows, side, side, 3), picture,
     )  # fmt: skip
     conditioning = jax.tree.map(lambda leaf: leaf.update(sharding=rows), conditioning)

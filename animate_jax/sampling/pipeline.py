@@ -182,7 +182,7 @@ class Pipeline(Denoiser):
     def character(self, image: Image, keypoints: Keypoints, options: AnimationConfig) -> Character:
         """A reference from `crop_reference`, with what the model computes of it once."""
         pose = draw(keypoints, options.height, options.width, options.pose_style)
-        return Character(image, keypoints, self.condition(image, pose, options))
+        return Character(image, keypoints, self.precompute_conditioning(image, pose, options))
 
     def job(
         self, character: Character, motion: DrivingMotion, options: AnimationConfig, align: AlignMethod = "bones"

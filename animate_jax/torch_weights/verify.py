@@ -160,7 +160,7 @@ def _unet(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: 
     def call(net: UNet, x: jax.Array, time: jax.Array, token: jax.Array) -> Any:
         if isinstance(net, ReferenceNet):
             return None, net(x, time, token)
-        prediction, features, _ = net(x[:, None], time[:, None], net.condition(token), temporal=False)
+        prediction, features, _ = net(x[:, None], time[:, None], net.precompute_conditioning(token), temporal=False)
         return prediction[:, 0], {path: tokens[:, 0] for path, tokens in features.items()}
 
     our_prediction, ours = _run_jax(build, arrays, call, x, time, token)

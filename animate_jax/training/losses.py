@@ -135,11 +135,11 @@ class DiffusionLoss(Loss):
         reference, x0, clip = self._encode(model, batch)
         per_frame = jnp.broadcast_to(t, (clips, frames))
         reference_pose, poses = (to_unit(batch[name]).astype(self.dtype) for name in ("reference_pose", "poses"))
-        conditioning = model.condition(
+        conditioning = model.precompute_conditioning(
             reference.astype(self.dtype), clip.astype(self.dtype), reference_pose, batch["keep_condition"]
         )
         warped = self._warped(model, batch) if self.appearance else WarpedReference()
-        pose = model.guide(shard_frames(poses), *warped.latents)
+        pose = model.pose_features(shard_frames(poses), *warped.latents)
 
         def denoise(x: Array, t: Array) -> Array:
             return model.denoise(x.astype(self.dtype), t.astype(jnp.float32), conditioning, pose, self.temporal)

@@ -16,7 +16,7 @@ import tyro
 import animate_jax
 from animate_jax.__main__ import COMMANDS, main
 from animate_jax.commands import completion, doctor, train, web, weights
-from animate_jax.models.self_test import Wrong
+from animate_jax.models.self_test import WrongResult
 from animate_jax.xla_flags import WITHOUT_YNNPACK
 
 pytestmark = pytest.mark.compiles
@@ -163,7 +163,7 @@ def test_doctor_tells_of_devices_that_compute_wrongly(capfd, monkeypatch, platfo
     def wrong_results(device):
         if device.number == 2:
             raise RuntimeError("out of memory\nmore")
-        return [Wrong("sqrt(512)", 22.627, math.nan), Wrong("x", 1.0, 2.0)] if device.number == 1 else []
+        return [WrongResult("sqrt(512)", 22.627, math.nan), WrongResult("x", 1.0, 2.0)] if device.number == 1 else []
 
     versions = doctor.importlib.metadata.version
     monkeypatch.setattr(

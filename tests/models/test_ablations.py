@@ -25,12 +25,14 @@ def predictions(reference: str, trained: bool) -> tuple[jax.Array, jax.Array]:
     """The result with one and with the other reference picture."""
     config = dataclasses.replace(CONFIG, reference=reference)
     unet = UNet(config, rngs=PresplitRngs(KEYS[3]))
-    lender = ReferenceNet(config, rngs=PresplitRngs(KEYS[4]))
+    reference_net = ReferenceNet(config, rngs=PresplitRngs(KEYS[4]))
     if trained:
         block = next(iter(unet.spatial_transformers().values())).transformer_blocks[0]
         block.reference_proj.kernel[...] = jax.random.normal(KEYS[5], block.reference_proj.kernel.shape)
-    features = [lender(picture, jnp.zeros(1), TOKEN) for picture in PICTURES]
-    return tuple(unet(X, jnp.full((1, 1), 3.0), unet.condition(TOKEN, lent, None), POSES)[0] for lent in features)
+    features = [reference_net(picture, jnp.zeros(1), TOKEN) for picture in PICTURES]
+    return tuple(
+        unet(X, jnp.full((1, 1), 3.0), unet.precompute_conditioning(TOKEN, tokens), POSES)[0] for tokens in features
+    )
 
 
 @pytest.mark.parametrize(("reference", "trained", "same"), [

@@ -24,7 +24,7 @@ TOKEN = jax.random.normal(KEYS[3], (1, PLAIN.cross_attention_dim))
 
 
 def prediction(unet, pose):
-    return unet(X, jnp.full((1, 1), 3.0), unet.condition(TOKEN), pose)[0]
+    return unet(X, jnp.full((1, 1), 3.0), unet.precompute_conditioning(TOKEN), pose)[0]
 
 
 @pytest.mark.parametrize("name", ["tiny", "paper"])

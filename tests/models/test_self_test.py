@@ -33,7 +33,7 @@ def test_wrong_results_are_seen(monkeypatch, name, function, wrong):
     monkeypatch.setattr(self_test, "cases", lambda: cases)
     found = list(self_test.wrong_results(jax.devices()[0]))
     assert [each.name for each in found] == [name, f"{name} compiled"]
-    assert all(not each.got == pytest.approx(each.expected, rel=1e-5) for each in found)
+    assert all(not each.actual == pytest.approx(each.expected, rel=1e-5) for each in found)
 
 
 def test_only_compiled_programs_are_wrong(monkeypatch):

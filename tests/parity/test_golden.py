@@ -151,7 +151,7 @@ def tracing(parent: nnx.Module, *layers: type) -> Iterator[dict[str, jax.Array]]
 @jit
 def condition(whole, latents, clip):
     with tracing(whole.reference_unet) as layers, tracing(whole, ReferenceNet) as lent:
-        conditioning = whole.condition(latents, clip)
+        conditioning = whole.precompute_conditioning(latents, clip)
     return conditioning, lent["reference_unet"], layers
 
 

@@ -80,7 +80,7 @@ def test_guided_step():
 
     @jax.jit
     def step(denoiser, reference, picture, video, pose, token):
-        conditioning = denoiser.condition(token, reference(picture, jnp.zeros(1), token))
+        conditioning = denoiser.precompute_conditioning(token, reference(picture, jnp.zeros(1), token))
         return denoiser(video, jnp.full((2, 1), 500.0), conditioning, pose)[0]
 
     got = np.asarray(step(denoiser, reference, *map(jnp.asarray, (picture, twice(video), pose, token))))

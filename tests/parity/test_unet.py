@@ -93,7 +93,7 @@ def compare(config: UNetConfig, height: int, width: int, frames: int, run: Calla
     expected = theirs(to_torch(x), torch.from_numpy(timesteps.ravel()), context).sample.numpy()
     ours = jax_unet(config, theirs)
     del theirs  # 3.4 GB at full size
-    prediction = run(ours, x, timesteps, ours.condition(jnp.asarray(token)))
+    prediction = run(ours, x, timesteps, ours.precompute_conditioning(jnp.asarray(token)))
     return error(prediction, np.moveaxis(expected, 1, -1).reshape(prediction.shape))
 
 
@@ -152,16 +152,16 @@ def test_guided_halves_and_dropped_conditions_equal_separate_runs(clip):
     def twice(array):
         return jnp.repeat(array, 2, 0)
 
-    conditioning = model.condition(token, reference)
+    conditioning = model.precompute_conditioning(token, reference)
     conditional = run(model, x, timesteps, conditioning, pose)
-    unconditional = run(model, x, timesteps, model.condition(jnp.zeros_like(token)), pose)
+    unconditional = run(model, x, timesteps, model.precompute_conditioning(jnp.zeros_like(token)), pose)
     assert error(conditional, unconditional) > 1e-2  # else the comparisons below could not fail
 
     guided = run(model, twice(x), twice(timesteps), conditioning, twice(pose))
     assert error(guided[::2], unconditional) < 1e-5
     assert error(guided[1::2], conditional) < 1e-5
 
-    masked = run(model, x, timesteps, model.condition(token, reference, jnp.array([True, False])), pose)
+    masked = run(model, x, timesteps, model.precompute_conditioning(token, reference, jnp.array([True, False])), pose)
     assert error(masked[:1], conditional[:1]) < 1e-5
     assert error(masked[1:], unconditional[1:]) < 1e-5
 
@@ -169,4 +169,4 @@ def test_guided_halves_and_dropped_conditions_equal_separate_runs(clip):
 def test_too_long_a_window_is_refused(clip):
     model, x, timesteps, token, _, _ = clip
     with pytest.raises(ValueError, match="33 frames in one window; the temporal layers take 32"):
-        model(jnp.zeros((2, 33, *x.shape[2:])), timesteps, model.condition(token))
+        model(jnp.zeros((2, 33, *x.shape[2:])), timesteps, model.precompute_conditioning(token))

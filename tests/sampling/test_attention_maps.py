@@ -18,7 +18,7 @@ PATH = "mid_block.attentions.0"
 def looked(micro_params, micro, compile_fast):
     pipeline = Pipeline(micro_params, micro)
     frames, poses = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 48, 3), np.uint8)
-    conditioning = pipeline.condition(frames[0], poses[0], pipeline.options())
+    conditioning = pipeline.precompute_conditioning(frames[0], poses[0], pipeline.options())
     return pipeline, conditioning, features(pipeline, frames, poses, conditioning)
 
 

@@ -151,7 +151,11 @@ def test_a_list_reads_and_compiles_everything_once(pipeline, picture, monkeypatc
     for pictures in ([picture] * 3, [picture[::-1].copy()] * 3):
         fresh(pictures, walk(9), guidance=2.0, progress=False)
     assert len(looked) == 6
-    assert [fresh._run_unet._cache_size(), fresh._condition._cache_size(), fresh._decode._cache_size()] == [1, 1, 1]
+    assert [
+        fresh._run_unet._cache_size(),
+        fresh._conditioning._cache_size(),
+        fresh._decode._cache_size(),
+    ] == [1, 1, 1]
 
 
 def test_a_stream_decodes_when_asked_and_is_the_animation(pipeline, anybody, picture, monkeypatch):
@@ -404,7 +408,7 @@ def test_every_frame_sees_the_reference_in_its_own_pose(copying, anybody, pictur
     assert np.abs(made.astype(int) - expected).max() <= 1
     options = copying.options(steps=1)
     latents = copying.sample(
-        copying.condition(own, poses[:1][0], options), poses, options, progress=False, warped=warped
+        copying.precompute_conditioning(own, poses[:1][0], options), poses, options, progress=False, warped=warped
     )
     np.testing.assert_allclose(latents, copying.encode(expected), atol=1e-3)
     shown = []

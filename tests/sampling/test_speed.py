@@ -30,7 +30,7 @@ def picture(seed=0):
 
 def latents(pipeline, frames=4, seed=0, shown=0, **overrides):
     options = pipeline.options(**overrides)
-    conditioning = pipeline.condition(picture(shown), POSES[0], options)
+    conditioning = pipeline.precompute_conditioning(picture(shown), POSES[0], options)
     result = pipeline.sample(conditioning, POSES[:frames], options, seed, progress=False)
     pipeline.decode(result)
     return np.asarray(result)
@@ -44,7 +44,7 @@ def test_nothing_compiles_again(pipeline):
     """For another seed, guidance scale, picture, number of steps or of windows."""
     latents(pipeline)
     before = compiled(pipeline)
-    assert before["_run_unet"] == before["_condition"] == before["_decode"] == before["_pose_features"] == 1
+    assert before["_run_unet"] == before["_conditioning"] == before["_decode"] == before["_pose_features"] == 1
     for changed in ({"seed": 3}, {"guidance": 5.0}, {"shown": 4}, {"steps": 3}, {"frames": 7}, {"frames": 10}):
         latents(pipeline, **changed)
         assert compiled(pipeline) == before, changed
@@ -59,7 +59,7 @@ def test_deep_features_of_the_same_step_change_nothing(micro):
     model = merge_model(graphdef, {k: jnp.asarray(random.normal(size=v.shape) / 4, v.dtype) for k, v in shapes.items()})
     x, pose = (jnp.asarray(random.normal(size=(1, 3, 6, 4, n)), jnp.float32) for n in (4, 8))
     token = jnp.asarray(random.normal(size=(1, 8)), jnp.float32)
-    conditioning = model.denoising_unet.condition(token)
+    conditioning = model.denoising_unet.precompute_conditioning(token)
     inputs = x, jnp.full((1, 1), 20.0), conditioning, pose
     full, deep = model.denoise_cached(*inputs)
     np.testing.assert_allclose(full, model.denoise(*inputs), rtol=1e-5, atol=1e-6)
@@ -95,7 +95,7 @@ def test_the_device_never_holds_the_features_of_a_long_video(pipeline, shift):
         held, before = [], sum(array.nbytes for array in jax.live_arrays())
         watch = lambda *_: held.append(sum(array.nbytes for array in jax.live_arrays()))  # noqa: E731
         options = pipeline.options(steps=3, reuse=2, shift_windows=shift)
-        conditioning = pipeline.condition(picture(), POSES[0], options)
+        conditioning = pipeline.precompute_conditioning(picture(), POSES[0], options)
         made = pipeline.sample(conditioning, np.resize(POSES, (frames, 64, 48, 3)), options, 0, False, watch)
         return max(held) - before, made
 
@@ -136,7 +136,7 @@ def test_8_bit_products_of_the_bundled_model_can_be_traced():
 
     def step(params, picture, square, t):
         latents = pipeline._encode(params, picture)
-        conditioning = pipeline._condition(params, latents, square, picture)
+        conditioning = pipeline._conditioning(params, latents, square, picture)
         pose = pipeline._pose_features(params, picture[None])
         return pipeline._run_unet(params, latents[None], t, conditioning, pose, int8=True)
 

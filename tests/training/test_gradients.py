@@ -117,7 +117,7 @@ def unet_gradients(model, compile_fast):
             unet = merge_model(graphdef, params)
             unet.remat = policy
             reference = {path: jnp.ones((1, 3, 8)) for path in unet.spatial_transformers()}
-            return jnp.square(unet(x, jnp.full((1, 1), 50.0), unet.condition(token, reference))[0]).mean()
+            return jnp.square(unet(x, jnp.full((1, 1), 50.0), unet.precompute_conditioning(token, reference))[0]).mean()
 
         twice = [eqn for eqn in jax.make_jaxpr(objective)(params).eqns if "remat" in eqn.primitive.name]
         return jax.jit(jax.grad(objective))(params), len(twice)
@@ -163,7 +163,12 @@ def test_bfloat16_reaches_the_unet(micro, micro_params, batch, monkeypatch):
     seen = {}
 
     def denoise(self, x_t, t, conditioning, pose, temporal):
-        seen.update(x_t=x_t.dtype, t=t.dtype, pose=pose.dtype, cross=conditioning["mid_block.attentions.0"].cross.dtype)
+        seen.update(
+            x_t=x_t.dtype,
+            t=t.dtype,
+            pose=pose.dtype,
+            residual=conditioning["mid_block.attentions.0"].clip_residual.dtype,
+        )
         return x_t
 
     monkeypatch.setattr(AnimateAnyone, "denoise", denoise)
@@ -174,7 +179,7 @@ def test_bfloat16_reaches_the_unet(micro, micro_params, batch, monkeypatch):
     assert state["frozen"]["denoising_unet.conv_in.bias"].dtype == jnp.float32
     apply = step.make_step(abstract_model(micro.model)[0], loss, optax.sgd(1.0), ema=0.0, compute_dtype="bfloat16")
     jax.eval_shape(apply, state, batch, KEY)
-    assert seen == {"x_t": jnp.bfloat16, "t": jnp.float32, "pose": jnp.bfloat16, "cross": jnp.bfloat16}
+    assert seen == {"x_t": jnp.bfloat16, "t": jnp.float32, "pose": jnp.bfloat16, "residual": jnp.bfloat16}
 
 
 def floor_of(model, schedule, batch):

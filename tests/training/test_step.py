@@ -67,14 +67,14 @@ class Watched:
         latents = jax.random.normal(jax.random.key(5), (CLIPS, 1 + FRAMES, 16, 12, 4))
         self.reference, self.x0 = latents[:, :1], latents[:, 1:]
         monkeypatch.setattr(losses, "encode", self.encode)
-        monkeypatch.setattr(AnimateAnyone, "condition", self.condition)
+        monkeypatch.setattr(AnimateAnyone, "precompute_conditioning", self.precompute_conditioning)
         monkeypatch.setattr(AnimateAnyone, "denoise", self.denoise)
         monkeypatch.setattr(PoseGuider, "__call__", lambda _, pose: pose[:, :, ::4, ::4])
 
     def encode(self, vae, pictures, noise):
         return self.reference if noise.shape[1] == 1 else self.x0
 
-    def condition(self, reference, clip_pixels, reference_pose, keep):
+    def precompute_conditioning(self, reference, clip_pixels, reference_pose, keep):
         self.keep = keep
         return {}
 
