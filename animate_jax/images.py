@@ -26,6 +26,13 @@ def to_uint8(images: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     return (jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1) * 255 + 0.5).astype(jnp.uint8)
 
 
+def center_crop_box(width: int, height: int, target_width: int, target_height: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height in pixels of an image's largest central part that has the target's proportions."""
+    crop_width = min(width, round(height * target_width / target_height))
+    crop_height = min(height, round(width * target_height / target_width))
+    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+
+
 def resize_lanczos(
     images: UInt8[np.ndarray, "*frames _ _ 3"],
     size: tuple[int, ...],

@@ -24,7 +24,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from animate_jax.config import DataConfig, TrainConfig
 from animate_jax.data import records
-from animate_jax.data.loader import batches, recorded
+from animate_jax.data.loader import batches, recorded_dataset
 from animate_jax.video.write import encode_mp4
 
 CLIPS, FRAMES, FPS, KEYFRAMES = 4, 60, 30.0, 12
@@ -86,23 +86,23 @@ def samples_per_second(data: DataConfig, arguments: Arguments) -> float:
 
 def cost_of_a_sample(data: DataConfig, preset: str, count: int = 24) -> tuple[float, float, float]:
     """Seconds of one core, frames that pass the decoder, and bytes that the process reads, on average."""
-    numbers, original = [], records.decoded
+    numbers, original = [], records.decode
 
     def counting(clip, wanted):
         for number, frame in original(clip, wanted):
             numbers.append(number)
             yield number, frame
 
-    samples = recorded(TrainConfig("stage1", "", preset, data=data))
+    samples = recorded_dataset(TrainConfig("stage1", "", preset, data=data))
     samples[0]  # opens files
-    records.decoded = counting
+    records.decode = counting
     try:
         started, before = time.process_time(), bytes_read()
         for position in range(1, count + 1):
             samples[position]
         return (time.process_time() - started) / count, len(numbers) / count, (bytes_read() - before) / count
     finally:
-        records.decoded = original
+        records.decode = original
 
 
 def bytes_read() -> int:

@@ -1,7 +1,8 @@
-"""Clips without pictures: what the frozen autoencoder and CLIP make of every frame, encoded once for one size and
-framing, in records of their own beside the keypoints' (`latents.json` says so; `animate-jax data encode` writes them).
+"""Clips whose frames were encoded once by the frozen autoencoder and CLIP, instead of in every epoch.
 
-A frame's record is the posterior's mean and log variance, from which training still samples, and CLIP's embedding.
+`animate-jax data encode` writes such a data set, for one image size: `latents.json` describes it, and the frames are
+records of their own beside the clips'. A frame's record is the posterior's mean and log variance, from which training
+still samples, and CLIP's embedding.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from etils import epath
 from jaxtyping import Float
 
 from animate_jax.config import TrainConfig
-from animate_jax.data.loader import Box, choose_frames, cover, in_box, mirror
 from animate_jax.data.records import TEMPLATE, RecordedClip, example_message, find_data_set, open_split
+from animate_jax.data.samples import Box, choose_frames, flip_horizontally, keypoints_in_box, person_mask
 from animate_jax.errors import UserError, reading
 from animate_jax.pose.draw import draw
 from animate_jax.presets import preset_of
@@ -40,7 +41,7 @@ class Encoding:
     width: int  # pixels that the autoencoder saw
     height: int
     clip_resize: str
-    mirrored: bool  # every frame is there a second time, mirrored
+    mirrored: bool  # every frame is stored a second time, mirrored
     dtype: Literal["float16", "float32"]
     moments: tuple[int, int, int]  # shape: latent height, width, twice the channels
     embedding: int  # numbers
@@ -68,7 +69,7 @@ def encoding_of(root: str, split: str) -> Encoding | None:
 
 
 def frames_split(split: str) -> str:
-    """The split, in the data set's description, whose records are the frames of `split`."""
+    """The split of the data set's description whose records are the frames of `split`."""
     return f"{split}_frames"
 
 
@@ -79,12 +80,12 @@ def shard_name(name: str, split: str, number: int, count: int) -> str:
 
 @dataclasses.dataclass
 class EncodedSamples:
-    """As `RecordedSamples`, of clips that were encoded: `reference_moments` [h, w, 2c], `moments` [F, h, w, 2c] and
-    `clip_embedding` [D] in place of `reference`, `frames` and `clip_pixels`.
+    """As `RecordedSamples`, of encoded clips: `reference_moments`, `moments` and `clip_embedding` in place of
+    `reference`, `frames` and `clip_pixels`.
 
     Raises:
-        UserError: the configuration wants another size, framing or model than was encoded, or mirrored frames that
-            there are not.
+        UserError: the configuration asks for another size, framing or model than was encoded, or for mirrored frames
+            where none were encoded.
     """
 
     config: TrainConfig
@@ -126,10 +127,10 @@ class EncodedSamples:
         numbers = choose_frames(clip, data, frames.fps, rng)
         mirrored = rng.random() < data.flip
         moments, embeddings = self.read(clip, numbers, mirrored)
-        keypoints = in_box(clip, clip.keypoints[numbers], clip.box)
-        masks = cover(keypoints, frames.height, frames.width)
+        keypoints = keypoints_in_box(clip, clip.keypoints[numbers], clip.box)
+        masks = person_mask(keypoints, frames.height, frames.width)
         if mirrored:
-            masks, keypoints = mirror(masks), keypoints.flipped()
+            masks, keypoints = flip_horizontally(masks), keypoints.flipped()
         poses = draw(keypoints, frames.height, frames.width, frames.pose_style)
         return {
             "reference_moments": moments[0],
@@ -160,10 +161,11 @@ class EncodedSamples:
 
 
 def write_shard(clips: Iterable[tuple[bytes, Box, Iterable[bytes]]], path: epath.Path, frames_path: epath.Path) -> None:
-    """Writes records of clips without their videos, and of their frames; complete or not at all, `path` last.
+    """Writes records of clips without their videos to `path`, and of their frames to `frames_path`; each appears when
+    complete, `path` last.
 
     Args:
-        clips: a recorded clip, as it was, what of its picture was encoded, and its frames' records.
+        clips: of each the record as it was, the crop that was encoded, and its frames' records.
     """
     with tempfile.TemporaryDirectory(prefix="animate_jax_encode_") as temporary:
         local = epath.Path(temporary)

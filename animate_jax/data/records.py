@@ -45,8 +45,8 @@ class RecordedClip:
     height: int
     keypoints: Keypoints  # [F], in units of the video's width and height
     shard: str = ""  # the file that holds it
-    # Of clips whose frames were encoded (data/latents.py): the part of the picture, and the first one's number in the
-    # file of frames beside the shard.
+    # Of clips whose frames were encoded (data/latents.py): the crop that was encoded, and the first frame's number in
+    # the file of frames beside the shard.
     box: tuple[int, int, int, int] | None = None
     first_frame: int = 0
 
@@ -55,7 +55,7 @@ class RecordedClip:
 
     @property
     def place(self) -> str:
-        """Where to look for it, for errors."""
+        """For error messages."""
         return f"clip {self.id} of {self.shard}" if self.shard else f"clip {self.id}"
 
 
@@ -77,7 +77,7 @@ class RecordedClips:
         self.shards, self.records = open_split(folder, split, self._where)
         try:
             self[0]
-        except UserError as error:  # it may be the one damaged record
+        except UserError as error:  # perhaps only this record is damaged
             try:
                 self[len(self) - 1]
             except UserError:
@@ -89,7 +89,7 @@ class RecordedClips:
     def __getitem__(self, index: int) -> RecordedClip:
         """
         Raises:
-            UserError: the record cannot be read, or is none of a video with keypoints.
+            UserError: the record cannot be read, or is not a video with keypoints.
         """
         shard, number = self._place(index)
         try:
@@ -107,7 +107,7 @@ class RecordedClips:
             if index < length:
                 return shard, index
             index -= length
-        raise IndexError(f"record {index} behind the last one")
+        raise IndexError(f"record {index} is past the last one")
 
 
 def open_split(
@@ -126,7 +126,7 @@ def open_split(
         for field, value in {"{DATASET}": info["name"], "{SPLIT}": split, "{FILEFORMAT}": file_format}.items():
             template = template.replace(field, str(value))
         if min(lengths, default=0) < 0:
-            raise ValueError("shards of less than nothing")
+            raise ValueError("negative shard lengths")
     except Exception as error:  # JSON's, or of values that no description has
         raise UserError(f"{folder / INFO}: not TFDS's description of a data set: {ADVICE}") from error
     if file_format != "array_record":
@@ -240,8 +240,10 @@ def example_message() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("animate_jax.Example"))
 
 
-def pictures(clip: RecordedClip, numbers: Sequence[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
-    """Decodes the frames with the given numbers, in rising order, each once, as (number, RGB picture).
+def read_frames(
+    clip: RecordedClip, numbers: Sequence[int]
+) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
+    """Decodes the frames with the given numbers, in rising order, each once, as (number, RGB image).
 
     Raises:
         UserError: the video is damaged or has no such frame.
@@ -249,7 +251,7 @@ def pictures(clip: RecordedClip, numbers: Sequence[int]) -> Iterator[tuple[int, 
     if clip.box is not None:
         raise UserError(f"{clip.place}: holds encoded frames, no video: give the data set that was encoded")
     missing = set(numbers)
-    for number, frame in decoded(clip, sorted(missing)):
+    for number, frame in decode(clip, sorted(missing)):
         if number in missing:
             missing.remove(number)
             yield number, frame.to_ndarray(format="rgb24")
@@ -257,12 +259,11 @@ def pictures(clip: RecordedClip, numbers: Sequence[int]) -> Iterator[tuple[int, 
         raise UserError(f"{clip.place}: its video has no frame {min(missing)}: {ADVICE}")
 
 
-def decoded(clip: RecordedClip, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """All frames that must be decoded to see those wanted (rising numbers): after a jump to the keyframe before a
-    wanted frame, the ones up to it.
+def decode(clip: RecordedClip, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """All frames that must be decoded for the wanted ones (rising numbers): from the last keyframe before each of them.
 
     Raises:
-        UserError: the video is damaged, or none of the clip's size.
+        UserError: the video is damaged, or not of the clip's size.
     """
     with reading(clip.place, "video", ADVICE):
         with open_video(clip.video, clip.place, ADVICE) as (container, stream):

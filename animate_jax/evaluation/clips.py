@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from animate_jax.errors import UserError
-from animate_jax.images import resize_lanczos
+from animate_jax.images import center_crop_box, resize_lanczos
 from animate_jax.pose.detect import detect
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.open import VIDEO_SUFFIXES
@@ -161,7 +161,7 @@ def from_records(
     Raises:
         UserError: no such data set or split, or, while iterating, a clip that is too short or shows nobody.
     """
-    from animate_jax.data.records import RecordedClips, pictures  # protobuf and array_record
+    from animate_jax.data.records import RecordedClips, read_frames  # protobuf and array_record
 
     source = RecordedClips(root, split)
 
@@ -170,7 +170,7 @@ def from_records(
         rate = min(fps or clip.fps, clip.fps)
         numbers = [round(i * clip.fps / rate) for i in range(int(len(clip) * rate / clip.fps))]
         numbers = numbers[: None if frames is None else gap + frames]
-        truth = np.stack([image for _, image in pictures(clip, numbers)])
+        truth = np.stack([image for _, image in read_frames(clip, numbers)])
         return _make_clip(clip.id, f"clip {clip.id}", rate, truth, clip.keypoints[numbers], gap, size)
 
     return EvalClips(len(source) if clips is None else min(clips, len(source)), make)
@@ -203,7 +203,7 @@ def _make_clip(
     height, width = video.shape[1:3]
     size = size or (height, width)
     if keypoints is not None:
-        top, left, crop_height, crop_width = _center_crop((height, width), size)
+        left, top, crop_width, crop_height = center_crop_box(width, height, size[1], size[0])
         scale = width / crop_width, height / crop_height
         keypoints = keypoints.affine(scale, (-left / crop_width, -top / crop_height))
     video = center_crop_resize(video, size)
@@ -217,15 +217,8 @@ def _make_clip(
 
 def center_crop_resize(frames: Frames, size: Size) -> UInt8[np.ndarray, "frames _ _ 3"]:
     """The largest central part with the proportions of `size`, resized to it."""
-    top, left, height, width = _center_crop(frames.shape[1:3], size)
+    left, top, width, height = center_crop_box(frames.shape[2], frames.shape[1], size[1], size[0])
     return resize_lanczos(frames[:, top : top + height, left : left + width], size)
-
-
-def _center_crop(shape: Size, size: Size) -> tuple[int, int, int, int]:
-    """Top, left, height, width of the largest central part of an image that has the proportions of `size`."""
-    height = min(shape[0], round(shape[1] * size[0] / size[1]))
-    width = min(shape[1], round(shape[0] * size[1] / size[0]))
-    return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
 
 
 def person_boxes(keypoints: Keypoints, size: Size) -> UInt8[np.ndarray, "frames height width"]:

@@ -25,10 +25,10 @@ from tqdm import tqdm
 from animate_jax.checkpoints import checkpoint
 from animate_jax.config import TrainConfig, to_dict
 from animate_jax.data.latents import AGAIN, FILE, Encoding, encoding_of, frames_split, shard_name, write_shard
-from animate_jax.data.loader import Box, cut, largest_crop, mirror
 from animate_jax.data.records import INFO, RecordedClips, find_data_set
+from animate_jax.data.samples import Box, flip_horizontally, read_crop
 from animate_jax.errors import UserError
-from animate_jax.images import to_signed
+from animate_jax.images import center_crop_box, to_signed
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.parallel.mesh import batch_sharding, make_mesh
 from animate_jax.storage import Address, Folder, check_writable, to_path
@@ -174,8 +174,8 @@ class Encoder:
         def decode(number: int) -> tuple[bytes, Box, UInt8[np.ndarray, "f h w 3"]] | None:
             try:
                 clip = clips[number]
-                box = largest_crop(clip.width, clip.height, width / height)
-                pictures = cut(clip, range(len(clip)), box, width, height)
+                box = center_crop_box(clip.width, clip.height, width, height)
+                pictures = read_crop(clip, range(len(clip)), box, width, height)
             except UserError as error:
                 say(f"left out: {error}")
                 return None
@@ -183,7 +183,7 @@ class Encoder:
 
         for record, box, pictures in filter(None, one_ahead(decode, numbers)):
             if self.encoding.mirrored:
-                pictures = np.concatenate([pictures, mirror(pictures)])
+                pictures = np.concatenate([pictures, flip_horizontally(pictures)])
             yield record, box, self._frames(pictures)
 
     def _frames(self, pictures: UInt8[np.ndarray, "f h w 3"]) -> Iterator[bytes]:

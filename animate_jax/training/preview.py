@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import UInt8
 
 from animate_jax.config import MeshConfig, TrainConfig
-from animate_jax.data.loader import RecordedSamples, WholeSamples, open_source
+from animate_jax.data.samples import RecordedSamples, SkipDamaged, open_source
 from animate_jax.errors import UserError
 from animate_jax.evaluation.image_quality import person_box, psnr, ssim
 from animate_jax.models.params import Params
@@ -82,7 +82,7 @@ def recorded_clips(config: TrainConfig) -> list[HeldOut]:
             clips = RecordedClips(data.root, split)
         except UserError:
             continue
-        sample = WholeSamples(clips, RecordedSamples(dataclasses.replace(config, data=data)), len(clips) // 2)
+        sample = SkipDamaged(clips, RecordedSamples(dataclasses.replace(config, data=data)), len(clips) // 2)
         samples = [sample(i, i) for i in range(min(options.clips, len(clips)))]
         behind = lambda one, more: np.concatenate([one[None], more])  # noqa: E731
         return [

@@ -1,15 +1,24 @@
-"""Made-up recorded data sets, in the layout that TFDS writes."""
+"""Made-up data sets: recorded ones, in the layout that TFDS writes, and one whose images say what they are."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from animate_jax.data.records import POINTS, example_message
+from animate_jax.config import DataConfig
+from animate_jax.data.records import POINTS, RecordedClips, example_message
+from animate_jax.data.samples import open_source
 from animate_jax.video.write import encode_mp4
+from tests.conftest import training
 
 HEIGHT, WIDTH, FPS = 96, 80, 30
+
+FRAMES = DataConfig(batch=2, frames=3, span=8, workers=0)
+CLIPS = dataclasses.replace(FRAMES, consecutive=True)
+STAGE_1 = dataclasses.replace(FRAMES, batch=4, frames=2, margin=10)
+STAGE_2 = dataclasses.replace(STAGE_1, consecutive=True, frames=5)
 
 
 def made_up_clip(number, frames, height=HEIGHT, width=WIDTH, keyframes=12):
@@ -88,3 +97,69 @@ def data_set(tmp_path_factory, clips):
 @pytest.fixture(scope="session")
 def write():
     return write_data_set
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def clip_and_frame_numbers(batch):
+    """The clips' numbers and the frames' numbers (reference first) that the pictures of a batch show."""
+    clips = np.round((batch["reference"][..., 1].mean((1, 2)) - 20) / 12).astype(int)
+    pictures = np.concatenate([batch["reference"][:, None], batch["frames"]], 1)
+    return clips, np.round((pictures[..., 0].mean((2, 3)) - 20) / 5).astype(int)
+
+
+class Numbers:
+    """A data set whose pictures say which clip and frame they are."""
+
+    def __init__(self, source):
+        self._clip = source.clip(0, 2)
+
+    def clip(self, index, frames, pick=None):
+        chosen = np.array(range(frames) if pick is None else pick)
+        pictures = np.zeros((len(chosen), 64, 48, 3), np.uint8)
+        pictures[..., 0], pictures[..., 1] = index, chosen[:, None, None]
+        return dataclasses.replace(
+            self._clip,
+            frames=pictures,
+            keypoints=self._clip.keypoints[chosen % 2],
+            mask=pictures[..., 1],
+            depth=self._clip.depth[chosen % 2],
+        )
+
+
+@pytest.fixture
+def numbers(micro, monkeypatch):
+    """Lets the loader read `Numbers`."""
+    pytest.importorskip("numba")
+    source = Numbers(open_source(training(FRAMES, micro)))
+    monkeypatch.setattr("animate_jax.data.loader.open_source", lambda config: source)
+    return source
+
+
+@pytest.fixture
+def stage_1(data_set):
+    return dataclasses.replace(STAGE_1, root=str(data_set))
+
+
+@pytest.fixture
+def stage_2(data_set):
+    return dataclasses.replace(STAGE_2, root=str(data_set))
+
+
+@pytest.fixture(scope="session")
+def clip(data_set):
+    return RecordedClips(str(data_set), "train")[0]
+
+
+@pytest.fixture
+def damaged(tmp_path, write, clips):
+    """13 clips; the video of the fifth is cut short, and the eighth is no clip at all."""
+    made = [dict(clips(n)) for n in range(13)]
+    made[4]["video"] = made[4]["video"][:600] + b"\0" * 2000
+    order = [*range(0, 13, 2), *range(1, 13, 2)]  # dealt out to two shards
+    write(tmp_path / "set", [b"nothing" if n == 7 else made[n] for n in range(13)])
+    return str(tmp_path / "set"), [order.index(4), order.index(7)]

@@ -13,7 +13,7 @@ from animate_jax.checkpoints import checkpoint
 from animate_jax.config import DataConfig, DiffusionLossConfig, TrainConfig
 from animate_jax.data.latents import encoding_of
 from animate_jax.data.loader import batches
-from animate_jax.data.records import RecordedClips, pictures
+from animate_jax.data.records import RecordedClips, read_frames
 from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model, merge_model
 from animate_jax.training.encoding import ENCODERS, EncodeOptions, check_encoded, encode
@@ -175,4 +175,4 @@ def test_weights_of_another_encoder_are_refused_and_rounded_ones_are_not(
 def test_clips_without_pictures_say_so(encoded):
     clip = RecordedClips(encoded, "train")[0]
     with pytest.raises(UserError, match=r"clip0 of .*: holds encoded frames, no video: give the data set"):
-        list(pictures(clip, [0]))
+        list(read_frames(clip, [0]))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from animate_jax.data.records import RecordedClips, decoded, example_message, find_data_set, parse, pictures, to_clip
+from animate_jax.data.records import RecordedClips, decode, example_message, find_data_set, parse, read_frames, to_clip
 from animate_jax.errors import UserError
 from animate_jax.video.write import write_video
 
@@ -53,7 +53,7 @@ def test_the_newest_whole_version(tmp_path):
 def test_picked_frames_are_the_right_ones(recorded):
     clip = recorded[0]
     wanted = [39, 0, 11, 12, 25, 26, 12]
-    seen = dict(pictures(clip, wanted))
+    seen = dict(read_frames(clip, wanted))
     assert list(seen) == sorted(set(wanted))
     assert {number: number_of(picture) for number, picture in seen.items()} == {n: n for n in seen}
     assert seen[0].shape == (96, 80, 3) and seen[0].dtype == np.uint8
@@ -72,7 +72,7 @@ def test_only_the_frames_after_a_keyframe_are_decoded(recorded, wanted):
     for start, end in itertools.pairwise(keys):
         last = max((number for number in wanted if start <= number < end), default=start - 1)
         needed += range(start, last + 1)
-    assert [number for number, _ in decoded(recorded[0], wanted)] == needed
+    assert [number for number, _ in decode(recorded[0], wanted)] == needed
 
 
 def test_other_parts_of_the_video_are_not_even_looked_at(recorded):
@@ -84,9 +84,9 @@ def test_other_parts_of_the_video_are_not_even_looked_at(recorded):
     video = bytearray(clip.video)
     video[start:end] = bytes(end - start)
     torn = dataclasses.replace(clip, video=bytes(video))
-    assert [number_of(picture) for _, picture in pictures(torn, [3, 30])] == [3, 30]
+    assert [number_of(picture) for _, picture in read_frames(torn, [3, 30])] == [3, 30]
     with pytest.raises(UserError, match=r"clip clip0 of .*build the data set again"):
-        list(pictures(torn, [13]))
+        list(read_frames(torn, [13]))
 
 
 def test_videos_with_reordered_frames_and_odd_rates(tmp_path, recorded):
@@ -94,18 +94,18 @@ def test_videos_with_reordered_frames_and_odd_rates(tmp_path, recorded):
     frames = np.full((60, 32, 32, 3), 20, np.uint8) + (3 * np.arange(60, dtype=np.uint8))[:, None, None, None]
     write_video(tmp_path / "a.mp4", frames, Fraction(30000, 1001))
     clip = dataclasses.replace(recorded[0], width=32, height=32, video=(tmp_path / "a.mp4").read_bytes())
-    seen = dict(pictures(clip, [0, 7, 31, 59]))
+    seen = dict(read_frames(clip, [0, 7, 31, 59]))
     assert {n: round((float(picture.mean()) - 20) / 3) for n, picture in seen.items()} == {n: n for n in seen}
 
 
 def test_a_frame_behind_the_end(recorded):
     with pytest.raises(UserError, match=r"clip0 of clips-train.array_record-00000-of-00002: its video has no frame 40"):
-        list(pictures(recorded[0], [2, 40]))
+        list(read_frames(recorded[0], [2, 40]))
 
 
 def test_a_video_of_another_size_than_the_clip_s(recorded):
     with pytest.raises(UserError, match=r"clip0 of .*: not a readable video \(80 x 96 pixels, not 90 x 96\)"):
-        list(pictures(dataclasses.replace(recorded[0], width=90), [2]))
+        list(read_frames(dataclasses.replace(recorded[0], width=90), [2]))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_record_that_holds_no_video_opens_no_other(tmp_path, monkeypatch, reco
     (tmp_path / "other.mp4").write_bytes(recorded[0].video)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^clip clip0 of .*: not a readable video .*: build the data set again$"):
-        list(pictures(dataclasses.replace(recorded[0], video=contents), [0]))
+        list(read_frames(dataclasses.replace(recorded[0], video=contents), [0]))
 
 
 def test_damaged_records(recorded):
@@ -130,7 +130,7 @@ def test_damaged_records(recorded):
             video[place : place + chance.choice([1, 4, 8])] = chance.randbytes(chance.choice([1, 4, 8]))
         clip = dataclasses.replace(recorded[0], video=bytes(video))
         try:
-            assert len(list(pictures(clip, [0, 13, 39]))) == 3
+            assert len(list(read_frames(clip, [0, 13, 39]))) == 3
             outcomes.append(True)
         except UserError as error:
             assert str(error).startswith("clip clip0 of ") and "\n" not in str(error)

@@ -37,8 +37,8 @@ import PIL.Image
 from animate_jax.checkpoints import checkpoint
 from animate_jax.commands import sample
 from animate_jax.config import DataConfig, TrainConfig
-from animate_jax.data.loader import RecordedSamples
 from animate_jax.data.records import RecordedClips
+from animate_jax.data.samples import RecordedSamples
 from animate_jax.errors import UserError
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.pose.files import write_poses
