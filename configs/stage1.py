@@ -7,7 +7,8 @@ section 4.1: 30,000 steps, batch 64, learning rate 1e-5).
 1720 M parameters are trained: weights, gradients and Adam's moments take 28 GB, divided by `--mesh.fsdp`. The passes
 are bfloat16; autoencoder and CLIP are held in it. Less memory: `--accumulate 4`, `--optim.moments factored`.
 
-The numbers are the paper's. Moore-AnimateAnyone's additions to it, for weights that continue theirs:
+The numbers are the paper's, except that half of the samples are mirrored (not with `--data.flip 0`).
+Moore-AnimateAnyone's additions to it, for weights that continue theirs:
 
     --preset moore-fixed --loss.weighting min_snr --loss.noise-offset 0.05 --freeze 'reference_unet\\.up_blocks\\.3\\.'
 

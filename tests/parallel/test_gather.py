@@ -142,7 +142,7 @@ class Device:
     __class__ = property(lambda self: jax.Device)  # for the type checks
 
 
-STAGE1 = {"trainable": 1_720_000_000, "frozen": 450_000_000}
+STAGE1 = {"trainable": 1_720_000_000, "frozen": 840_000_000}
 STAGE2 = {"trainable": 453_000_000, "frozen": 2_110_000_000}
 
 
