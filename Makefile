@@ -3,13 +3,14 @@
 # make test     installs the test extra and runs the test suite
 # make slow     the tests with full-size models (needs 16 GB of memory and patience)
 # make lint     ruff
+# make types    basedpyright, the package's types
 # make docs     builds the documentation into site/; a warning is an error
 # make wheel    builds dist/animate_jax-*.whl
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: sample quick test slow lint docs wheel
+.PHONY: sample quick test slow lint types docs wheel
 .DELETE_ON_ERROR:
 
 sample: .venv/installed
@@ -27,6 +28,9 @@ slow: .venv/tested
 lint: .venv/tested
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+types: .venv/tested
+	$(BIN)/basedpyright
 
 docs: .venv/tested
 	$(BIN)/python -m mkdocs build --quiet --strict
