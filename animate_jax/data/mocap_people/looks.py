@@ -1,4 +1,4 @@
-"""What a person wears and looks like, drawn at random: skin, hair, garments, patterns."""
+"""Random appearances of people: skin, hair, garments and their patterns."""
 
 import colorsys
 import dataclasses
@@ -8,23 +8,23 @@ from jaxtyping import Float
 
 from animate_jax.data.mocap_people import raster
 
-SKINS = (
+SKIN_TONES = (
     (0.96, 0.80, 0.70), (0.90, 0.70, 0.57), (0.80, 0.60, 0.46), (0.65, 0.46, 0.33), (0.48, 0.32, 0.22),
     (0.34, 0.22, 0.16),
 )  # fmt: skip
-HAIRS = (
+HAIR_COLORS = (
     (0.07, 0.06, 0.06), (0.13, 0.08, 0.05), (0.27, 0.16, 0.09), (0.45, 0.28, 0.14), (0.75, 0.58, 0.32),
     (0.45, 0.16, 0.07), (0.6, 0.6, 0.6),
 )  # fmt: skip
 TOP_PATTERNS = {
-    raster.PLAIN: 0.28, raster.STRIPES: 0.15, raster.UPRIGHT: 0.06, raster.CHECKS: 0.08, raster.PRINT: 0.15,
-    raster.BAND: 0.07, raster.RAGLAN: 0.08, raster.DOTS: 0.05, raster.HALVES: 0.04, raster.FADE: 0.04,
+    raster.PLAIN: 0.28, raster.STRIPES: 0.15, raster.VERTICAL_STRIPES: 0.06, raster.CHECKS: 0.08, raster.PRINT: 0.15,
+    raster.BAND: 0.07, raster.RAGLAN: 0.08, raster.DOTS: 0.05, raster.HALVES: 0.04, raster.GRADIENT: 0.04,
 }  # fmt: skip
 BOTTOM_PATTERNS = {
-    raster.PLAIN: 0.66, raster.SIDE: 0.14, raster.CHECKS: 0.07, raster.STRIPES: 0.04, raster.HALVES: 0.04,
-    raster.FADE: 0.05,
+    raster.PLAIN: 0.66, raster.SIDE_STRIPE: 0.14, raster.CHECKS: 0.07, raster.STRIPES: 0.04, raster.HALVES: 0.04,
+    raster.GRADIENT: 0.05,
 }  # fmt: skip
-IRISES = ((0.22, 0.13, 0.06), (0.15, 0.09, 0.05), (0.25, 0.42, 0.6), (0.25, 0.42, 0.25))
+IRIS_COLORS = ((0.22, 0.13, 0.06), (0.15, 0.09, 0.05), (0.25, 0.42, 0.6), (0.25, 0.42, 0.25))
 # How often a hair style is worn: (by men, by women).
 HAIR_STYLES = {
     "bald": (0.07, 0.0), "buzz": (0.15, 0.02), "short": (0.4, 0.18), "full": (0.14, 0.12),
@@ -34,26 +34,26 @@ HAIR_STYLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Lengths are places on the average body (meters, z up, 0 near the hips), colors r, g, b in 0..1."""
+    """A person's appearance. Heights are z on the average body (meters, 0 near the hips), colors r, g, b in 0..1."""
 
     hair: str
-    sleeve: float  # where the sleeve ends: 0 shoulder, 1 elbow, 2 wrist
+    sleeve: float  # position along the arm where the sleeve ends: 0 shoulder, 1 elbow, 2 wrist
     hem: float  # z of the top's lower edge
     neckline: float  # depth of the neckline at the front
-    looseness: float  # meters the top stands off the body at its hem
-    tucked: bool
-    waist: float
+    looseness: float  # distance in meters of the top from the body at its hem
+    tucked: bool  # the top into the trousers or the skirt
+    waist: float  # z of the upper edge of the trousers or the skirt
     trouser: float  # z of the lower edge of the trousers, or of the shorts under a skirt
-    flare: float
+    flare: float  # distance in meters of the trousers from the leg at their lower edge
     skirt: float | None  # z of the skirt's lower edge
     shoe: float  # z of the shoe's upper edge
-    cloths: Float[np.ndarray, "6 9"]
-    tints: Float[np.ndarray, "4 3"]
-    picture: Float[np.ndarray, "size size 4"]
+    cloths: Float[np.ndarray, "6 9"]  # see `raster.cloth`
+    tints: Float[np.ndarray, "4 3"]  # see `raster.face`
+    chest_print: Float[np.ndarray, "size size 4"]  # RGBA
 
 
-def fabric(rng: np.random.Generator, avoid: list[np.ndarray]) -> np.ndarray:
-    """A cloth color that keeps its distance from all colors of `avoid`."""
+def sample_cloth_color(rng: np.random.Generator, avoid: list[np.ndarray]) -> np.ndarray:
+    """A random cloth color that differs clearly from all colors of `avoid`."""
     while True:
         if rng.random() < 0.3:
             color = np.full(3, rng.uniform(0.06, 0.95)) + rng.uniform(-0.03, 0.03, 3)
@@ -67,8 +67,8 @@ def fabric(rng: np.random.Generator, avoid: list[np.ndarray]) -> np.ndarray:
             return color
 
 
-def chest_print(rng: np.random.Generator, colors: list[np.ndarray], photo: np.ndarray) -> np.ndarray:
-    """A square motif with an alpha channel: a disc, ring, star, letter-like blocks or a photograph."""
+def sample_chest_print(rng: np.random.Generator, colors: list[np.ndarray], photo: np.ndarray) -> np.ndarray:
+    """A random square motif, RGBA: a disc, a ring, a star, letter-like blocks or a part of a photograph."""
     size = 32
     y, x = (np.mgrid[:size, :size] + 0.5) / size * 2 - 1
     radius, angle = np.hypot(x, y), np.arctan2(x, -y)
@@ -93,25 +93,26 @@ def chest_print(rng: np.random.Generator, colors: list[np.ndarray], photo: np.nd
     return out
 
 
-def draw_look(rng: np.random.Generator, feminine: bool, photos: list[np.ndarray]) -> Look:
-    tone = rng.uniform(0, len(SKINS) - 1)
-    low = min(int(tone), len(SKINS) - 2)
-    skin = np.array(SKINS[low]) + (tone - low) * (np.array(SKINS[low + 1]) - np.array(SKINS[low]))
-    natural = HAIRS[rng.integers(3)] if tone > 2.5 else HAIRS[rng.integers(len(HAIRS))]
+def sample_look(rng: np.random.Generator, feminine: bool, photos: list[np.ndarray]) -> Look:
+    """A random appearance; `photos` are cut for prints on the chest."""
+    tone = rng.uniform(0, len(SKIN_TONES) - 1)
+    low = min(int(tone), len(SKIN_TONES) - 2)
+    skin = np.array(SKIN_TONES[low]) + (tone - low) * (np.array(SKIN_TONES[low + 1]) - np.array(SKIN_TONES[low]))
+    natural = HAIR_COLORS[rng.integers(3)] if tone > 2.5 else HAIR_COLORS[rng.integers(len(HAIR_COLORS))]
     natural = np.array(natural) * rng.uniform(0.85, 1.15)
     hair = str(rng.choice(list(HAIR_STYLES), p=[chance[feminine] for chance in HAIR_STYLES.values()]))
-    hair_color = fabric(rng, [skin]) if hair == "cap" or rng.random() < 0.08 else natural
+    hair_color = sample_cloth_color(rng, [skin]) if hair == "cap" or rng.random() < 0.08 else natural
 
-    top = fabric(rng, [skin])
-    top_second = fabric(rng, [skin, top])
-    bottom = fabric(rng, [skin, top])
-    bottom_second = fabric(rng, [skin, bottom])
-    shoe, sole = fabric(rng, [skin, bottom]), np.full(3, rng.choice([0.08, 0.5, 0.92]))
+    top = sample_cloth_color(rng, [skin])
+    top_second = sample_cloth_color(rng, [skin, top])
+    bottom = sample_cloth_color(rng, [skin, top])
+    bottom_second = sample_cloth_color(rng, [skin, bottom])
+    shoe, sole = sample_cloth_color(rng, [skin, bottom]), np.full(3, rng.choice([0.08, 0.5, 0.92]))
     skirted = feminine and rng.random() < 0.4
     dress = skirted and rng.random() < 0.45
     pattern = rng.choice(list(TOP_PATTERNS), p=list(TOP_PATTERNS.values()))
     bottom_pattern = rng.choice(list(BOTTOM_PATTERNS), p=list(BOTTOM_PATTERNS.values()))
-    if skirted and bottom_pattern == raster.SIDE:
+    if skirted and bottom_pattern == raster.SIDE_STRIPE:
         bottom_pattern = raster.STRIPES
     cloths = np.zeros((6, 9), np.float32)
     cloths[raster.TOP] = (*top, *top_second, pattern, rng.uniform(6, 16), rng.random())
@@ -122,7 +123,7 @@ def draw_look(rng: np.random.Generator, feminine: bool, photos: list[np.ndarray]
     cloths[raster.HAIR, :4] = (*hair_color, 0.03 if hair == "cap" else 0.12)
     beard = 0.0 if feminine else rng.choice([0.0, 0.25, 0.75], p=[0.65, 0.18, 0.17])
     features = (0.0, 0.0035, 1.0) if feminine else (beard, 0.005, 0.5)
-    tints = np.array([skin, natural, IRISES[rng.integers(len(IRISES))], features], np.float32)
+    tints = np.array([skin, natural, IRIS_COLORS[rng.integers(len(IRIS_COLORS))], features], np.float32)
     short = not skirted and rng.random() < 0.28
     sleeve = rng.choice([0.02, 0.45, 0.95, 1.85], p=[0.12, 0.45, 0.08, 0.35]) + rng.uniform(-0.05, 0.08)
     tucked = skirted or rng.random() < 0.2
@@ -145,5 +146,5 @@ def draw_look(rng: np.random.Generator, feminine: bool, photos: list[np.ndarray]
         shoe=float(rng.choice([-0.745, -0.70, -0.56], p=[0.6, 0.25, 0.15])),
         cloths=cloths,
         tints=tints,
-        picture=chest_print(rng, [top_second, fabric(rng, [skin, top, top_second])], photo),
+        chest_print=sample_chest_print(rng, [top_second, sample_cloth_color(rng, [skin, top, top_second])], photo),
     )

@@ -1,8 +1,8 @@
 """Skinning, rasterizing and shading, compiled by numba.
 
 Plain loops without fast-math on one thread, so that a clip has the same pixels everywhere and callers may
-run several processes. Triangles are shaded after visibility is known (a z-buffer of triangle numbers), so the
-cost of a pixel does not grow with the layers of cloth under it.
+run several processes. Shading is deferred: a z-buffer of triangle indices comes first, so that the cost of a pixel
+does not grow with the layers of cloth under it.
 """
 
 import inspect
@@ -12,9 +12,9 @@ import numpy as np
 from numba import njit
 
 SKIN, TOP, BOTTOM, SHOE, HAIR, EYE = range(6)
-PLAIN, STRIPES, UPRIGHT, CHECKS, PRINT, BAND, RAGLAN, DOTS, HALVES, FADE, SIDE = range(11)
-# Columns of the per-vertex attributes: place on the average body, place along the arm, pattern plane, and
-# how far (meters) inside the hem of the top and of the bottom the vertex is (negative: uncovered).
+PLAIN, STRIPES, VERTICAL_STRIPES, CHECKS, PRINT, BAND, RAGLAN, DOTS, HALVES, GRADIENT, SIDE_STRIPE = range(11)
+# Columns of the per-vertex attributes: position on the average body, position along the arm, coordinates of the
+# pattern, and distance (meters) from the edge of the top and of the bottom (negative: uncovered).
 QX, QY, QZ, ARM, U, V, COVER_TOP, COVER_BOTTOM = range(8)
 
 
@@ -82,16 +82,16 @@ def project(points, view, lens):
 
 
 @compiled
-def rasterize(screen, triangles, material, cut, near, hit, corner):
-    """Fills, per sample, 1/depth, number (-1: none) and the weights of corners 1, 2 of the nearest triangle.
+def rasterize(screen, triangles, material, edge_distance, inverse_depth, triangle_index, barycentric):
+    """Writes 1 / depth, index (-1: none) and barycentric weights of the nearest triangle for every sample.
 
-    From `screen` [n, 3] as `project` gives it, triangles [m, 3], material [m] and cut [n], into near and hit
-    [h, w] and corner [h, w, 2]. Where the interpolated `cut` is negative the cloth ends: hems are cut per
-    sample, not per triangle.
+    Reads `screen` [n, 3] from `project`, triangles [m, 3], material [m] and edge_distance [n]; writes inverse_depth
+    [h, w], triangle_index [h, w] and barycentric [h, w, 2] (of corners 1 and 2). Samples whose interpolated
+    `edge_distance` is negative lie beyond the garment's edge and are left out.
     """
-    height, width = near.shape
-    near[:] = 0
-    hit[:] = -1
+    height, width = inverse_depth.shape
+    inverse_depth[:] = 0
+    triangle_index[:] = -1
     for t in range(triangles.shape[0]):
         a, b, c = triangles[t, 0], triangles[t, 1], triangles[t, 2]
         wa, wb, wc = screen[a, 2], screen[b, 2], screen[c, 2]
@@ -102,7 +102,7 @@ def rasterize(screen, triangles, material, cut, near, hit, corner):
         x2, y2 = screen[c, 0] - x0, screen[c, 1] - y0
         area = x1 * y2 - x2 * y1
         if abs(area) < 1e-6 or (area > 0 and (material[t] == SKIN or material[t] == EYE)):
-            continue  # nothing to see, or the back of closed skin (screen y runs down)
+            continue  # degenerate, or back-facing and of a closed surface (screen y points down)
         left = max(0, int(math.ceil(x0 + min(0.0, x1, x2) - 0.5)))
         right = min(width - 1, int(math.floor(x0 + max(0.0, x1, x2) - 0.5)))
         top = max(0, int(math.ceil(y0 + min(0.0, y1, y2) - 0.5)))
@@ -110,7 +110,7 @@ def rasterize(screen, triangles, material, cut, near, hit, corner):
         if left > right or top > bottom:
             continue
         inverse = np.float32(1) / area
-        mixed = cut[a] < 0 or cut[b] < 0 or cut[c] < 0
+        mixed = edge_distance[a] < 0 or edge_distance[b] < 0 or edge_distance[c] < 0
         for y in range(top, bottom + 1):
             py = np.float32(y + 0.5) - y0
             for x in range(left, right + 1):
@@ -121,27 +121,30 @@ def rasterize(screen, triangles, material, cut, near, hit, corner):
                 if b0 < 0 or b1 < 0 or b2 < 0:
                     continue
                 w = b0 * wa + b1 * wb + b2 * wc
-                if w <= near[y, x]:
+                if w <= inverse_depth[y, x]:
                     continue
                 b1 *= wb / w
                 b2 *= wc / w
-                if mixed and cut[a] * (np.float32(1) - b1 - b2) + cut[b] * b1 + cut[c] * b2 < 0:
+                if (
+                    mixed
+                    and edge_distance[a] * (np.float32(1) - b1 - b2) + edge_distance[b] * b1 + edge_distance[c] * b2 < 0
+                ):
                     continue
-                near[y, x] = w
-                hit[y, x] = t
-                corner[y, x, 0] = b1
-                corner[y, x, 1] = b2
+                inverse_depth[y, x] = w
+                triangle_index[y, x] = t
+                barycentric[y, x, 0] = b1
+                barycentric[y, x, 1] = b2
 
 
 @compiled
-def cloth(cloths, picture, kind, q, u, v, arm):
-    """Color r, g, b of a garment. Rows of `cloths`: color A, color B, pattern, frequency, phase."""
+def cloth(cloths, chest_print, kind, q, u, v, arm):
+    """Color r, g, b of a garment. Rows of `cloths`: first color, second color, pattern, frequency, phase."""
     row = cloths[kind]
     pattern, frequency, phase = int(row[6]), row[7], row[8]
     second = 0.0
     if pattern == STRIPES:
         second = 1.0 if (v * frequency + phase) % 1.0 < 0.5 else 0.0
-    elif pattern == UPRIGHT:
+    elif pattern == VERTICAL_STRIPES:
         second = 1.0 if (u * frequency + phase) % 1.0 < 0.4 else 0.0
     elif pattern == CHECKS:
         second = 0.5 * ((u * frequency + phase) % 1.0 < 0.5) + 0.5 * ((v * frequency + phase) % 1.0 < 0.5)
@@ -154,25 +157,25 @@ def cloth(cloths, picture, kind, q, u, v, arm):
         second = 1.0 if du * du + dv * dv < 0.1 else 0.0
     elif pattern == HALVES:
         second = 1.0 if q[0] > 0 else 0.0
-    elif pattern == FADE:
+    elif pattern == GRADIENT:
         second = min(max(0.5 + (v - 0.4 + 0.3 * (kind == BOTTOM)) * 2.5, 0.0), 1.0)
-    elif pattern == SIDE:
+    elif pattern == SIDE_STRIPE:
         axis = 0.117 + 0.079 * min(max((0.157 - q[2]) / 0.894, 0.0), 1.0)
         second = 1.0 if abs(q[0]) > axis + 0.045 and abs(q[1] + 0.01) < 0.05 else 0.0
     r = row[0] + (row[3] - row[0]) * second
     g = row[1] + (row[4] - row[1]) * second
     b = row[2] + (row[5] - row[2]) * second
     if pattern == PRINT and q[1] < -0.06 and abs(q[0]) < 0.12 and arm < 0.1 and 0.36 < q[2] < 0.6:
-        size = picture.shape[0]
+        size = chest_print.shape[0]
         i, j = int((0.6 - q[2]) / 0.24 * (size - 1)), int((q[0] + 0.12) / 0.24 * (size - 1))
-        if picture[i, j, 3] > 0.5:
-            r, g, b = picture[i, j, 0], picture[i, j, 1], picture[i, j, 2]
+        if chest_print[i, j, 3] > 0.5:
+            r, g, b = chest_print[i, j, 0], chest_print[i, j, 1], chest_print[i, j, 2]
     return r, g, b
 
 
 @compiled
 def face(cloths, tints, q):
-    """Skin color r, g, b with lips, brows, lids and beard, painted where they lie on the average body.
+    """Skin color r, g, b with lips, brows, lids and beard at their positions on the average body.
 
     Rows of `tints`: skin, hair, iris, (beard, brow width, lip strength).
     """
@@ -199,10 +202,23 @@ def face(cloths, tints, q):
 
 @compiled
 def shade(
-    hit, corner, triangles, material, normals, points, attributes, cloths, picture, tints, light, eye,
-    samples, frame, mask
-):  # fmt: skip
-    """Blends the person over `frame` [h, w, 3] (0..1, in place) and writes her share of each pixel to `mask`.
+    triangle_index,
+    barycentric,
+    triangles,
+    material,
+    normals,
+    points,
+    attributes,
+    cloths,
+    chest_print,
+    tints,
+    light,
+    eye,
+    samples,
+    frame,
+    mask,
+):
+    """Blends the person over `frame` [h, w, 3] (0..1, in place) and writes their share of each pixel to `mask`.
 
     `samples`: samples per pixel along each axis. `light`: sun direction, sun, sky and ground color.
     """
@@ -215,11 +231,11 @@ def shade(
             sr, sg, sb, covered = 0.0, 0.0, 0.0, 0.0
             for sub in range(samples * samples):
                 sy, sx = y * samples + sub // samples, x * samples + sub % samples
-                t = hit[sy, sx]
+                t = triangle_index[sy, sx]
                 if t < 0:
                     continue
                 i0, i1, i2 = triangles[t, 0], triangles[t, 1], triangles[t, 2]
-                b1, b2 = corner[sy, sx, 0], corner[sy, sx, 1]
+                b1, b2 = barycentric[sy, sx, 0], barycentric[sy, sx, 1]
                 b0 = np.float32(1) - b1 - b2
                 for k in range(8):
                     values[k] = b0 * attributes[i0, k] + b1 * attributes[i1, k] + b2 * attributes[i2, k]
@@ -231,7 +247,7 @@ def shade(
                 size = 1.0 / math.sqrt(vx * vx + vy * vy + vz * vz)
                 vx, vy, vz = vx * size, vy * size, vz * size
                 kind = material[t]
-                if kind == SKIN and values[COVER_TOP] > 0:  # skin that pokes through cloth wears its color
+                if kind == SKIN and values[COVER_TOP] > 0:  # skin that penetrates cloth takes its color
                     kind = TOP
                 elif kind == SKIN and values[COVER_BOTTOM] > 0:
                     kind = BOTTOM
@@ -240,8 +256,8 @@ def shade(
                     r, g, b = face(cloths, tints, q)
                     gloss = 0.06
                 elif kind == TOP or kind == BOTTOM:
-                    r, g, b = cloth(cloths, picture, kind, q, values[U], values[V], values[ARM])
-                    # Folds: soft waves across the cloth bend the normal.
+                    r, g, b = cloth(cloths, chest_print, kind, q, values[U], values[V], values[ARM])
+                    # Folds: waves across the cloth tilt the normal.
                     wave = math.sin(37 * q[0] + 29 * q[2] + 4 * math.sin(13 * q[2] + 9 * q[1]))
                     wave += math.sin(17 * q[0] - 61 * q[2] + 11 * q[1] + 3 * math.sin(19 * q[0]))
                     nz += 0.06 * wave
@@ -268,7 +284,7 @@ def shade(
                 inside = 1.0
                 toward = nx * vx + ny * vy + nz * vz
                 if toward < 0 and (kind == HAIR or kind == TOP or kind == BOTTOM) and toward * size < -0.15:
-                    size, inside = -size, 0.6  # the inner side of a sleeve, a skirt, long hair
+                    size, inside = -size, 0.6  # the inner side of a sleeve, a skirt or long hair
                 nx, ny, nz = nx * size, ny * size, nz * size
                 sun = (nx * light[0, 0] + ny * light[0, 1] + nz * light[0, 2] + 0.15) / 1.15
                 sun = max(sun, 0.0) * inside

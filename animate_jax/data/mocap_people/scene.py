@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from animate_jax.data.mocap_people import raster
-from animate_jax.data.mocap_people.body import Bodies, Figure
-from animate_jax.data.mocap_people.looks import Look, draw_look
+from animate_jax.data.mocap_people.body import Body, BodyModel
+from animate_jax.data.mocap_people.looks import Look, sample_look
 from animate_jax.data.mocap_people.motion import Motions, Segment, heading
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import Keypoints
@@ -21,14 +21,14 @@ SPLITS = {
     "test_both": ("test", "test"),
 }
 TEST_BODIES = 40  # the last bodies of the asset are never trained on
-LOOKS = {"train": 100_000, "test": 2_000}  # identities per side of the split
+NUM_IDENTITIES = {"train": 100_000, "test": 2_000}  # in each split of identities
 PHOTOS = {
     "train": ("china", "coffee", "rocket", "brick", "gravel", "hubble"),
     "test": ("flower", "chelsea", "grass"),
 }
-SAMPLES = 2  # per pixel along each axis
+SUPERSAMPLING = 2  # samples per pixel along each axis
 # OpenPose-18 out of COCO-17; the neck (1) is the middle of the shoulders.
-COCO_OF_BODY = (0, 5, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
+BODY_FROM_COCO = (0, 5, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 FACE_POINTS = (0, 14, 15, 16, 17)
 
 
@@ -57,7 +57,7 @@ def load_asset() -> dict[str, np.ndarray]:
 class MocapPeople:
     """Rendered clothed adults doing motion-captured motion, with exact keypoints.
 
-    Any clip of an endless, seeded sequence can be asked for; the same (seed, split, index) is the same clip.
+    A seeded, endless sequence with random access: the same (seed, split, index) is always the same clip.
     Splits: "train", "test_identity" (bodies, clothes and photographs never trained on), "test_motion"
     (motions never trained on), "test_both". `height`, `width` in pixels; `fps`: frames a second; `orbits`: the
     share of clips whose camera circles the person, so that the background moves.
@@ -77,83 +77,83 @@ class MocapPeople:
         if split not in SPLITS:
             raise UserError(f"mocap_people: there is no split {split!r}; choose one of {', '.join(SPLITS)}")
         asset = load_asset()
-        self._bodies, self._motions = Bodies(asset), Motions(asset)
-        self._people, self._motion_side = SPLITS[split]
-        self._photos = [asset[f"picture_{name}"] for name in PHOTOS[self._people]]
+        self._body_model, self._motions = BodyModel(asset), Motions(asset)
+        self._identity_split, self._motion_split = SPLITS[split]
+        self._photos = [asset[f"picture_{name}"] for name in PHOTOS[self._identity_split]]
         self._entropy = (seed, list(SPLITS).index(split))
         self.height, self.width, self.fps, self.orbits = height, width, fps, orbits
 
     def clip(self, index: int, frames: int = 24, pick: list[int] | None = None) -> RenderedClip:
         """A clip of that many frames, or those of its frames that `pick` lists (only they are rendered)."""
         rng = np.random.Generator(np.random.PCG64([*self._entropy, index]))
-        identity, figure, look = self._identity(int(rng.integers(LOOKS[self._people])))
-        segment = self._motions.sample(self._motion_side, rng, frames, self.fps)
-        matrices = self._bodies.matrices(figure, segment)
-        points = raster.skin(figure.rest, figure.bones, figure.weights, matrices)
-        rest, bones, weights, regressor = figure.joints
+        identity, body, look = self._make_person(int(rng.integers(NUM_IDENTITIES[self._identity_split])))
+        segment = self._motions.sample_segment(self._motion_split, rng, frames, self.fps)
+        matrices = self._body_model.skinning_matrices(body, segment)
+        points = raster.skin(body.rest, body.bones, body.weights, matrices)
+        rest, bones, weights, regressor = body.joints
         joints = raster.skin(rest, bones, weights, matrices)
         coco = (joints[:, :-42].reshape(frames, 17, -1, 3) * regressor[..., None]).sum(2)
         hands = joints[:, -42:]
-        # Its own generator: without orbits, clips are what they are with them.
-        turn = self._orbit(np.random.Generator(np.random.PCG64([*self._entropy, index, 1])), frames)
-        camera = self._camera(rng, segment, points, coco, turn)
-        background = self._background(rng, camera, turn)
-        light = self._light(rng, camera)
+        # A generator of its own: the share of orbits changes nothing else of a clip.
+        orbit = self._sample_orbit(np.random.Generator(np.random.PCG64([*self._entropy, index, 1])), frames)
+        camera = self._sample_camera(rng, segment, points, coco, orbit)
+        background = self._sample_background(rng, camera, orbit)
+        light = self._sample_light(rng, camera)
         chosen = range(frames) if pick is None else pick
         pictures = np.empty((len(chosen), self.height, self.width, 3), np.uint8)
         masks = np.empty((len(chosen), self.height, self.width), np.uint8)
         depth = np.zeros(masks.shape, np.float32)
-        nears = []
+        inverse_depths = []
         for i, f in enumerate(chosen):
-            picture, mask, near = self._render(figure, look, points[f], coco[f], camera, f, background[f], light)
+            picture, mask, inverse_depth = self._render(body, look, points[f], coco[f], camera, f, background[f], light)
             pictures[i] = np.clip(picture * 255 + 0.5, 0, 255)
             masks[i] = mask * 255 + 0.5
-            nearest = near.reshape(self.height, SAMPLES, self.width, SAMPLES).max((1, 3))
+            nearest = inverse_depth.reshape(self.height, SUPERSAMPLING, self.width, SUPERSAMPLING).max((1, 3))
             np.divide(1, nearest, out=depth[i], where=nearest > 0)
-            nears.append(near)
+            inverse_depths.append(inverse_depth)
         shown = list(chosen)
         camera = dataclasses.replace(camera, views=camera.views[shown], eyes=camera.eyes[shown])
-        keypoints = self._keypoints(coco[shown], hands[shown], camera, nears)
+        keypoints = self._keypoints(coco[shown], hands[shown], camera, inverse_depths)
         return RenderedClip(pictures, keypoints, masks, depth, identity, segment.name)
 
-    def _identity(self, number: int) -> tuple[str, Figure, Look]:
-        """Body and look of an identity; they depend on nothing but its side of the split and its number."""
-        side = list(LOOKS).index(self._people)
+    def _make_person(self, number: int) -> tuple[str, Body, Look]:
+        """Name, body and look of an identity; they depend only on the split of identities and on the number."""
+        side = list(NUM_IDENTITIES).index(self._identity_split)
         rng = np.random.Generator(np.random.PCG64([7919, side, number]))
-        bodies = range(self._bodies.count - TEST_BODIES)
-        if self._people == "test":
-            bodies = range(self._bodies.count - TEST_BODIES, self._bodies.count)
-        body = bodies[number % len(bodies)]
-        look = draw_look(rng, body % 2 == 1, self._photos)
-        return f"{self._people}-{number:06d}", self._bodies.dress(body, look), look
+        bodies = range(self._body_model.num_bodies - TEST_BODIES)
+        if self._identity_split == "test":
+            bodies = range(self._body_model.num_bodies - TEST_BODIES, self._body_model.num_bodies)
+        body_index = bodies[number % len(bodies)]
+        look = sample_look(rng, body_index % 2 == 1, self._photos)
+        return f"{self._identity_split}-{number:06d}", self._body_model.dress(body_index, look), look
 
-    def _orbit(self, rng: np.random.Generator, frames: int) -> Float[np.ndarray, "frames"]:
-        """How far the camera has circled in each frame, in radians."""
+    def _sample_orbit(self, rng: np.random.Generator, frames: int) -> Float[np.ndarray, "frames"]:
+        """The angle of the camera on its orbit in each frame, in radians; all zero for a camera that does not orbit."""
         if rng.random() >= self.orbits:
             return np.zeros(frames)
         return np.arange(frames) / self.fps * rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)
 
-    def _camera(self, rng: np.random.Generator, segment: Segment, points, coco, turn) -> Camera:
-        """A camera that keeps all vertices `points` [frames, n, 3] (close up: the torso) in the picture."""
+    def _sample_camera(self, rng: np.random.Generator, segment: Segment, points, coco, orbit) -> Camera:
+        """A random camera that keeps all vertices `points` [frames, n, 3] (in a close-up: the torso) in the picture."""
         frames = len(points)
         facing = heading(segment.rotations[:, 0])[rng.integers(frames)]
         yaw = facing + (rng.uniform(-1, 1) if rng.random() < 0.8 else rng.uniform(-np.pi, np.pi))
         pitch = rng.normal(0.08, 0.07)
-        yaw = yaw + turn
+        yaw = yaw + orbit
         ahead = np.stack([-np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), 0 * yaw - np.sin(pitch)], -1)
         right = np.cross(ahead, [0, 0, 1])
         right /= np.linalg.norm(right, axis=-1, keepdims=True)
         axes = np.stack([right, np.cross(ahead, right), ahead], 1)  # [frames, 3, 3]
-        # Follow the root smoothly, or stand still if the person stays near.
+        # Follows the smoothed root, or keeps its target where the person travels little.
         root = points.mean(1).astype(np.float64)
         travel = np.ptp(root[:, :2], axis=0).max()
-        follow = travel > 1.2 or rng.random() < 0.5
+        follows = travel > 1.2 or rng.random() < 0.5
         time = np.arange(frames) / self.fps
         kernel = np.exp(-0.5 * ((time[:, None] - time) / 0.45) ** 2)
         kernel /= kernel.sum(1, keepdims=True)
-        smooth = (kernel[..., None] * root).sum(1) if follow else np.broadcast_to(root.mean(0), root.shape)
+        smooth = (kernel[..., None] * root).sum(1) if follows else np.broadcast_to(root.mean(0), root.shape)
         target = np.concatenate([smooth[:, :2], np.broadcast_to(root[:, 2:].mean(0), (frames, 1))], 1)
-        # Far enough that every part of the person stays inside the margins in all frames.
+        # The distance at which every part of the person stays inside the margins in all frames.
         close = rng.random() < 0.15
         part = coco[:, [0, 5, 6, 11, 12]] if close else points[:, ::8]
         local = (part - target[:, None]) @ axes.swapaxes(1, 2)
@@ -170,29 +170,30 @@ class MocapPeople:
         lens = np.array([focal, self.width / 2, self.height / 2])
         return Camera(views.astype(np.float32), eyes, lens.astype(np.float32))
 
-    def _background(self, rng: np.random.Generator, camera: Camera, turn) -> Float[np.ndarray, "frames height width 3"]:
-        """Pictures far behind the person: they move by as much as the camera turns, to and fro at their ends."""
-        picture = self._backdrop(rng, camera)
-        if not turn.any():
-            return np.broadcast_to(picture, (len(turn), *picture.shape))
+    def _sample_background(
+        self, rng: np.random.Generator, camera: Camera, orbit
+    ) -> Float[np.ndarray, "frames height width 3"]:
+        """A random picture at an infinite distance: shifted by the camera's rotation, and mirrored at its ends."""
+        picture = self._sample_backdrop(rng, camera)
+        if not orbit.any():
+            return np.broadcast_to(picture, (len(orbit), *picture.shape))
         strip = np.concatenate([picture, picture[:, ::-1]], 1)
-        shift = np.round(np.tan(turn) * camera.lens[0]).astype(int)
+        shift = np.round(np.tan(orbit) * camera.lens[0]).astype(int)
         return np.stack([np.roll(strip, s, 1)[:, : self.width] for s in shift])
 
-    def _backdrop(self, rng: np.random.Generator, camera: Camera) -> Float[np.ndarray, "height width 3"]:
+    def _sample_backdrop(self, rng: np.random.Generator, camera: Camera) -> Float[np.ndarray, "height width 3"]:
         height, width = self.height, self.width
         y, x = np.mgrid[:height, :width] + 0.5
         kind = rng.choice(["plain", "gradient", "room", "photo", "noise"], p=[0.22, 0.22, 0.22, 0.24, 0.1])
-        color = lambda: rng.uniform(0.1, 0.95, 3) * 0.5 + rng.uniform(0.1, 0.9) * 0.5  # noqa: E731
         if kind == "plain":
-            picture = np.broadcast_to(color(), (height, width, 3)).copy()
+            picture = np.broadcast_to(_sample_color(rng), (height, width, 3)).copy()
         elif kind == "gradient":
             angle = rng.uniform(0, 2 * np.pi)
             t = 0.5 + (np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5)) / 1.2
-            a, b = color(), color()
+            a, b = _sample_color(rng), _sample_color(rng)
             picture = a + (b - a) * np.clip(t, 0, 1)[..., None]
         elif kind == "room":
-            wall, floor = color(), color()
+            wall, floor = _sample_color(rng), _sample_color(rng)
             ahead = camera.views[0, 2, :3]
             eye = camera.eyes[0]
             edge = self._floor_edge(camera, eye + np.array([*ahead[:2], 0]) * (eye[2] + rng.uniform(4, 9)))
@@ -207,15 +208,15 @@ class MocapPeople:
             picture = picture[:, ::-1] if rng.random() < 0.5 else picture
             picture = picture * rng.uniform(0.6, 1.0) + rng.uniform(0, 0.15)
         else:
-            a, b = color(), color()
+            a, b = _sample_color(rng), _sample_color(rng)
             t = np.zeros((height, width))
             for octave in range(3):
                 grid = rng.random((3 * 2**octave + 2, 3 * 2**octave + 2, 1))
                 cells = 3 * 2**octave
                 t += self._bilinear(grid, y / height * cells, x / width * cells)[..., 0] * 0.55**octave
             picture = a + (b - a) * (t / 1.85)[..., None]
-        corner = ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2)[..., None]
-        return np.clip(picture * (1 - rng.uniform(0, 0.35) * corner), 0, 1).astype(np.float32)
+        vignette = ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2)[..., None]
+        return np.clip(picture * (1 - rng.uniform(0, 0.35) * vignette), 0, 1).astype(np.float32)
 
     def _floor_edge(self, camera: Camera, point: np.ndarray) -> float:
         point = np.array([[point[0], point[1], 0]], np.float32)
@@ -230,8 +231,8 @@ class MocapPeople:
             picture[i + 1, j] * (1 - u) + picture[i + 1, j + 1] * u
         ) * v
 
-    def _light(self, rng: np.random.Generator, camera: Camera) -> Float[np.ndarray, "4 3"]:
-        """Sun direction (from over the camera's shoulder), sun, sky and ground colors."""
+    def _sample_light(self, rng: np.random.Generator, camera: Camera) -> Float[np.ndarray, "4 3"]:
+        """Random direction to the sun (on the camera's side), and colors of sun, sky and ground."""
         right, _, ahead = camera.views[0, :, :3].astype(np.float64)
         side, height = rng.uniform(-1.2, 1.2), rng.uniform(0.5, 1.2)
         sun = right * np.sin(side) - ahead * np.cos(side)
@@ -242,49 +243,70 @@ class MocapPeople:
         sky, ground = rng.uniform(0.5, 0.62), rng.uniform(0.25, 0.38)
         return np.array([sun, strength * (1 + warm), sky * (1 - warm), ground * (1 + warm)], np.float32)
 
-    def _render(self, figure: Figure, look: Look, points, coco, camera: Camera, f: int, background, light):
+    def _render(self, body: Body, look: Look, points, coco, camera: Camera, f: int, background, light):
         """Frame f: picture 0..1, the person's share of each pixel, and 1 / depth of each sample."""
-        height, width = self.height * SAMPLES, self.width * SAMPLES
+        height, width = self.height * SUPERSAMPLING, self.width * SUPERSAMPLING
         view = camera.views[f]
-        screen = raster.project(points, view, camera.lens * SAMPLES)
-        near = np.empty((height, width), np.float32)
-        hit = np.empty((height, width), np.int32)
-        corner = np.empty((height, width, 2), np.float32)
-        raster.rasterize(screen, figure.triangles, figure.material, figure.cut, near, hit, corner)
+        screen = raster.project(points, view, camera.lens * SUPERSAMPLING)
+        inverse_depth = np.empty((height, width), np.float32)
+        triangle_index = np.empty((height, width), np.int32)
+        barycentric = np.empty((height, width, 2), np.float32)
+        raster.rasterize(
+            screen, body.triangles, body.material, body.edge_distance, inverse_depth, triangle_index, barycentric
+        )
         picture = background.copy()
         feet, hips = coco[[15, 16]], coco[[11, 12]].mean(0)
         blobs = [(x, y, 0.16, 0.55 * np.exp(-max(z - 0.1, 0) / 0.15)) for x, y, z in feet]
         blobs.append((hips[0], hips[1], 0.4, 0.4 * np.exp(-max(hips[2] - 0.9, 0) / 0.5)))
         raster.cast_shadow(picture, view, camera.lens, np.array(blobs, np.float32))
-        normals = raster.vertex_normals(points, figure.triangles)
+        normals = raster.vertex_normals(points, body.triangles)
         mask = np.empty((self.height, self.width), np.float32)
         raster.shade(
-            hit, corner, figure.triangles, figure.material, normals, points, figure.attributes, look.cloths,
-            look.picture, look.tints, light, camera.eyes[f].astype(np.float32), SAMPLES, picture, mask,
-        )  # fmt: skip
-        return picture, mask, near
+            triangle_index,
+            barycentric,
+            body.triangles,
+            body.material,
+            normals,
+            points,
+            body.attributes,
+            look.cloths,
+            look.chest_print,
+            look.tints,
+            light,
+            camera.eyes[f].astype(np.float32),
+            SUPERSAMPLING,
+            picture,
+            mask,
+        )
+        return picture, mask, inverse_depth
 
-    def _keypoints(self, coco, hands, camera: Camera, nears: list[np.ndarray]) -> Keypoints:
+    def _keypoints(self, coco, hands, camera: Camera, inverse_depths: list[np.ndarray]) -> Keypoints:
         frames = len(coco)
-        body = coco[:, COCO_OF_BODY]
+        body = coco[:, BODY_FROM_COCO]
         body[:, 1] = (coco[:, 5] + coco[:, 6]) / 2
         points = np.concatenate([body, hands], 1).astype(np.float32)
         screen = np.stack([raster.project(points[f], camera.views[f], camera.lens) for f in range(frames)])
         size = np.array([self.width, self.height], np.float32)
         place = screen[..., :2] / size
         seen = (screen[..., 2] > 0) & (place >= 0).all(-1) & (place < 1).all(-1)
-        # A point of the face or hand is missing where something lies well in front of it.
-        column = np.clip(screen[..., 0] * SAMPLES, 0, self.width * SAMPLES - 1).astype(int)
-        row = np.clip(screen[..., 1] * SAMPLES, 0, self.height * SAMPLES - 1).astype(int)
-        surface = np.stack([near[r, c] for near, r, c in zip(nears, row, column, strict=True)])
+        # A point of the face or of a hand is missing where a surface lies clearly in front of it.
+        column = np.clip(screen[..., 0] * SUPERSAMPLING, 0, self.width * SUPERSAMPLING - 1).astype(int)
+        row = np.clip(screen[..., 1] * SUPERSAMPLING, 0, self.height * SUPERSAMPLING - 1).astype(int)
+        surface = np.stack([image[r, c] for image, r, c in zip(inverse_depths, row, column, strict=True)])
         depth = 1 / np.maximum(screen[..., 2], 1e-3)
         hidden = 1 / np.maximum(surface, 1e-3) < depth - 0.05
         body_seen = seen[:, :18].copy()
         body_seen[:, FACE_POINTS] &= ~hidden[:, FACE_POINTS]
         hand_hidden = hidden[:, 18:].reshape(frames, 2, 21).mean(-1, keepdims=True) > 0.5
         hand_seen = seen[:, 18:].reshape(frames, 2, 21) & ~hand_hidden
-        missing = Keypoints.empty(frames)
         return dataclasses.replace(
-            missing, body=place[:, :18], body_confidence=body_seen.astype(np.float32),
-            hands=place[:, 18:].reshape(frames, 2, 21, 2), hands_confidence=hand_seen.astype(np.float32),
-        )  # fmt: skip
+            Keypoints.empty(frames),
+            body=place[:, :18],
+            body_confidence=body_seen.astype(np.float32),
+            hands=place[:, 18:].reshape(frames, 2, 21, 2),
+            hands_confidence=hand_seen.astype(np.float32),
+        )
+
+
+def _sample_color(rng: np.random.Generator) -> Float[np.ndarray, "rgb=3"]:
+    return rng.uniform(0.1, 0.95, 3) * 0.5 + rng.uniform(0.1, 0.9) * 0.5
