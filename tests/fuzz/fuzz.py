@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ from animate_jax.commands import sample
 from animate_jax.config import DataConfig, TrainConfig
 from animate_jax.data.records import RecordedClips
 from animate_jax.data.samples import RecordedSamples
-from animate_jax.errors import UserError
+from animate_jax.errors import InputWarning, UserError
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
@@ -561,6 +562,7 @@ def main() -> int:
         shutil.copytree(base / "cases" / "x", base / "failed" / f"{kind}-{case}", dirs_exist_ok=True)
         print(f"{kind}, {case}, {name}: {error}\n  {base / 'failed' / f'{kind}-{case}'}", flush=True)
 
+    warnings.simplefilter("ignore", InputWarning)  # advice about a file that is taken is no noise
     for label in args.kinds:
         (base / "sources" / label).mkdir(parents=True, exist_ok=True)
         kind, started, taken = KINDS[label](base / "sources" / label), time.monotonic(), 0
