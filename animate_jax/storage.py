@@ -71,12 +71,17 @@ def talking_to(address: Address) -> Iterator[None]:
         raise UserError(f"{address}: the store does not answer as it should ({reason}): {advice}") from error
 
 
+def home() -> pathlib.Path:
+    """Where this program keeps what it can make again: ANIMATE_JAX_HOME, else ~/.cache/animate_jax."""
+    return pathlib.Path(os.environ.get("ANIMATE_JAX_HOME") or "~/.cache/animate_jax").expanduser().absolute()
+
+
 def keep_compiled_programs() -> None:
     """Compiled programs are kept for the next process, in the folder or bucket that JAX_COMPILATION_CACHE_DIR names."""
     import jax  # other users of addresses need not load it
 
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/animate_jax/jax"))
+        jax.config.update("jax_compilation_cache_dir", str(home() / "jax"))
 
 
 def check_writable(address: Address) -> None:

@@ -9,7 +9,7 @@ from animate_jax.checkpoints import checkpoint
 from animate_jax.config import ModelConfig, problem, to_dict
 from animate_jax.errors import UserError
 from animate_jax.presets import find_preset, preset_from_dict, presets
-from animate_jax.sampling.pipeline import BUNDLED
+from animate_jax.torch_weights.fetching import BUNDLED
 from animate_jax.training.options import differences
 
 PRESETS = list(presets().values())

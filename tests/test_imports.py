@@ -34,7 +34,7 @@ ALLOWED = {
     "checkpoints": {"models"},
     "torch_weights": {"models", "checkpoints"},
     "data": {"pose", "video"},
-    "sampling": {"models", "diffusion", "pose", "video", "parallel", "checkpoints"},
+    "sampling": {"models", "diffusion", "pose", "video", "parallel", "checkpoints", "torch_weights"},
     "evaluation": {"pose", "video", "data", "perceptual", "sampling"},
     "training": {
         "models",

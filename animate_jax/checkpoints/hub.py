@@ -1,27 +1,168 @@
-"""Checkpoints on the Hugging Face hub: a repository holds one as it lies in a folder."""
+"""The Hugging Face hub: checkpoints as they lie in a folder, and single files, by way of `huggingface_hub`, whose
+environment variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, ...) and whose cache of downloads are used."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import os
 import pathlib
 import re
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from animate_jax.errors import UserError
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/repository
+PYTORCH_FILES = ["*.safetensors", "*.pth", "*.pt", "*.bin", "*.ckpt"]  # are no part of a checkpoint
+_INSIDE = re.compile(rf"({NAME.pattern})((?:/[\w.-]+)*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """What the hub says about a file: its SHA-256, or its git hash if it is small."""
+
+    repository: str
+    path: str
+    commit: str
+    bytes: int
+    etag: str
+
+
+def split(name: str | os.PathLike) -> tuple[str, str] | None:
+    """("owner/repository", "path/inside" or "") of a hub name; None for what cannot be one: a path whose first folder
+    is here, an absolute path, an address."""
+    match = _INSIDE.fullmatch(os.fspath(name))
+    owner = os.fspath(name).partition("/")[0]
+    if not match or owner in (".", "..") or pathlib.Path(owner).exists():
+        return None
+    return match[1], match[2].removeprefix("/")
 
 
 def fetch(name: str) -> pathlib.Path:
     """The local copy of the checkpoint in "owner/repository", downloaded once.
 
     Raises:
-        UserError: it cannot be had, or huggingface_hub is not installed.
+        UserError: it cannot be had, is no checkpoint, or huggingface_hub is not installed.
     """
     hub = _library(name)
-    try:
-        return pathlib.Path(hub.snapshot_download(name))
-    except Exception as error:  # the hub raises its own, its transport's and the file system's
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{name}: no such folder, and the hub could not give it ({reason})") from error
+    with _answering(name):
+        folder = pathlib.Path(hub.snapshot_download(name, ignore_patterns=PYTORCH_FILES))
+    if next(folder.rglob("_CHECKPOINT_METADATA"), None) is None:
+        raise UserError(
+            f"{name}: holds no checkpoint of animate_jax: PyTorch files become one with "
+            f"animate-jax weights import FAMILY --directory {name} --output DIRECTORY"
+        )
+    return folder
+
+
+def list_files(repository: str) -> list[str]:
+    """All files of a repository.
+
+    Raises:
+        UserError: the hub does not answer, or huggingface_hub is not installed.
+    """
+    hub = _library(repository)
+    with _answering(repository):
+        return hub.list_repo_files(repository)
+
+
+def download_files(repository: str, paths: Iterable[str]) -> pathlib.Path:
+    """The folder that holds some files of a repository, each downloaded once.
+
+    Raises:
+        UserError: one cannot be had, or huggingface_hub is not installed.
+    """
+    folder = None
+    for path in paths:
+        try:
+            local = download(look_up(repository, path))
+        except UserError:
+            if (local := cached(repository, path)) is None:
+                raise
+        folder = local.parents[path.count("/")]
+    if folder is None:
+        raise UserError(f"{repository}: holds no file that is wanted: check the name")
+    return folder
+
+
+def cached(repository: str, path: str, revision: str | None = None) -> pathlib.Path | None:
+    """Where a file lies that was downloaded before; None if it was not.
+
+    Raises:
+        UserError: huggingface_hub is not installed.
+    """
+    local = _library(repository).try_to_load_from_cache(repository, path, revision=revision)
+    return pathlib.Path(local) if isinstance(local, str) else None
+
+
+def cache_folder() -> pathlib.Path:
+    """Where downloads lie."""
+    return pathlib.Path(_library("cache").constants.HF_HUB_CACHE)
+
+
+def look_up(repository: str, path: str, revision: str | None = None) -> File:
+    """What the hub says about a file, without downloading it.
+
+    Raises:
+        UserError: it has no such file, or does not answer.
+    """
+    hub, name = _library(repository), f"{repository}/{path}"
+    with _answering(name):
+        found = hub.get_hf_file_metadata(hub.hf_hub_url(repository, path, revision=revision))
+        if found.size is None or found.etag is None or found.commit_hash is None:
+            raise UserError(f"{name}: the server does not say its size and hash: is HF_ENDPOINT a hub?")
+        return File(repository, path, found.commit_hash, found.size, found.etag)
+
+
+def unfinished_bytes(file: File) -> int:
+    """What of a file an earlier attempt has left."""
+    partial = _partial(file)
+    return min(partial.stat().st_size, file.bytes) if partial.exists() else 0
+
+
+def download(file: File) -> pathlib.Path:
+    """A file in huggingface_hub's cache, downloaded with a bar. What an attempt that was cut or killed has left is
+    continued, and a file takes its place in the cache when its bytes have the hash that the hub says.
+
+    Raises:
+        UserError: the hub stops answering, or the bytes are others than the hub says.
+    """
+    from huggingface_hub import file_download
+    from huggingface_hub.utils import build_hf_headers
+
+    hub, name = _library(file.repository), f"{file.repository}/{file.path}"
+    if local := cached(file.repository, file.path, file.commit):
+        return local
+    partial = _partial(file)
+    blob = partial.with_suffix("")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("ab") as stream, _answering(name, "what is there stays: the same command goes on"):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{name}: another process is downloading it: wait for it") from None
+        if stream.tell() > file.bytes:
+            stream.truncate(0)
+        file_download.http_get(
+            hub.hf_hub_url(file.repository, file.path, revision=file.commit),
+            stream,
+            resume_size=stream.tell(),
+            headers=build_hf_headers(),
+            expected_size=file.bytes,
+            displayed_filename=file.path,
+        )
+        stream.flush()
+        if (found := _hash(partial, file)) != file.etag:
+            partial.unlink()
+            raise UserError(f"{name}: damaged on the way (its hash is {found[:12]}..., not {file.etag[:12]}...): again")
+        os.fsync(stream.fileno())
+        os.replace(partial, blob)
+    with _answering(name):  # enters it into the cache's folder of this commit
+        return pathlib.Path(hub.hf_hub_download(file.repository, file.path, revision=file.commit))
 
 
 def push(folder: pathlib.Path, name: str, private: bool = True) -> str:
@@ -37,9 +178,72 @@ def push(folder: pathlib.Path, name: str, private: bool = True) -> str:
         address = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=str(folder), commit_message="Checkpoint of animate_jax")
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{name}: the hub did not take it ({reason}): log in with `hf auth login`") from error
+        raise UserError(f"{name}: the hub did not take it ({_reason(error)}): log in with `hf auth login`") from error
     return str(address)
+
+
+def _partial(file: File) -> pathlib.Path:
+    """Where a file lies until it is whole: in the cache's folder of files by hash, under their name and this suffix."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=file.repository, repo_type="model")
+    return cache_folder() / folder / "blobs" / f"{file.etag}.incomplete"
+
+
+def _hash(path: pathlib.Path, file: File) -> str:
+    """As `file.etag`: SHA-256, or git's SHA-1 of files that it holds itself."""
+    if len(file.etag) == 64:
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(f"blob {file.bytes}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as stream:
+        _feed(digest, stream)
+    return digest.hexdigest()
+
+
+def _feed(digest: hashlib._Hash, stream: BinaryIO) -> None:
+    while chunk := stream.read(1 << 22):
+        digest.update(chunk)
+
+
+@contextlib.contextmanager
+def _answering(name: str, advice: str = "") -> Iterator[None]:
+    """What the hub's client raises becomes one line: its own errors, its transport's and the file system's.
+
+    Raises:
+        UserError: the block raised any `Exception`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {_explanation(name, error)}{advice and f': {advice}'}") from error
+
+
+def _explanation(name: str, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    page = "/".join(name.split("/")[:2])
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return f"the hub asks you to accept its terms on https://huggingface.co/{page}, then `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        return "the hub has no such repository, or it is private: check the name, or `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the hub does not have this version of it any more"
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return "the hub has no such file"
+    if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(error.__cause__, errors.OfflineModeIsEnabled):
+        return "not here, and HF_HUB_OFFLINE keeps the hub from being asked"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: make room in {cache_folder()}, or set HF_HOME to another place"
+    return f"not here, and the hub could not give it ({_reason(error)})"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:300]
 
 
 def _library(name: str):

@@ -76,11 +76,12 @@ def _build(name: str, options: list[str], program: str) -> None:
 
 def _encode(options: list[str], program: str) -> None:
     from animate_jax.parallel import processes  # JAX, which building a data set does not need
+    from animate_jax.torch_weights.fetching import localize
     from animate_jax.training.encoding import EncodeArguments, encode
 
     args = tyro.cli(EncodeArguments, args=options, prog=f"{program} encode")
     with processes.joined():
-        encode(args.data, args.checkpoint, args.output, args.options)
+        encode(args.data, localize(args.checkpoint), args.output, args.options)
 
 
 def _print_report(report: dict[str, Any], output: pathlib.Path) -> None:

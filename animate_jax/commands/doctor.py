@@ -28,7 +28,7 @@ from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import UserError, exit_status
 from animate_jax.models.self_test import wrong_results
 from animate_jax.pose.dwpose import DETECTOR, POSE_MODEL
-from animate_jax.sampling.pipeline import find_checkpoint
+from animate_jax.torch_weights.fetching import find_checkpoint, is_fetched
 from animate_jax.xla_flags import WITHOUT_YNNPACK, concerned
 
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "av", "opencv-python-headless")
@@ -49,7 +49,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
+    checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that was fetched, a directory, or owner/repository
     dwpose: pathlib.Path | None = None  # folder of DWPose's two .onnx files
 
 
@@ -172,6 +172,8 @@ def memory() -> Finding:
 
 def weights(path: str) -> Finding:
     try:
+        if not is_fetched(path):
+            raise UserError(f"{path}: is not here yet: animate-jax weights fetch {path}")
         found = find_checkpoint(path)
         preset = checkpoint.read_preset(found)
         if missing := checkpoint.missing_parts_of(found, preset):

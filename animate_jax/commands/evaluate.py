@@ -30,7 +30,7 @@ from animate_jax.sampling.pipeline import Pipeline
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     output: pathlib.Path  # folder of the report; an older report there is replaced
-    checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
+    checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
     data: str = "mocap_people:test_both"  # mocap_people:SPLIT, a folder of videos, or a recorded data set DIR[:SPLIT]
     protocol: str | None = None  # ubc_fashion, tiktok, ted_talk: a benchmark of the paper; --data is its test split
     results: pathlib.Path | None = None  # score these videos instead of a checkpoint's

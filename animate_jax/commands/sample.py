@@ -31,9 +31,10 @@ from animate_jax.pose.align import AlignMethod
 from animate_jax.pose.dwpose import DWPose
 from animate_jax.presets import find_preset
 from animate_jax.sampling.inputs import EXAMPLE, DrivingKind, check_request
-from animate_jax.sampling.pipeline import Pipeline, find_checkpoint
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.sampling.results import check_poses_folder
 from animate_jax.storage import keep_compiled_programs
+from animate_jax.torch_weights.fetching import find_checkpoint
 from animate_jax.video.write import check_output, made_here, same_file
 
 WHOLE_WINDOWS = MeshConfig()
@@ -48,7 +49,7 @@ class Arguments:
     output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif; of several, theirs are added to the name
     side_by_side: bool = False  # a second video that shows reference, pose and result beside each other
     debug_dir: pathlib.Path | None = None  # keeps keypoints before and after retargeting, and the pose pictures
-    checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
+    checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
     dtype: DType = "float32"  # of the weights and of all work; bfloat16 is for TPUs and GPUs
     mesh: MeshConfig = WHOLE_WINDOWS  # how several devices divide windows (--mesh.frames: and the frames of each)

@@ -82,6 +82,10 @@ def plan_or_train(program: str, name: str, *options: str) -> int:
     )
     preset_of(config)  # refuses an unknown name before anything is read
     named = any(option.partition("=")[0] == "--preset" for option in options)
+    if config.init is not None:
+        from animate_jax.torch_weights.fetching import localize
+
+        config = dataclasses.replace(config, init=os.fspath(localize(config.init)))
     if config.plan is None:
         with processes.joined():
             return train(with_carried_preset(config, named))

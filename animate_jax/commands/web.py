@@ -34,7 +34,7 @@ WHOLE_WINDOWS = MeshConfig()
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    checkpoint: str = "tiny"  # "tiny" (bundled), a checkpoint's directory, or a training run's
+    checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
     dtype: DType = "float32"  # of the weights and of all work; bfloat16 is for TPUs and GPUs
     mesh: MeshConfig = WHOLE_WINDOWS  # how several devices divide windows (--mesh.frames: and the frames of each)

@@ -1,5 +1,6 @@
 """PyTorch weight files become checkpoints, and checkpoints become PyTorch files:
 
+    animate-jax weights fetch  moore
     animate-jax weights import moore   --directory pretrained_weights/ --output ckpt/
     animate-jax weights import sd15    --unet v1-5-pruned.ckpt --vae v1-5-pruned.ckpt --output ckpt/
     animate-jax weights export moore   ckpt/ --output dir/
@@ -21,8 +22,10 @@ import tyro
 from animate_jax.errors import UserError, exit_status
 from animate_jax.torch_weights.exporting import Format, export_checkpoint
 from animate_jax.torch_weights.families import FAMILIES, FamilyName, Files, find_files
+from animate_jax.torch_weights.fetching import fetch
 from animate_jax.torch_weights.importing import choose_preset, import_checkpoint
 from animate_jax.torch_weights.inspect import inspect
+from animate_jax.torch_weights.published import PublishedName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Import:
 
     output: str  # checkpoint, which may lie in a bucket (gs://...); parts that are in it already stay
     family: tyro.conf.Positional[FamilyName | None] = None  # of a new checkpoint, and of --directory
-    directory: str | None = None  # with everything, as the authors lay it out; sd15: a single file, too
+    directory: str | None = None  # with everything, here or on the hub (owner/name); sd15: a single file, too
     unet: str | None = None  # Stable Diffusion UNet, for both UNets
     denoising_unet: str | None = None
     reference_unet: str | None = None
@@ -71,8 +74,18 @@ class Verify:
     family: FamilyName = "moore"
 
 
+@dataclasses.dataclass(frozen=True)
+class Fetch:
+    """Downloads published weights from the hub and converts them: `--checkpoint NAME` then finds them."""
+
+    name: tyro.conf.Positional[PublishedName]
+    accept_licences: Annotated[bool, tyro.conf.arg(aliases=["--accept-licenses"])] = False
+    """Without being asked, in scripts."""
+
+
 Command = (
-    Annotated[Import, tyro.conf.subcommand("import")]
+    Annotated[Fetch, tyro.conf.subcommand("fetch")]
+    | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -84,8 +97,10 @@ def main(arguments: list[str], program: str = "animate-jax weights") -> int:
     return exit_status(program, lambda: _run(command), "nothing written")
 
 
-def _run(command: Import | Export | Inspect | Verify) -> int:
+def _run(command: Fetch | Import | Export | Inspect | Verify) -> int:
     match command:
+        case Fetch():
+            print(fetch(command.name, command.accept_licences))
         case Import():
             _import(command)
         case Export():

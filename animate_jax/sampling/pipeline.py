@@ -39,9 +39,7 @@ from animate_jax.sampling.inputs import (
     warp_reference,
 )
 from animate_jax.sampling.results import Animation, AnimationStream
-from animate_jax.storage import Folder
-
-BUNDLED = pathlib.Path(__file__).parents[1] / "assets" / "tiny"
+from animate_jax.torch_weights.fetching import find_checkpoint
 
 T = TypeVar("T")
 
@@ -78,7 +76,8 @@ class Pipeline(Denoiser):
 
         Args:
             name: "tiny" (ships with the package), a checkpoint's directory or a training run's, here or in a bucket,
-                or "owner/repository" on the Hugging Face hub, if it is no folder here.
+                or, if it is no folder here, "owner/repository" on the Hugging Face hub or one of the published
+                checkpoints of `animate-jax weights fetch`, "moore" for example, which is fetched.
             preset: numerical choices; default: those the checkpoint carries.
 
         Raises:
@@ -232,18 +231,6 @@ class Pipeline(Denoiser):
         if found := problem(options):
             raise UserError(f"--{found[0].replace('_', '-')} {found[1]}: must be {found[2]}")
         return options
-
-
-def find_checkpoint(name: str | pathlib.Path) -> Folder:
-    """The checkpoint's directory; one on the hub is downloaded.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name == "tiny":
-        return checkpoint.find(BUNDLED)
-    remote = not pathlib.Path(name).exists() and hub.NAME.fullmatch(str(name))
-    return checkpoint.find(hub.fetch(str(name)) if remote else name)
 
 
 def as_list(inputs: T | list[T] | tuple[T, ...]) -> list[T]:

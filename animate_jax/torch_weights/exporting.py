@@ -24,6 +24,7 @@ from animate_jax.storage import Address, Folder
 from animate_jax.torch_weights import names
 from animate_jax.torch_weights.convert import to_torch
 from animate_jax.torch_weights.families import FAMILIES, FamilyName
+from animate_jax.torch_weights.fetching import find_checkpoint
 
 Format = Literal["pth", "safetensors"]
 Stored = dict[str, jax.ShapeDtypeStruct]
@@ -54,7 +55,7 @@ def export_checkpoint(
         UserError: no checkpoint, a part of another shape than the family's, or `output` is there already.
     """
     check_folder(output, "export", replace=False)
-    folder = checkpoint.find(source)
+    folder = find_checkpoint(source)
     files = FAMILIES[family].files
     if form != "safetensors" and not all("/" in file for file in files.values()):
         _torch()  # before any work

@@ -10,12 +10,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Literal
 
+from animate_jax.checkpoints import hub
 from animate_jax.errors import UserError
 from animate_jax.torch_weights.key_layouts import PARTS, UNETS
-from animate_jax.torch_weights.read import SUFFIXES
+from animate_jax.torch_weights.read import SUFFIXES, weights_in_folder
 
 FamilyName = Literal["sd15", "moore", "musepose", "novita"]
-Files = dict[str, str | pathlib.Path]  # part -> file, folder or hub name
+Files = dict[str, str | pathlib.Path]  # part -> file or folder, here or on the hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +60,15 @@ FAMILIES: dict[FamilyName, Family] = {
 def find_files(directory: str | pathlib.Path, family: FamilyName) -> Files:
     """The parts in a directory laid out as the family's authors do, or one folder deeper; or in a single file.
 
+    Args:
+        directory: here, or "owner/name[/folder]" on the hub, of which only these parts are downloaded.
+
     Raises:
         UserError: no such directory, or nothing of the family in it.
     """
     root, layout = pathlib.Path(directory), FAMILIES[family]
+    if not root.exists() and (remote := hub.split(directory)):
+        root = _download(*remote, layout)
     if layout.single_file and root.is_file():
         return dict.fromkeys(layout.single_file, root)
     if not root.is_dir():
@@ -80,3 +86,18 @@ def find_files(directory: str | pathlib.Path, family: FamilyName) -> Files:
     if not files:
         raise UserError(f"--directory {root}: nothing of {family} in it: expected {layout.examples}")
     return files
+
+
+def _download(repository: str, path: str, layout: Family) -> pathlib.Path:
+    """The local copy of a directory on the hub, with the family's parts alone."""
+    prefix, wanted = f"{path}/" if path else "", []
+    files = [file for file in hub.list_files(repository) if file.startswith(prefix)]
+    for file in files:
+        inside = pathlib.PurePosixPath(file.removeprefix(prefix))
+        if inside.stem in PARTS and inside.suffix in SUFFIXES and len(inside.parts) <= 2:
+            wanted.append(file)
+    for folder in layout.folders:
+        wanted += weights_in_folder(files, f"{prefix}{folder}/")
+    if not wanted:
+        raise UserError(f"--directory {repository}: nothing of its family in it: expected {layout.examples}")
+    return hub.download_files(repository, dict.fromkeys(wanted)) / path

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
+from collections.abc import Iterable
 
 import ml_dtypes
 import numpy as np
 
 from animate_jax import limits
+from animate_jax.checkpoints import hub
 from animate_jax.errors import UserError, reading
 from animate_jax.torch_weights.pickles import read_torch
 from animate_jax.torch_weights.tensor import StateDict, Tensor, checked_tensor
@@ -49,8 +50,8 @@ def read_state_dict(path: str | pathlib.Path) -> StateDict:
     are not tensors.
 
     Args:
-        path: a file, a folder with one of diffusers' or transformers' weight files, or "owner/name[/folder]" on the
-            hub, if there is no such file and `huggingface_hub` is installed.
+        path: a file, a folder with one of diffusers' or transformers' weight files, or either on the hub
+            ("owner/name", "owner/name/folder", "owner/name/file.pth"), if there is no such file here.
 
     Raises:
         UserError: no such file, not a weight file, or damaged.
@@ -80,8 +81,8 @@ def find_file(path: str | pathlib.Path) -> pathlib.Path:
     """
     name, path = str(path), pathlib.Path(path)
     with reading(path, "weight file", "check the path"):
-        if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)*", name) and path.suffix not in SUFFIXES:
-            path = _download(name)
+        if not path.exists() and (remote := hub.split(name)) and (remote[1] or path.suffix not in SUFFIXES):
+            path = _download(*remote)
         if path.is_dir():
             for name in _FOLDER_FILES:
                 if (path / name).is_file():
@@ -92,26 +93,23 @@ def find_file(path: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _download(name: str) -> pathlib.Path:
-    """The local copy of "owner/name[/folder]" on the hub, fetching only one of several formats."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise UserError(f"{name}: no such file (a hub name needs huggingface_hub: pip install it)") from error
-    owner, repository, *folder = name.split("/")
-    prefix = "".join(f"{part}/" for part in folder)
-    try:
-        files = huggingface_hub.list_repo_files(f"{owner}/{repository}")
-        chosen = next((prefix + file for file in _FOLDER_FILES if prefix + file in files), None)
-        others = [file for file in files if file.startswith(prefix) and file.endswith(SUFFIXES)]
-        wanted = [chosen] if chosen else others
-        if chosen and chosen.endswith(INDEX):
-            wanted = [f"{chosen.removesuffix(INDEX)}*"]
-        root = huggingface_hub.snapshot_download(f"{owner}/{repository}", allow_patterns=[*wanted, "*.json"])
-    except Exception as error:  # the hub raises its own, requests' and the file system's
-        reason = (str(error) or type(error).__name__).partition("\n")[0]
-        raise UserError(f"{name}: no such file, and the hub could not give it ({reason})") from error
-    return pathlib.Path(root, *folder)
+def _download(repository: str, path: str) -> pathlib.Path:
+    """The local copy of a file or folder on the hub, of which one of several formats is downloaded."""
+    if path.endswith(SUFFIXES):
+        return hub.download_files(repository, [path]) / path
+    prefix = f"{path}/" if path else ""
+    return hub.download_files(repository, weights_in_folder(hub.list_files(repository), prefix)) / path
+
+
+def weights_in_folder(files: Iterable[str], prefix: str = "") -> list[str]:
+    """Those of `files` that make up the weights of the folder `prefix`, in the best format."""
+    inside = [file for file in files if file.startswith(prefix) and "/" not in file.removeprefix(prefix)]
+    chosen = next((prefix + name for name in _FOLDER_FILES if prefix + name in inside), None)
+    if chosen is None:
+        return []
+    if chosen.endswith(INDEX):
+        return [file for file in inside if file.startswith(chosen.removesuffix(INDEX))]
+    return [chosen]
 
 
 def _read_shards(path: pathlib.Path) -> StateDict:

@@ -30,6 +30,7 @@ from animate_jax.storage import Address
 from animate_jax.torch_weights import key_layouts, names
 from animate_jax.torch_weights.exporting import folder_config, unet_config
 from animate_jax.torch_weights.families import Files
+from animate_jax.torch_weights.fetching import find_checkpoint
 from animate_jax.torch_weights.read import find_file, read_state_dict
 
 Outputs = dict[str, np.ndarray]
@@ -53,7 +54,7 @@ def verify(source: Address, files: Files, size: int = 8) -> dict[str, float]:
         raise UserError(
             f"verify runs the files in PyTorch: install torch, diffusers, transformers ({error})"
         ) from error
-    folder = checkpoint.find(source)
+    folder = find_checkpoint(source)
     model = checkpoint.read_preset(folder).model
     stored = checkpoint.stored_arrays(folder)
     worst = {}

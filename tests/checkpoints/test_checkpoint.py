@@ -17,7 +17,7 @@ from animate_jax.commands import doctor
 from animate_jax.config import to_dict
 from animate_jax.errors import UserError
 from animate_jax.presets import presets
-from animate_jax.sampling.pipeline import BUNDLED
+from animate_jax.torch_weights.fetching import BUNDLED
 
 pytestmark = pytest.mark.compiles
 

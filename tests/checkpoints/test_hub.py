@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from huggingface_hub import errors
 
 from animate_jax.errors import UserError
 from animate_jax.sampling.pipeline import Pipeline
@@ -23,7 +24,8 @@ def hub(monkeypatch, tmp_path):
         return tmp_path / name.replace("/", "--")
 
     fake = types.SimpleNamespace(
-        snapshot_download=lambda name: str(place(name)),
+        errors=errors,
+        snapshot_download=lambda name, ignore_patterns: str(place(name)),
         create_repo=lambda name, private, exist_ok: f"https://hub/{name}",
         upload_folder=lambda repo_id, folder_path, commit_message: shutil.copytree(folder_path, place(repo_id)),
     )
@@ -42,7 +44,7 @@ def test_a_folder_is_a_folder(hub, micro, micro_checkpoint):
 
 
 def test_refusals(hub, micro, micro_params, monkeypatch):
-    with pytest.raises(UserError, match=r"^gone/model: no such folder, and the hub could not give it \(no network\)$"):
+    with pytest.raises(UserError, match=r"^gone/model: not here, and the hub could not give it \(no network\)$"):
         Pipeline.from_pretrained("gone/model")
     with pytest.raises(UserError, match=r"^gone/model: the hub did not take it .*: log in"):
         Pipeline(micro_params, micro).push_to_hub("gone/model")

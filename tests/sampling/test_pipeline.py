@@ -15,9 +15,9 @@ from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.sampling import inputs as module
-from animate_jax.sampling import pipeline as pipeline_module
 from animate_jax.sampling.inputs import DrivingMotion, crop_reference, draw_motion
 from animate_jax.sampling.pipeline import Pipeline
+from animate_jax.torch_weights import fetching
 from animate_jax.video.images import read_image
 from animate_jax.video.write import write_video
 from tests.conftest import random_params
@@ -372,7 +372,7 @@ def test_a_missing_reference_is_noticed_before_a_long_video_is_searched(pipeline
 
 
 def test_loading_the_bundled_model_and_another_preset(micro, micro_checkpoint, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "BUNDLED", micro_checkpoint)
+    monkeypatch.setattr(fetching, "BUNDLED", micro_checkpoint)
     assert Pipeline.from_pretrained().preset == micro
     other = dataclasses.replace(micro, name="other", schedule=dataclasses.replace(micro.schedule, prediction="v"))
     pipeline = Pipeline.from_pretrained("tiny", other)

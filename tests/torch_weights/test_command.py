@@ -1,6 +1,5 @@
 """The program: four commands, and bad input as one line with status 2."""
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,9 +9,7 @@ from animate_jax.commands import train
 from animate_jax.commands.weights import main
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
-from animate_jax.torch_weights import importing
 from animate_jax.torch_weights.families import find_files
-from animate_jax.torch_weights.importing import import_checkpoint
 
 pytestmark = pytest.mark.compiles
 
@@ -97,37 +94,6 @@ def test_bad_input_is_one_line(small_presets, tmp_path, capsys, arguments, messa
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_hub_name(torch_parts, small, tmp_path, monkeypatch):
-    """ "owner/name/folder" is fetched by huggingface_hub, one format only; without a network, one line."""
-    import huggingface_hub
-
-    folder = tmp_path / "snapshot" / "vae"
-    folder.mkdir(parents=True)
-    save_file(torch_parts["vae"], folder / "diffusion_pytorch_model.safetensors")
-    asked = {}
-
-    def snapshot_download(repository, allow_patterns):
-        asked.update(repository=repository, patterns=allow_patterns)
-        return str(tmp_path / "snapshot")
-
-    files = ["vae/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.safetensors", "unet/model.safetensors"]
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repository: files)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    import_checkpoint({"vae": "owner/name/vae"}, tmp_path / "ckpt", small)
-    assert asked["repository"] == "owner/name"
-    assert asked["patterns"] == ["vae/diffusion_pytorch_model.safetensors", "*.json"]
-    stored = checkpoint.stored_arrays(tmp_path / "ckpt")
-    bias = checkpoint.read_arrays(tmp_path / "ckpt", {"vae.quant_conv.bias": stored["vae.quant_conv.bias"]})
-    np.testing.assert_array_equal(bias["vae.quant_conv.bias"], torch_parts["vae"]["quant_conv.bias"].numpy())
-
-    def unreachable(repository):
-        raise OSError("no route\nto host")
-
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
-    with pytest.raises(importing.UserError, match=r"owner/name: no such file, and the hub .* \(no route\)"):
-        import_checkpoint({"vae": "owner/name"}, tmp_path / "other", small)
 
 
 def test_a_directory_of_stable_diffusion(moore_directory, tmp_path):

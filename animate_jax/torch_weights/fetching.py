@@ -1,0 +1,177 @@
+"""Checkpoints by name: the bundled one, published ones (downloaded and converted once), on the hub, and folders."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping
+
+from animate_jax.atomic import atomic_file
+from animate_jax.checkpoints import checkpoint, hub
+from animate_jax.errors import UserError
+from animate_jax.presets import find_preset
+from animate_jax.storage import Address, Folder, home
+from animate_jax.torch_weights.importing import import_checkpoint
+from animate_jax.torch_weights.published import PUBLISHED, Published, PublishedFile, PublishedName
+
+BUNDLED = pathlib.Path(__file__).parents[1] / "assets" / "tiny"
+SPARE = 1 << 28  # bytes that a disk should have left
+
+
+def find_checkpoint(name: Address) -> Folder:
+    """The checkpoint's directory; what is not here is downloaded.
+
+    Args:
+        name: "tiny", a name in `PUBLISHED`, a checkpoint's directory or a training run's, here or in a bucket, or
+            "owner/repository" on the hub. A folder of that name comes first, but for "tiny".
+
+    Raises:
+        UserError: there is none, or it cannot be had.
+    """
+    return checkpoint.find(localize(name))
+
+
+def localize(name: Address) -> Address:
+    """Where `name` lies; what is neither a name nor on the hub stays as it is, also if there is nothing.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    if name == "tiny":
+        return BUNDLED
+    if pathlib.Path(name).exists():
+        return name
+    if name in PUBLISHED:
+        return fetch(name)
+    return hub.fetch(str(name)) if (remote := hub.split(name)) and not remote[1] else name
+
+
+def fetch(name: PublishedName, accept_licences: bool = False) -> pathlib.Path:
+    """A published checkpoint's directory below `storage.home()`; if it is not there, its files are downloaded into
+    huggingface_hub's cache and converted. Done at once if it is; an attempt that was cut or killed is continued.
+
+    Args:
+        accept_licences: otherwise they are asked for, once, in a terminal.
+
+    Raises:
+        UserError: the licences are not accepted, there is too little room, a file cannot be had, or is not the one that
+            the table knows.
+    """
+    target, published = _folder(name), PUBLISHED[name]
+    if is_fetched(name):
+        return target
+    checkpoint.check_output(target)
+    licences = {file.repository.name: file.repository.licence for file in published.files.values()}
+    accepted = _accepted_licences()
+    new = {repository: licence for repository, licence in licences.items() if accepted.get(repository) != licence}
+    print(f"{name} is made of", file=sys.stderr)
+    for repository, licence in licences.items():
+        print(f"  https://huggingface.co/{repository}: {licence}", file=sys.stderr)
+    if new and not (accept_licences or sys.stdin.isatty()):
+        raise UserError(
+            f"{name}: its licences must be accepted first: animate-jax weights fetch {name} --accept-licences"
+        )
+    found = {file: hub.cached(file.repository.name, file.path, file.repository.revision) for file in _files(published)}
+    missing = _look_up(name, target, [file for file, local in found.items() if local is None])
+    rest = sum(file.bytes - hub.unfinished_bytes(file) for file in missing.values())
+    _check_room(name, target, published, rest)
+    print(f"{_size(rest)} to download to {hub.cache_folder()}", file=sys.stderr)
+    print(f"{_size(published.bytes)} for the checkpoint {target}", file=sys.stderr)
+    if new:
+        _accept(new, accepted, accept_licences)
+    for file, remote in missing.items():
+        found[file] = hub.download(remote)
+    files = {part: found[file] for part, file in published.files.items()}
+    reports, lacking = import_checkpoint(files, target, find_preset(published.preset))
+    print(*reports, sep="\n", file=sys.stderr)
+    if lacking:
+        print(f"{name}: starts training; has no {', '.join(lacking)}", file=sys.stderr)
+    print(f"{target}; the downloads in {hub.cache_folder()} are needed no more", file=sys.stderr)
+    return target
+
+
+def is_fetched(name: Address) -> bool:
+    """Whether `localize` finds this without downloading a published checkpoint."""
+    return name not in PUBLISHED or pathlib.Path(name).exists() or (_folder(name) / "params").is_dir()
+
+
+def _folder(name: str) -> pathlib.Path:
+    return home() / "checkpoints" / name
+
+
+def _files(published: Published) -> list[PublishedFile]:
+    return list(dict.fromkeys(published.files.values()))
+
+
+def _look_up(name: str, target: pathlib.Path, files: list[PublishedFile]) -> dict[PublishedFile, hub.File]:
+    """What the hub says about the files that are missing: all of them can be had before the first is downloaded.
+
+    Raises:
+        UserError: it does not answer, or has another file.
+    """
+    remote = {}
+    for file in files:
+        try:
+            remote[file] = hub.look_up(file.repository.name, file.path, file.repository.revision)
+        except UserError as error:
+            raise UserError(
+                f"{error}. Without the hub: run animate-jax weights fetch {name} elsewhere and copy its folder "
+                f"{target.name} to {target}, or give files of your own to animate-jax weights import"
+            ) from error
+        if file.sha256 not in (None, remote[file].etag):
+            raise UserError(
+                f"{file.repository.name}/{file.path}: is another file than this version of animate-jax knows "
+                f"({remote[file].bytes:,} bytes, {file.bytes:,} expected): give it to animate-jax weights import"
+            )
+    return remote
+
+
+def _check_room(name: str, target: pathlib.Path, published: Published, rest: int) -> None:
+    """
+    Raises:
+        UserError: a disk has no room for what will be written to it.
+    """
+    needs: dict[int, tuple[pathlib.Path, int]] = {}  # device -> a folder there, bytes
+    for folder, size in ((hub.cache_folder(), rest), (target, published.bytes)):
+        while not folder.exists():
+            folder = folder.parent
+        device = folder.stat().st_dev
+        needs[device] = (folder, needs.get(device, (folder, 0))[1] + size)
+    for folder, size in needs.values():
+        if (free := shutil.disk_usage(folder).free) < size + SPARE:
+            raise UserError(
+                f"{name}: needs {_size(size + SPARE)} on the disk of {folder}, which has {_size(free)} free: make "
+                "room, or set HF_HOME (downloads) and ANIMATE_JAX_HOME (checkpoints) to other places"
+            )
+
+
+def _accept(new: Mapping[str, str], accepted: dict[str, str], without_asking: bool) -> None:
+    """Asks for the licences that were not accepted before, and keeps the answer.
+
+    Raises:
+        UserError: they are not accepted.
+    """
+    if not without_asking:
+        print("Do you accept these licences? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise UserError("licences not accepted: nothing was downloaded")
+    with atomic_file(_answers()) as file:
+        file.write_text(json.dumps({**accepted, **new}, indent=1))
+
+
+def _accepted_licences() -> dict[str, str]:
+    try:
+        answers = json.loads(_answers().read_text())
+        return answers if isinstance(answers, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _answers() -> pathlib.Path:
+    return home() / "accepted_licences.json"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
