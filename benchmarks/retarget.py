@@ -6,7 +6,8 @@ Person A does a motion before a camera; person B, of another body, does the same
 which tells where every joint of B truly is. What a method makes of A's keypoints and ONE picture of B is
 compared with that. In the first table B's picture shows the motion's first frame; in the second B stands in a frame
 of another motion, facing the camera more or less, at the place where the motion starts. In the third one frame of
-A's motion shows nobody, and B's picture may end at the waist. Prints Markdown.
+A's motion shows nobody, and B's picture may end at the waist. The last is about hands, put together at the wrist: how
+far their size and their points are off, in the true hand's size. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -142,6 +143,29 @@ def print_lost_frames(cases: list[Case]) -> None:
             print(f"| {picture}{cut} | {lost:.3f} | {whole:.3f} | {bad} of {len(cases)} |")
 
 
+def print_hands(cases: list[Case]) -> None:
+    print(
+        "\nHands\n\n| B's picture | size error, root mean square | points / hand | points within 0.1 hands |\n"
+        + "|---" * 4
+        + "|"
+    )
+    size = np.array([WIDTH, HEIGHT])
+    for picture, name in (("the first frame", "same_pose"), ("another pose", "other_pose")):
+        for hidden, parts in (("", ()), (", hands not seen", ("hands",))):
+            errors, points = [], []
+            for each in cases:
+                reference = getattr(each, name).without(*parts)
+                result = align_motion(each.driving, (HEIGHT, WIDTH), reference, (HEIGHT, WIDTH))
+                found, true = ((k.hands - k.hands[:, :, :1]) * size for k in (result, each.truth))
+                spread, true_spread = (np.linalg.norm(hands, axis=-1).mean(-1) for hands in (found, true))
+                errors.append(np.log(spread / true_spread).mean())
+                length = np.linalg.norm(true, axis=-1).max()
+                points.append(np.linalg.norm(found - true, axis=-1)[..., 1:].ravel() / length)
+            points = np.concatenate(points)
+            print(f"| {picture}{hidden} | {np.sqrt(np.mean(np.square(errors))):.3f} | {points.mean():.3f} | "
+                  f"{(points < 0.1).mean():.3f} |")  # fmt: skip
+
+
 def main(args: Arguments) -> None:
     people = MocapPeople(args.split, height=HEIGHT, width=WIDTH)
     cases = [case(people, index) for index in range(args.pairs)]
@@ -161,6 +185,7 @@ def main(args: Arguments) -> None:
             wins = (best == row).sum()
             print(f"| {method} | {pck1:.3f} | {pck2:.3f} | {distance:.3f} | {bones:.3f} | {wins} of {len(cases)} |")
     print_lost_frames(cases)
+    print_hands(cases)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,10 @@ LONGEST = 0.95  # quantile over frames
 SAME_DIRECTION = np.radians(7)  # how far bones of two people in one pose differ, root mean square
 CLOSEST_DIRECTION = np.radians(1)  # how much worse than the best another frame may fit
 
+# Wrist and first joint of every finger of a flat hand, across and along it, in no unit: mean of 40 MakeHuman bodies.
+PALM = [0, 1, 5, 9, 13, 17]
+FLAT_PALM = np.array([(0.01, -0.65), (0.23, -0.30), (0.25, 0.29), (0.01, 0.28), (-0.17, 0.23), (-0.33, 0.15)])
+
 DISAGREEMENT = 0.3  # of the two ways to know a ratio, at most, as a logarithm
 SIDEWAYS = 0.5  # share of its length from which a bone is surely measured
 PROPORTIONS = np.log([bone.length for bone in BONES.values()])
@@ -112,6 +116,42 @@ def estimate_proportions(driven: Points, driven_seen: Seen, target: Points, targ
     bones["head"] = np.median([bones[name] for name in HEAD])
     bones["leg"] = (bones["thigh"] * thigh + bones["shin"] * shin) / (thigh + shin)
     return Proportions({name: float(ratio) for name, ratio in bones.items()}, sizes, trust)
+
+
+def estimate_hand_ratio(
+    proportions: Proportions,
+    driven: Float[np.ndarray, "frames 2 21 2"],
+    driven_seen: Bool[np.ndarray, "frames 2 21"],
+    target: Float[np.ndarray, "2 21 2"],
+    target_seen: Bool[np.ndarray, "2 21"],
+) -> float:
+    """The reference's hands against those of the person in the clip: the mean of what the hands and the forearms say.
+
+    Either alone errs by some hundredths: of hands there is one picture, and not every hand goes with its arm. Of hands
+    that only one of the two shows, the forearms decide.
+    """
+    forearm = np.log(proportions.bones["forearm"])
+    sizes, target_size = _hand_sizes(driven, driven_seen) - proportions.sizes, _hand_sizes(target, target_seen)
+    if np.isnan(sizes).all() or np.isnan(target_size):
+        return float(np.exp(forearm))
+    measured = target_size - np.nanmedian(sizes)
+    return float(np.exp(forearm + np.clip(measured - forearm, -2 * DISAGREEMENT, 2 * DISAGREEMENT) / 2))
+
+
+def _hand_sizes(
+    points: Float[np.ndarray, "*frames 2 21 2"], seen: Bool[np.ndarray, "*frames 2 21"]
+) -> Float[np.ndarray, "*frames"]:
+    """Logarithm of the mean size of the hands, however they are turned; nan where no whole palm is seen.
+
+    The palm is flat: a picture of it, turned in space, is as long as it is in one direction and shorter in the other,
+    so that the larger singular value of the map from the flat palm tells its size.
+    """
+    palm = points[..., PALM, :]
+    to_picture = np.linalg.pinv(FLAT_PALM - FLAT_PALM.mean(0)) @ (palm - palm.mean(-2, keepdims=True))
+    size = np.linalg.svd(to_picture, compute_uv=False)[..., 0]
+    known = seen[..., PALM].all(-1) & (size > MIN_LENGTH)
+    total = np.where(known, np.log(np.where(known, size, 1)), 0).sum(-1)
+    return np.where(known.any(-1), total / known.sum(-1).clip(1), np.nan)
 
 
 def _lengths(points: Points, seen: Seen) -> Float[np.ndarray, "frames bones"]:

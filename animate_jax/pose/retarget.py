@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Canvas, Keypoints, to_pixels
-from animate_jax.pose.proportions import HIPS, NECK, NOSE, Points, Seen, estimate_proportions
+from animate_jax.pose.proportions import HIPS, NECK, NOSE, Points, Seen, estimate_hand_ratio, estimate_proportions
 
 ANKLES, WRISTS = [10, 13], [7, 4]  # wrists of the left and the right hand
 TREE = (
@@ -64,7 +64,10 @@ def retarget(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, c
     after = after + shift
 
     driving_size, size = np.array(driving_canvas[::-1]), np.array(canvas[::-1])
-    hands = after[:, WRISTS, None] + ratios["forearm"] * (driving.hands * driving_size - before[:, WRISTS, None])
+    hands, own_hands = driving.hands * driving_size, reference.hands * size
+    hands_seen, own_seen = (each.hands_confidence > MIN_CONFIDENCE for each in (driving, reference))
+    ratio = estimate_hand_ratio(proportions, hands, hands_seen, own_hands, own_seen)
+    hands = after[:, WRISTS, None] + ratio * (hands - before[:, WRISTS, None])
     face = after[:, [NOSE]] + ratios["head"] * (driving.face * driving_size - before[:, [NOSE]])
     parts = {"body": after[:, :18], "hands": hands, "face": face}
     placed = {name: (points / size).astype(np.float32) for name, points in parts.items()}

@@ -7,6 +7,7 @@ import pytest
 
 from animate_jax.pose.align import ALIGN_METHODS, align_motion, align_none
 from animate_jax.pose.keypoints import Keypoints, to_pixels
+from animate_jax.pose.proportions import FLAT_PALM, PALM
 from animate_jax.pose.retarget import retarget
 
 CANVAS = (400, 300)  # height, width
@@ -190,11 +191,39 @@ def test_upper_bodies_are_enough():
 
 
 def test_hands_and_face_move_and_grow_with_their_limb():
-    clip, reference = puppet(seed=2), puppet(seed=2, size=0.5)[0]
+    clip, reference = puppet(seed=2), puppet(seed=2, size=0.5)[0].without("hands", "face")
     result = retarget(clip, CANVAS, reference, CANVAS)
     for points, place in ((result.hands, result.body[:, [7, 4], None]), (result.face, result.body[:, [0]])):
         own = clip.hands - clip.body[:, [7, 4], None] if points is result.hands else clip.face - clip.body[:, [0]]
         np.testing.assert_allclose(points - place, 0.5 * own, atol=2e-3)
+
+
+def with_hands(keypoints: Keypoints, size: float, turn: float = 0.0) -> Keypoints:
+    """With flat hands of so many pixels, turned by so many radians about an axis in the picture."""
+    flat = np.random.default_rng(5).normal(0, 1, (2, 21, 2))
+    flat[:, PALM] = FLAT_PALM
+    flat = (flat - flat[:, :1]) * [np.cos(turn), 1] * size / (CANVAS[1], CANVAS[0])
+    wrists = keypoints.body[..., [7, 4], None, :]
+    return dataclasses.replace(keypoints, hands=(wrists + flat).astype(np.float32))
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.9])
+@pytest.mark.parametrize("larger", [0.8, 1.0, 1.3])
+def test_hands_follow_the_wrists_and_are_as_large_as_the_characters(larger, turn):
+    """Half as much larger, as a logarithm, as the one picture of them says, which may show them turned."""
+    clip, reference = with_hands(puppet(seed=2), 40), with_hands(puppet(seed=2, size=0.5)[0], 20 * larger, turn)
+    result = retarget(clip, CANVAS, reference, CANVAS)
+    own, carried = (each.hands - each.body[:, [7, 4], None] for each in (clip, result))
+    np.testing.assert_allclose(carried, 0.5 * np.sqrt(larger) * own, atol=1e-3)
+
+
+def test_a_hand_that_is_hardly_seen_does_not_tell_its_size():
+    clip, reference = with_hands(puppet(seed=2), 10), with_hands(puppet(seed=2)[0], 13)
+    confidence = reference.hands_confidence.copy()
+    confidence[:, 5] = 0  # a knuckle
+    hidden = retarget(clip, CANVAS, dataclasses.replace(reference, hands_confidence=confidence), CANVAS)
+    assert_same(hidden, retarget(clip, CANVAS, reference.without("hands"), CANVAS))
+    assert np.abs(hidden.hands - retarget(clip, CANVAS, reference, CANVAS).hands).max() > 0.005
 
 
 @pytest.mark.parametrize("method", ALIGN_METHODS)
