@@ -25,6 +25,7 @@ from typing import NoReturn
 
 import animate_jax
 from animate_jax.errors import TRACEBACK
+from animate_jax.renamed import current_flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -65,7 +66,7 @@ def run(name: str, arguments: list[str], program: str) -> int:
         if ours:
             signal.signal(signal.SIGINT, usual)
     try:
-        return command.main(arguments, program)
+        return command.main(current_flags(name, arguments), program)
     except KeyboardInterrupt:  # while options are read
         print(f"{program}: interrupted", file=sys.stderr)
         return 130

@@ -1,14 +1,11 @@
-"""Every choice the program knows, as frozen dataclasses.
+"""All configuration, as frozen dataclasses.
 
-Imports nothing of ours. A checkpoint carries its `Preset`, so choosing a checkpoint chooses its numerics.
+A checkpoint carries its `Preset`, so choosing a checkpoint chooses its numerics.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Iterator
 from typing import Any, Literal
 
 Prediction = Literal["epsilon", "v", "x0"]
@@ -163,10 +160,10 @@ class SamplingConfig:
     guidance_rescale: float = 0.0  # share of the contrast that guidance adds to be taken back (Lin et al. 2023)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # guide only at these timesteps, as shares of the schedule
     sampler: SamplerName = "ddim"
-    blend: Literal["centre", "flat"] = "centre"  # overlapping windows: a frame counts most mid-window, or equally
-    shift_windows: bool = False  # other window positions in every step, so that no seam stays put
-    reuse: int = 1  # deep features are computed in every so-many-th step only (DeepCache); 1: in all
-    # Of the denoising UNet's passes; weights held in bfloat16 compute in it anyway. int8: of its products only (qwix).
+    blend: Literal["center", "flat"] = "center"  # overlapping windows: weights highest mid-window, or equal
+    shift_windows: bool = False  # other window positions in every step, so that seams do not stay in one place
+    deepcache_interval: int = 1  # steps from one computation of the deep features to the next (DeepCache); 1: no cache
+    # Of the denoising UNet; weights stored in bfloat16 always compute in it. int8: of its products only (qwix).
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
 
 
@@ -205,8 +202,8 @@ class DataConfig:
     batch: int = 4  # clips per step, over all processes
     frames: int = 1  # frames to denoise per clip
     consecutive: bool = False  # stage 2: neighbouring frames; otherwise drawn anywhere in the clip
-    span: int = 24  # rendered: the frames of a clip among which reference and targets are drawn
-    margin: int = 30  # recorded, stage 1: least distance in video frames from the reference; less in short clips
+    clip_frames: int = 24  # rendered: length of a clip, from which reference and targets are sampled
+    min_reference_distance: int = 30  # recorded, stage 1: in video frames; less in short clips
     stride: int | None = None  # recorded, stage 2: video frames from one frame to the next, less in short clips;
     # None follows `fps`
     fps: float | None = None  # recorded, stage 2: frames per second to train at, in whole strides of each clip's own
@@ -215,7 +212,7 @@ class DataConfig:
     # middle, as benchmarks cut it
     max_bad: float = 0.01  # recorded: share of damaged clips to replace by their neighbors before training stops
     flip: float = 0.5  # recorded: share of samples shown mirrored
-    workers: int = 1  # processes that render or decode; 0 does it in the training process
+    num_workers: int = 1  # processes that render or decode; 0: in the training process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +253,7 @@ class DiffusionLossConfig:
 
     weighting: Weighting = "none"
     gamma: float = 5.0  # bound of the weightings
-    person: float = 0.0  # extra weight of the person's pixels, on top of 1
+    person_weight: float = 0.0  # of the person's pixels, in addition to 1
     noise_offset: float = 0.0  # the PyTorch implementations use 0.05
     condition_dropout: float = 0.1  # share of clips that see neither reference nor CLIP token
     shared_noise: bool = False  # stage 2: one noise for all frames of a clip
@@ -264,25 +261,25 @@ class DiffusionLossConfig:
     # Share of clips that are denoised from what the model itself makes of pure noise, as while sampling, instead of
     # from the truth: later steps learn to mend the first one (Bengio et al. 2015; Ren et al. 2024).
     scheduled_sampling: float = 0.0
-    # Stage 2: times the predicted x0's mean absolute change from frame to frame where the true frames stand still.
-    flicker: float = 0.0
-    # Times LPIPS(VGG) between squares of the frames and what the prediction of x0 decodes to: sharper pictures in few
-    # steps (Lin & Yang 2024).
-    perceptual: float = 0.0
+    # Stage 2: of the predicted x0's mean absolute change from frame to frame where the true frames do not change.
+    flicker_weight: float = 0.0
+    # Of LPIPS(VGG) between square crops of the frames and of the decoded prediction of x0: sharper images in few steps
+    # (Lin & Yang 2024).
+    perceptual_weight: float = 0.0
     perceptual_crop: int = 64  # pixels
-    perceptual_frames: int = 1  # of each clip, drawn anew in each step
-    pixels: float = 0.0  # times the mean absolute difference of those squares, in levels of [-1, 1]
+    perceptual_frames: int = 1  # of each clip, sampled anew in each step
+    pixels_weight: float = 0.0  # of the mean absolute difference of those crops, in [-1, 1]
 
 
 @dataclasses.dataclass(frozen=True)
 class VAELossConfig:
-    """L1 + mse * MSE + perceptual * LPIPS(VGG) + kl * KL, on square crops."""
+    """L1, MSE, LPIPS(VGG) and KL, weighted, on square crops."""
 
     crop: int = 64  # pixels
-    mse: float = 2.0
-    perceptual: float = 0.25
+    mse_weight: float = 2.0  # L1 has weight 1
+    perceptual_weight: float = 0.25
     perceptual_crops: int = 4  # crops of the batch that the perceptual loss sees
-    kl: float = 1e-4  # per latent position
+    kl_weight: float = 1e-4  # per latent position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,8 +303,8 @@ class TrainConfig:
     prediction: Prediction | None = None  # what the UNet predicts
     zero_terminal_snr: bool | None = None  # the last step is pure noise; epsilon cannot work with it
     trainable: str = ".*"  # regular expression on parameter paths; the rest is frozen
-    freeze: str | None = None  # regular expression: taken away from the trainable ones
-    half: str | None = None  # regular expression: frozen parameters held (and saved) in bfloat16
+    frozen: str | None = None  # regular expression: exceptions from `trainable`
+    frozen_bf16: str | None = None  # regular expression: frozen parameters held (and saved) in bfloat16
     init: str | None = None  # checkpoint to start from (weights only); None starts fresh
     allow_changes: bool = False  # go on though options that decide the result differ from the ones it began with
     steps: int = 1000
@@ -324,7 +321,7 @@ class TrainConfig:
     log_every: int = 50
     save_every: int = 500
     save_minutes: float = 0.0  # besides, when the last save is so long ago; 0: by steps only
-    keep: int = 2  # newest checkpoints kept
+    keep_last: int = 2  # newest checkpoints kept
     keep_every: int = 0  # steps; checkpoints at its multiples are kept for good; 0: none
     preview: PreviewConfig = PreviewConfig()
     plan: str | None = None  # TPU topology such as v5e:4x4: train nothing, print what training there takes
@@ -338,82 +335,3 @@ def to_dict(config: Any) -> dict[str, Any]:
     if isinstance(config, TrainConfig) and isinstance(config.preset, Preset):
         config = dataclasses.replace(config, preset=config.preset.name)
     return dataclasses.asdict(config)
-
-
-# Field -> least and largest value, by the fields' names; other whole numbers are 1 to 65536.
-RANGES: dict[str, tuple[float, float]] = {
-    "steps_offset": (0, 100), "train_steps": (1, 100_000), "beta_start": (1e-8, 0.999), "beta_end": (1e-8, 0.999),
-    "width": (32, 4096), "height": (32, 4096), "overlap": (0, 4096), "window": (1, 4096), "reuse": (1, 1000),
-    "motion_max_length": (1, 4096), "layers_per_block": (1, 64), "num_hidden_layers": (1, 256),
-    "guidance": (-100, 100), "guidance_rescale": (0, 1), "guidance_interval": (0, 1), "fps": (0.01, 1000),
-    "scaling_factor": (1e-4, 1e4),
-}  # fmt: skip
-
-
-def problem(config: Any) -> tuple[str, Any, str] | None:
-    """The first field of a preset, or of one of its groups, that is of another type than annotated, out of its range,
-    or at odds with another: (dotted path, value, what it must be)."""
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            if found := problem(value):
-                return f"{field.name}.{found[0]}", *found[1:]
-        elif rule := field_problem(field.name, value, hint):
-            return field.name, value, rule
-    return next(((name, getattr(config, name), rule) for name, rule in _at_odds(config)), None)
-
-
-def field_problem(name: str, value: Any, hint: Any) -> str | None:
-    """The rule that a field's value breaks."""
-    origin, words = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return None if value in words and isinstance(value, str) else f"one of {', '.join(words)}"
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else field_problem(name, value, words[0])
-    if origin is tuple:
-        many = words[-1] is Ellipsis
-        if not isinstance(value, tuple) or not (1 <= len(value) <= 64 if many else len(value) == len(words)):
-            return f"a list of {'1 to 64' if many else len(words)}"
-        return next(filter(None, (field_problem(name, each, words[0]) for each in value)), None)
-    if hint in (bool, str):
-        whole = isinstance(value, hint) and (hint is bool or 0 < len(value) < 256)
-        return None if whole else {bool: "true or false", str: "a name"}[hint]
-    low, high = RANGES.get(name, (1, 65536) if hint is int else (-1e9, 1e9))
-    number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
-    if number and low <= value <= high:  # NaN is not
-        return None
-    return f"a {'whole ' if hint is int else ''}number from {low:g} to {high:g}"
-
-
-def _at_odds(config: Any) -> Iterator[tuple[str, str]]:
-    """Fields that do not go with others of their group."""
-    match config:
-        case UNetConfig():
-            if len(config.attention_levels) != len(config.block_out_channels):
-                yield "attention_levels", "as long as block_out_channels"
-            for name in ("norm_num_groups", "motion_norm_num_groups", "num_attention_heads",
-                         "motion_num_attention_heads"):  # fmt: skip
-                if any(width % getattr(config, name) for width in config.block_out_channels):
-                    yield name, f"a divisor of {', '.join(map(str, config.block_out_channels))}"
-        case VAEConfig():
-            if any(width % config.norm_num_groups for width in config.block_out_channels):
-                yield "norm_num_groups", f"a divisor of {', '.join(map(str, config.block_out_channels))}"
-        case ImageEncoderConfig():
-            if config.hidden_size % config.num_attention_heads:
-                yield "num_attention_heads", f"a divisor of {config.hidden_size}"
-            if config.patch_size > config.image_size:
-                yield "patch_size", f"at most {config.image_size}"
-        case ScheduleConfig():
-            if config.beta_start > config.beta_end:
-                yield "beta_end", f"at least beta_start, {config.beta_start}"
-        case SamplingConfig():
-            if config.overlap >= config.window:
-                yield "overlap", f"less than the window, {config.window}"
-            if config.guidance_interval[0] > config.guidance_interval[1]:
-                yield "guidance_interval", "ascending"
-        case Preset():
-            if config.sampling.window > config.model.unet.motion_max_length:
-                yield "sampling", f"of windows of at most {config.model.unet.motion_max_length} frames"
-            if config.sampling.steps > config.schedule.train_steps:
-                yield "sampling", f"of at most {config.schedule.train_steps} steps"

@@ -1,4 +1,4 @@
-"""The checkpoint families by name, and the preset that a training run or a checkpoint's file means."""
+"""The presets of the checkpoint families, of a training run, and of a checkpoint's file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from animate_jax.config import (
     Speed,
     TrainConfig,
     UNetConfig,
-    field_problem,
-    problem,
 )
 from animate_jax.errors import UserError
+from animate_jax.renamed import current_preset
+from animate_jax.validation import field_problem, problem
 
 
 @functools.cache
@@ -91,16 +91,16 @@ def find_preset(name: str) -> Preset:
 
 
 def speeds(sampling: SamplingConfig) -> dict[Speed, dict[str, Any]]:
-    """What `--speed` makes of a family's fields. docs/speed.md has the price of each."""
+    """The fields of a family's sampling that `--speed` replaces. docs/speed.md has the loss of quality of each."""
     return {
         "exact": {},
-        "fast": {"reuse": 2},
-        "fastest": {"reuse": 2, "sampler": "unipc", "steps": max(sampling.steps // 2, 1)},
+        "fast": {"deepcache_interval": 2},
+        "fastest": {"deepcache_interval": 2, "sampler": "unipc", "steps": max(sampling.steps // 2, 1)},
     }
 
 
 def preset_of(config: TrainConfig) -> Preset:
-    """The preset of a run, with what its options replace.
+    """A run's preset with the fields that its options replace.
 
     Raises:
         UserError: there is none of that name.
@@ -117,31 +117,21 @@ def preset_of(config: TrainConfig) -> Preset:
 
 
 def preset_from_dict(values: Any) -> Preset:
-    """The inverse of `config.to_dict` for a `Preset`, also of older layouts; fields that an older version did not know
-    take their defaults.
+    """The inverse of `config.to_dict` for a `Preset`, also of one stored by an earlier version: missing fields take
+    their defaults.
 
     Raises:
         ValueError: a field that is unknown, missing, of another type or out of its range: the message names it.
     """
-    preset = _build(Preset, with_frames(values), "")
+    preset = _build(Preset, current_preset(values), "")
     if found := problem(preset):
         path, value, rule = found
         raise ValueError(f"{path} is {value!r:.80} and must be {rule}")
     return preset
 
 
-def with_frames(values: Any) -> Any:
-    """A preset's values in today's layout: the fields of `frames` were among those of `sampling` once."""
-    if not isinstance(values, dict) or "frames" in values or not isinstance(values.get("sampling"), dict):
-        return values
-    names = {field.name for field in dataclasses.fields(FrameConfig)}
-    frames = {name: value for name, value in values["sampling"].items() if name in names}
-    sampling = {name: value for name, value in values["sampling"].items() if name not in names}
-    return {**values, "frames": frames, "sampling": sampling}
-
-
 def _build(cls: type, fields: Any, path: str) -> Any:
-    """A dataclass from a group of fields; `path` is the group's, for messages."""
+    """A dataclass from its fields; `path` is its own within the preset, for messages."""
     if not isinstance(fields, dict):
         raise ValueError(f"{path or 'preset'} is no group of fields")
     hints = typing.get_type_hints(cls)

@@ -73,7 +73,7 @@ def make_data_set(folder: Path, height: int, width: int) -> None:
 
 def samples_per_second(data: DataConfig, arguments: Arguments) -> float:
     stream = batches(TrainConfig("stage1", "", arguments.preset, data=data))
-    for _ in range(1 + 4 * data.workers):  # start-up, and the buffers' contents
+    for _ in range(1 + 4 * data.num_workers):  # start-up, and the buffers' contents
         next(stream)
     start, count = time.perf_counter(), 0
     while time.perf_counter() < start + arguments.seconds or not count:
@@ -121,11 +121,11 @@ def main(arguments: Arguments) -> None:
         print("| sample | workers | samples/s | frames/s | a sample: CPU time | frames decoded | bytes read |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for name, stage in STAGES.items():
-            data = dataclasses.replace(stage, root=root, split=arguments.split, batch=arguments.batch, workers=0)
+            data = dataclasses.replace(stage, root=root, split=arguments.split, batch=arguments.batch, num_workers=0)
             seconds, decoded, size = cost_of_a_sample(data, arguments.preset)
             cost = f"{1e3 * seconds:.0f} ms | {decoded:.1f} | {size / 1e3:.0f} kB"
             for workers in arguments.workers:
-                rate = samples_per_second(dataclasses.replace(data, workers=workers), arguments)
+                rate = samples_per_second(dataclasses.replace(data, num_workers=workers), arguments)
                 frames = rate * (data.frames + 1)
                 print(f"| {name} | {workers} | {rate:.1f} | {frames:.0f} | {cost} |", flush=True)
 

@@ -45,7 +45,7 @@ def main(args: Arguments) -> None:
     offsets = [stride * i // args.offsets for i in range(args.offsets)]
     length = args.frames + offsets[-1]
     cases = list(from_renderer("test_both", args.videos, length, 1, (base.height, base.width), base.fps or 10.0))
-    variants = [(blend, shift) for blend in ("centre", "flat") for shift in (False, True)]
+    variants = [(blend, shift) for blend in ("center", "flat") for shift in (False, True)]
     print(f"{args.videos} videos x {args.offsets} positions of windows, {args.frames} frames, {base.steps} steps, "
           f"windows of {base.window} with overlap {base.overlap}.\n\n| weights | windows | plain | paired |\n"
           "|---|---|---|---|")  # fmt: skip

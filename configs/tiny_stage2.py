@@ -2,8 +2,8 @@
 
     python train.py configs/tiny_stage2.py --init runs/tiny_stage1
 
-The bundled weights took `--data.frames 16 --loss.flicker 15` for a stiller background, and a perceptual loss of several
-frames of each clip so that pictures stay sharp (docs/model_card.md).
+The bundled weights took `--data.frames 16 --loss.flicker-weight 15` for a stiller background, and a perceptual loss of
+several frames of each clip so that pictures stay sharp (docs/model_card.md).
 """
 
 from animate_jax.config import DataConfig, DiffusionLossConfig, OptimConfig, TrainConfig
@@ -18,5 +18,5 @@ def get_config() -> TrainConfig:
         steps=300,
         data=DataConfig(batch=2, frames=12, consecutive=True),
         optim=OptimConfig(learning_rate=1e-3, warmup=20, decay="cosine", betas=(0.9, 0.99)),
-        loss=DiffusionLossConfig(weighting="x0", person=2.0, shared_noise=True, timestep_shift=4.0),
+        loss=DiffusionLossConfig(weighting="x0", person_weight=2.0, shared_noise=True, timestep_shift=4.0),
     )

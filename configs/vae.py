@@ -19,8 +19,8 @@ def get_config() -> TrainConfig:
         preset="paper",
         trainable=r"vae\.(decoder|post_quant_conv)\.",
         steps=10_000,
-        data=DataConfig(batch=16, frames=1, workers=8),
+        data=DataConfig(batch=16, frames=1, num_workers=8),
         optim=OptimConfig(learning_rate=1e-5, warmup=500, weight_decay=0.0, ema=0.9999),
-        vae_loss=VAELossConfig(crop=256, mse=1.0, perceptual=0.1, perceptual_crops=16, kl=0.0),
+        vae_loss=VAELossConfig(crop=256, mse_weight=1.0, perceptual_weight=0.1, perceptual_crops=16, kl_weight=0.0),
         compute_dtype="bfloat16",
     )

@@ -6,11 +6,12 @@ import json
 import pytest
 
 from animate_jax.checkpoints import checkpoint
-from animate_jax.config import ModelConfig, problem, to_dict
+from animate_jax.config import ModelConfig, to_dict
 from animate_jax.errors import UserError
 from animate_jax.presets import find_preset, preset_from_dict, presets
 from animate_jax.torch_weights.fetching import BUNDLED
 from animate_jax.training.options import differences
+from animate_jax.validation import problem
 
 PRESETS = list(presets().values())
 each_preset = pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
@@ -70,7 +71,7 @@ def replaced(preset, path, value):
         ("frames.width", "96"), ("sampling.steps", 0), ("sampling.steps", 1001), ("sampling.guidance", float("nan")),
         ("sampling.guidance", 1e30), ("sampling.guidance_interval", [0.0]), ("sampling.guidance_interval", [0.9, 0.1]),
         ("sampling.guidance_interval", [0, 2]), ("sampling.window", 64), ("sampling.overlap", 16),
-        ("sampling.reuse", 0), ("sampling.shared_noise", "false"), ("sampling", 5), ("frames", 5),
+        ("sampling.deepcache_interval", 0), ("sampling.shared_noise", "false"), ("sampling", 5), ("frames", 5),
     ],
     ids=str,
 )  # fmt: skip
@@ -94,7 +95,7 @@ def test_named_presets_are_valid(preset):
 
 def test_fields_of_later_versions_take_their_defaults():
     values = through_json(presets()["tiny"])
-    del values["sampling"]["reuse"], values["model"]["unet"]["reference"]
+    del values["sampling"]["deepcache_interval"], values["model"]["unet"]["reference"]
     assert preset_from_dict(values) == presets()["tiny"]
 
 
@@ -114,6 +115,14 @@ def test_the_older_layout_is_the_same_preset(preset):
         preset_from_dict(old)
 
 
+def test_a_preset_stored_under_old_names_is_the_same():
+    values = through_json(presets()["tiny"])
+    values["sampling"] |= {"reuse": 3, "blend": "centre"}
+    del values["sampling"]["deepcache_interval"]
+    sampling = preset_from_dict(values).sampling
+    assert (sampling.deepcache_interval, sampling.blend) == (3, "center")
+
+
 def test_the_bundled_checkpoint_carries_its_preset():
     assert checkpoint.read_preset(BUNDLED) == presets()["tiny"]
 
@@ -125,6 +134,13 @@ def test_runs_of_the_older_layout_go_on():
     assert differences({"config": {}, "preset": before_frames(tiny)}, now) == []
     larger = dataclasses.replace(tiny, frames=dataclasses.replace(tiny.frames, width=64))
     assert differences({"config": {}, "preset": before_frames(larger)}, now) == ["--size 64 -> 96"]
+
+
+def test_options_of_a_run_stored_under_old_names_are_compared():
+    preset = through_json(presets()["tiny"])
+    stored = {"config": {"loss": {"person": 2.0, "flicker": 0.0}, "data": {"workers": 8}}, "preset": preset}
+    now = {"loss": {"person_weight": 1.0, "flicker_weight": 0.0}, "data": {"num_workers": 1}}
+    assert differences(stored, {"config": now, "preset": preset}) == ["--loss.person-weight 2.0 -> 1.0"]
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():

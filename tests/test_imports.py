@@ -14,14 +14,28 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "animate_jax"
 
 # Package or file -> what it may import besides itself and, as all may, BASICS. docs/architecture.md has the same table.
-BASICS = {"atomic", "config", "errors", "images", "limits", "presets", "storage", "unpickle", "xla_flags"}
+BASICS = {
+    "atomic",
+    "config",
+    "errors",
+    "images",
+    "limits",
+    "presets",
+    "renamed",
+    "storage",
+    "unpickle",
+    "validation",
+    "xla_flags",
+}
 ALLOWED = {
     "atomic": {"errors"},
     "config": set(),
     "errors": set(),
     "images": set(),
     "limits": set(),
-    "presets": {"config", "errors"},
+    "presets": {"config", "errors", "renamed", "validation"},
+    "renamed": {"config"},
+    "validation": {"config"},
     "unpickle": {"limits"},
     "storage": {"errors"},
     "xla_flags": set(),

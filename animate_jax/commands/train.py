@@ -130,7 +130,7 @@ def train(config: TrainConfig) -> int:
 
     keep_compiled_programs()
     perceptual = None
-    if config.stage == "vae" or config.loss.perceptual:
+    if config.stage == "vae" or config.loss.perceptual_weight:
         from animate_jax.perceptual import lpips
 
         weights = lpips.load(config.lpips_weights)

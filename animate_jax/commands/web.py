@@ -15,7 +15,7 @@ import dataclasses
 import pathlib
 import signal
 import threading
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import tyro
 
@@ -42,8 +42,7 @@ class Arguments:
     host: str = "127.0.0.1"  # who may come: this machine only; 0.0.0.0: the network
     port: int = 7860  # 0 takes a free one
     limits: tyro.conf.OmitArgPrefixes[VisitorLimits] = dataclasses.field(default_factory=VisitorLimits)
-    queue_size: Annotated[int, tyro.conf.arg(aliases=["--waiting"])] = 8
-    """Visitors that may wait."""
+    queue_size: int = 8  # visitors that may wait
 
 
 def main(arguments: list[str], program: str = "animate-jax web") -> int:

@@ -38,8 +38,7 @@ class Import:
     unet: str | None = None  # Stable Diffusion UNet, for both UNets
     denoising_unet: str | None = None
     reference_unet: str | None = None
-    motion_module: Annotated[str | None, tyro.conf.arg(aliases=["--motion"])] = None
-    """AnimateDiff's, or diffusers' MotionAdapter."""
+    motion_module: str | None = None  # AnimateDiff's, or diffusers' MotionAdapter
     pose_guider: str | None = None
     pose_controlnet: str | None = None  # ControlNet whose condition embedding begins the Pose Guider
     vae: str | None = None

@@ -35,8 +35,8 @@ def recorded_dataset(config: TrainConfig) -> tuple[grain.MapDataset, int]:
     data = config.data
     if data.frames < 1:
         raise UserError(f"--data.frames {data.frames}: must be at least 1")
-    if data.margin < 0:
-        raise UserError(f"--data.margin {data.margin}: must be at least 0")
+    if data.min_reference_distance < 0:
+        raise UserError(f"--data.min-reference-distance {data.min_reference_distance}: must be at least 0")
     if data.stride is not None and data.stride < 1:
         raise UserError(f"--data.stride {data.stride}: must be at least 1")
     if data.fps is not None and not data.fps > 0:
@@ -132,9 +132,9 @@ def batches(config: TrainConfig, process: int = 0, processes: int = 1) -> BatchI
         raise UserError(f"--data.batch {data.batch}: must be a multiple of the {processes} processes")
     threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     workers = None
-    if data.workers:
+    if data.num_workers:
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, and we parse with tyro
-        workers = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=4)
+        workers = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=4)
 
     def read(dataset: grain.MapDataset) -> grain.DatasetIterator:
         stream = dataset.to_iter_dataset(threads)
@@ -150,8 +150,10 @@ def batches(config: TrainConfig, process: int = 0, processes: int = 1) -> BatchI
         return BatchIterator(read_from, data.batch, max_damaged)
 
     needed = data.frames if data.consecutive else data.frames + 1  # single targets are other frames than the reference
-    if not 1 <= data.frames <= needed <= data.span:
-        raise UserError(f"--data.frames {data.frames}: must be at least 1 and fit into --data.span {data.span}")
+    if not 1 <= data.frames <= needed <= data.clip_frames:
+        raise UserError(
+            f"--data.frames {data.frames}: must be at least 1 and fit into --data.clip-frames {data.clip_frames}"
+        )
     dataset = grain.MapDataset.range(NUM_VIRTUAL_CLIPS).map(RenderedSamples(open_source(config), config))
     # Sliced after batching: each process has consecutive rows of the batch that a single process would have.
     dataset = dataset.batch(share, drop_remainder=True)

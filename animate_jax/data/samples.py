@@ -60,12 +60,12 @@ class RenderedSamples:
         data = self.config.data
         rng = np.random.Generator(np.random.PCG64([data.seed, 1, int(index)]))
         if data.consecutive:
-            first = int(rng.integers(data.span - data.frames + 1))
+            first = int(rng.integers(data.clip_frames - data.frames + 1))
             targets = list(range(first, first + data.frames))
-            reference = int(rng.integers(data.span))
+            reference = int(rng.integers(data.clip_frames))
         else:
-            reference, *targets = map(int, rng.permutation(data.span)[: data.frames + 1])
-        picked = self.source.clip(int(index), data.span, [reference, *targets])
+            reference, *targets = map(int, rng.permutation(data.clip_frames)[: data.frames + 1])
+        picked = self.source.clip(int(index), data.clip_frames, [reference, *targets])
         return to_sample(
             picked.frames, picked.keypoints, picked.mask, preset_of(self.config), detection_rng(data, index)
         )
@@ -191,8 +191,9 @@ def warp_reference(
 def choose_frames(clip: RecordedClip, data: DataConfig, fps: float | None, rng: np.random.Generator) -> list[int]:
     """Numbers of the reference frame and then of the target frames.
 
-    As the PyTorch implementations choose them: in stage 1 at least `data.margin` frames from the reference; in stage 2
-    evenly spaced, with a stride in proportion to the clip's frame rate. In short clips margin and stride are smaller.
+    As the PyTorch implementations choose them: in stage 1 at least `data.min_reference_distance` frames from the
+    reference; in stage 2 evenly spaced, with a stride in proportion to the clip's frame rate. In short clips distance
+    and stride are smaller.
 
     Args:
         fps: the preset's frame rate, if it has one.
@@ -212,7 +213,9 @@ def choose_frames(clip: RecordedClip, data: DataConfig, fps: float | None, rng: 
         stride = min(stride, (length - 1) // max(1, data.frames - 1))
         first = int(rng.integers(length - stride * (data.frames - 1)))
         return [reference, *(first + stride * i for i in range(data.frames))]
-    margin = min(data.margin, (length - data.frames + 1) // 2)  # leaves enough frames wherever the reference lies
+    margin = min(
+        data.min_reference_distance, (length - data.frames + 1) // 2
+    )  # leaves enough frames wherever the reference lies
     distant = np.flatnonzero(np.abs(np.arange(length) - reference) >= max(1, margin))
     return [reference, *map(int, rng.permutation(distant)[: data.frames])]
 

@@ -192,11 +192,13 @@ class Denoiser:
 
         def run_unet(x: Latents | Array, t: np.ndarray | Array, window: np.ndarray, pose: Array) -> Array:
             x, pose = cast_floating((x, pose), dtype)
-            if options.reuse == 1:
+            if options.deepcache_interval == 1:
                 return self._run_unet(params, x, t, conditioning, pose, **int8).astype(jnp.float32)
             key = tuple(window.ravel().tolist())
-            kept, used = deep.pop(key, (None, options.reuse))
-            if used < options.reuse:  # of both halves, the conditional one comes last, where guidance has ended
+            kept, used = deep.pop(key, (None, options.deepcache_interval))
+            if (
+                used < options.deepcache_interval
+            ):  # of both halves, the conditional one comes last, where guidance has ended
                 shared = self.shard_batch(jnp.asarray(unpair(kept)[1] if is_paired(kept, x) else kept))
                 prediction, _ = self._run_unet_cached(params, x, t, conditioning, pose, shared, **int8)
             else:
@@ -206,7 +208,7 @@ class Denoiser:
                     near.add(key)
                 else:
                     kept = np.array(kept)  # a copy, also where host and device are one
-            if used + 1 < options.reuse:
+            if used + 1 < options.deepcache_interval:
                 deep[key] = kept, used + 1
             return prediction.astype(jnp.float32)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from animate_jax.checkpoints import checkpoint, hub
-from animate_jax.config import AnimationConfig, DType, Preset, Speed, problem
+from animate_jax.config import AnimationConfig, DType, Preset, Speed
 from animate_jax.diffusion.windowed import Latents
 from animate_jax.errors import UserError
 from animate_jax.images import Image
@@ -40,6 +40,7 @@ from animate_jax.sampling.inputs import (
 )
 from animate_jax.sampling.results import Animation, AnimationStream
 from animate_jax.torch_weights.fetching import find_checkpoint
+from animate_jax.validation import problem
 
 T = TypeVar("T")
 

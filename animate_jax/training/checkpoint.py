@@ -33,12 +33,12 @@ class Checkpoints:
     `params` is the whole model as it is sampled from (averaged weights), so a run's directory is also a sampling
     checkpoint; `train` adds what only training needs; `data` is the position of the loader. Saving is asynchronous
     and a step's directory appears only when complete: a process killed at any moment leaves the last one whole.
-    Kept are the newest `config.keep` and every multiple of `config.keep_every`.
+    Kept are the newest `config.keep_last` and every multiple of `config.keep_every`.
     """
 
     def __init__(self, config: TrainConfig):
         policies = ocp.training.preservation_policies
-        keep = [policies.LatestN(config.keep)]
+        keep = [policies.LatestN(config.keep_last)]
         if config.keep_every:
             keep.append(policies.EveryNSteps(config.keep_every))
         self._keep = policies.AnyPreservationPolicy(keep)

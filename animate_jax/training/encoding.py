@@ -222,14 +222,14 @@ def check_encoded(config: TrainConfig, encoding: Encoding) -> None:
         UserError: it needs pixels, trains what encoded them, or starts from other weights than these.
     """
     root = f"--data.root {config.data.root}: holds encoded frames"
-    options = {name: getattr(config.loss, name) for name in ("flicker", "perceptual", "pixels")}
-    needs = [f"--loss.{name} {value}" for name, value in options.items() if value]
+    options = {name: getattr(config.loss, name) for name in ("flicker_weight", "perceptual_weight", "pixels_weight")}
+    needs = [f"--loss.{name.replace('_', '-')} {value}" for name, value in options.items() if value]
     if config.stage == "vae":
         needs.append("training an autoencoder")
     if needs:
         raise UserError(f"{root}, and {needs[0]} needs pixels: give the data set of videos")
     trained = [path for path in encoding.encoders if re.match(config.trainable, path)
-               and not (config.freeze and re.match(config.freeze, path))]  # fmt: skip
+               and not (config.frozen and re.match(config.frozen, path))]  # fmt: skip
     if trained:
         raise UserError(f"{root}, and --trainable matches {trained[0]!r}: give the data set of videos")
     if config.init is None:

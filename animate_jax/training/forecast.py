@@ -15,7 +15,7 @@ from animate_jax.training.losses import DiffusionLoss
 from animate_jax.training.program import make_program
 
 CUTS = {
-    "weights": "raise --mesh.fsdp, or hold frozen ones in bfloat16 (--half)",
+    "weights": "raise --mesh.fsdp, or hold frozen ones in bfloat16 (--frozen-bf16)",
     "optimizer": "raise --mesh.fsdp, or use --optim.moments factored",
     "batch": "lower --data.batch or use more chips",
     "activations": "use --remat blocks, --compute-dtype bfloat16, a larger --accumulate or --mesh.frames",
@@ -30,8 +30,8 @@ def plan(config: TrainConfig, topology: str) -> Plan:
     """
     if config.stage == "vae":
         raise UserError("--plan: plans stage 1 and stage 2; the autoencoder trains on any chip")
-    if config.loss.perceptual:
-        raise UserError("--plan: does not know LPIPS; leave out --loss.perceptual")
+    if config.loss.perceptual_weight:
+        raise UserError("--plan: does not know LPIPS; leave out --loss.perceptual-weight")
     jax.config.update("jax_platforms", "cpu")  # nothing runs; libtpu must not look for a TPU
     mesh = make_mesh(config.mesh, topology_devices(topology))
     program = make_program(config, DiffusionLoss(config), mesh)

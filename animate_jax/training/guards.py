@@ -162,8 +162,8 @@ def check_memory(state: State, layout: State, mesh: Mesh) -> None:
     if there is not None and needed > there:
         raise UserError(
             f"weights, moments and gradients take {needed / GB:.1f} GB, before any activations, and {where} "
-            f"{there / GB:.1f} GB: divide them (--mesh.fsdp), hold less of them (--optim.moments factored, --half, "
-            "--optim.ema 0), or train less (--trainable)"
+            f"{there / GB:.1f} GB: divide them (--mesh.fsdp), hold less of them (--optim.moments factored, "
+            "--frozen-bf16, --optim.ema 0), or train less (--trainable)"
         )
 
 

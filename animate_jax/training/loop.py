@@ -172,7 +172,7 @@ def check_options(config: TrainConfig) -> None:
     Raises:
         UserError: a number that is impossible.
     """
-    for option in ("steps", "log_every", "save_every", "keep", "accumulate"):
+    for option in ("steps", "log_every", "save_every", "keep_last", "accumulate"):
         if getattr(config, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(config, option)}: must be at least 1")
     for option in ("save_minutes", "hang_minutes"):

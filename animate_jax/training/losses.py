@@ -67,7 +67,7 @@ class DiffusionLoss(Loss):
     frames and CLIP's pixels.
 
     Args:
-        perceptual: needed if `config.loss.perceptual` is not 0.
+        perceptual: needed if `config.loss.perceptual_weight` is not 0.
 
     Raises:
         UserError: more frames than the temporal layers take, a size that the autoencoder cannot halve, a square that
@@ -120,7 +120,7 @@ class DiffusionLoss(Loss):
             "noise": noise,
             "keep_condition": jax.random.bernoulli(keys[3], 1 - options.condition_dropout, (clips,)),
         }
-        if options.perceptual or options.pixels:
+        if options.perceptual_weight or options.pixels_weight:
             shuffled = jax.vmap(functools.partial(jax.random.permutation, x=frames))
             sampled["crop_keys"] = jax.random.split(jax.random.fold_in(key, 5), clips)
             sampled["decoded_frames"] = shuffled(jax.random.split(jax.random.fold_in(key, 7), clips))
@@ -151,18 +151,18 @@ class DiffusionLoss(Loss):
         prediction = denoise(x_t, t)
         total, metrics = self._denoising(prediction, x0, noise, per_frame, batch)
         predicted_x0 = self.schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0]
-        if self.temporal and options.flicker:
+        if self.temporal and options.flicker_weight:
             metrics["flicker"] = flicker(predicted_x0, batch["frames"]).mean()
-            total += options.flicker * metrics["flicker"]
-        if options.perceptual or options.pixels:
+            total += options.flicker_weight * metrics["flicker"]
+        if options.perceptual_weight or options.pixels_weight:
             truth, decoded = self._decoded_crops(model, predicted_x0, batch, warped)
-            if options.perceptual:
+            if options.perceptual_weight:
                 assert self.distance is not None
                 metrics["lpips"] = self.distance(truth, decoded).mean()
-                total += options.perceptual * metrics["lpips"]
-            if options.pixels:
+                total += options.perceptual_weight * metrics["lpips"]
+            if options.pixels_weight:
                 metrics["l1"] = jnp.abs(truth - decoded).mean()
-                total += options.pixels * metrics["l1"]
+                total += options.pixels_weight * metrics["l1"]
         return total, metrics
 
     def _encode(self, model: AnimateAnyone, batch: Batch) -> tuple[Array, Array, Array]:
@@ -211,7 +211,7 @@ class DiffusionLoss(Loss):
         own = batch["use_own_sample"][..., 0, 0, 0] if options.scheduled_sampling else None
         effective_t = per_frame if own is None else jnp.where(own, self.last, per_frame)
         weight = loss_weight(self.schedule, effective_t.reshape(-1), options.weighting, options.gamma)
-        person = self._person_weight(batch["masks"]) if options.person else None
+        person = self._person_weight(batch["masks"]) if options.person_weight else None
         error = weighted_mse(merge_frames(prediction), merge_frames(target), jnp.ones_like(weight), person)
         quarter = per_frame.reshape(-1) * 4 // self.preset.schedule.train_steps
         # NaN where no sample of the batch falls into that quarter of the noise levels.
@@ -225,7 +225,7 @@ class DiffusionLoss(Loss):
         step = self.downscale
         masks = masks.astype(jnp.float32) / 255
         inside = masks.reshape(clips, frames, height // step, step, width // step, step).mean((3, 5))[..., None]
-        return merge_frames(1 + self.options.person * inside)
+        return merge_frames(1 + self.options.person_weight * inside)
 
     def _decoded_crops(
         self, model: AnimateAnyone, predicted_x0: Array, batch: Batch, warped: WarpedReference
@@ -306,9 +306,8 @@ class VAELoss(Loss):
             "lpips": self.distance(images[first], result[first]).mean(),
             "kl": 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).sum(-1).mean(),
         }
-        total = (
-            parts["l1"] + options.mse * parts["mse"] + options.perceptual * parts["lpips"] + options.kl * parts["kl"]
-        )
+        total = parts["l1"] + options.mse_weight * parts["mse"]
+        total = total + options.perceptual_weight * parts["lpips"] + options.kl_weight * parts["kl"]
         psnr = -10 * jnp.log10(parts["mse"] / 4)
         return total, {**parts, "psnr": psnr, "latent_std": mean.std()}
 

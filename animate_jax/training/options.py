@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from animate_jax.presets import with_frames
+from animate_jax.renamed import current_options, current_preset
 
 # These decide neither the data's order nor what a step computes. Whatever is not listed is compared.
 FREE = (
     "output", "init", "steps", "accumulate", "remat", "lpips_weights", "log_every", "save_every", "save_minutes",
-    "keep", "keep_every", "hang_minutes", "allow_changes", "plan", "profile", "wandb", "data.workers", "data.max_bad",
+    "keep_last", "keep_every", "hang_minutes", "allow_changes", "plan", "profile", "wandb", "data.num_workers",
+    "data.max_bad",
 )  # fmt: skip
 FREE_GROUPS = ("mesh.", "preview.")
 # Compared as the preset that they lead to.
@@ -28,8 +29,9 @@ def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     Options that one of them does not know, of an older or newer version of the program, are left out.
     """
-    stored = {**stored, "preset": with_frames(stored["preset"])}
+    stored = {**stored, "preset": current_preset(stored["preset"])}
     stored, now = ({part: _flat(values[part]) for part in ("config", "preset")} for values in (stored, now))
+    stored["config"] = current_options(stored["config"])
     found = []
     names = stored["preset"].get("name"), now["preset"]["name"]
     for path, old, new in _changed(stored["preset"], now["preset"]):

@@ -74,7 +74,7 @@ def recorded_clips(config: TrainConfig) -> list[HeldOut]:
         return []
     from animate_jax.data.records import RecordedClips  # protobuf and array_record; only runs that read clips
 
-    data = dataclasses.replace(data, frames=options.frames, consecutive=True, flip=0.0, workers=0)
+    data = dataclasses.replace(data, frames=options.frames, consecutive=True, flip=0.0, num_workers=0)
     for split in dict.fromkeys((options.split, "validation", "test")):
         if split == data.split:
             continue

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from animate_jax.config import TrainConfig, problem
+from animate_jax.config import TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.parallel.chips import find_chip
@@ -48,7 +48,7 @@ def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> 
     graphdef, shapes = abstract_model(preset.model, config.remat)
     tx = make_optimizer(config.optim, config.steps)
     initial = functools.partial(make_state, trainable=config.trainable, tx=tx, ema=config.optim.ema > 0,
-                                freeze=config.freeze, half=config.half)  # fmt: skip
+                                freeze=config.frozen, half=config.frozen_bf16)  # fmt: skip
     abstract = jax.eval_shape(initial, shapes)
     step = make_step(graphdef, loss, tx, config.optim.ema, config.accumulate, config.compute_dtype,
                      gathers_once(config, loss, mesh, abstract), config.optim.gradient_dtype)  # fmt: skip

@@ -42,7 +42,7 @@ def make_state(
 
     chosen = {path: array for path, array in params.items() if matches(trainable, path) and not matches(freeze, path)}
     if not chosen and freeze is not None:
-        raise UserError(f"--trainable {trainable!r} and --freeze {freeze!r} leave no parameter to train")
+        raise UserError(f"--trainable {trainable!r} and --frozen {freeze!r} leave no parameter to train")
     if not chosen:
         raise UserError(f"--trainable {trainable!r} matches no parameter; paths look like {next(iter(params))!r}")
     return {

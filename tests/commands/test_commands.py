@@ -16,7 +16,9 @@ import tyro
 import animate_jax
 from animate_jax.__main__ import COMMANDS, main
 from animate_jax.commands import completion, doctor, train, web, weights
+from animate_jax.config import TrainConfig
 from animate_jax.models.self_test import WrongResult
+from animate_jax.renamed import TRAIN_OPTIONS, current_flags
 from animate_jax.xla_flags import WITHOUT_YNNPACK
 
 pytestmark = pytest.mark.compiles
@@ -48,15 +50,32 @@ def test_every_command_is_called_in_the_same_way(name):
 
 
 @pytest.mark.parametrize(
-    "options, arguments, field, value",
+    "command, options, arguments, field, value",
     [
-        (web.Arguments, ["--waiting", "3"], "queue_size", 3),
-        (weights.Import, ["--output", "ckpt", "--motion", "mm.ckpt"], "motion_module", "mm.ckpt"),
+        ("web", web.Arguments, ["--waiting", "3"], "queue_size", 3),
+        ("weights", weights.Import, ["--output", "ckpt", "--motion", "mm.ckpt"], "motion_module", "mm.ckpt"),
+        ("train", TrainConfig, ["--stage", "vae", "--output", "run", "--half=vae"], "frozen_bf16", "vae"),
     ],
-    ids=["web", "weights"],
+    ids=["web", "weights", "train"],
 )
-def test_old_flags_are_read_for_a_release(options, arguments, field, value):
-    assert getattr(tyro.cli(options, args=arguments), field) == value
+def test_old_flags_are_read_for_a_release(command, options, arguments, field, value, monkeypatch):
+    found = []
+    module = importlib.import_module(f"animate_jax.commands.{command}")
+    monkeypatch.setattr(module, "main", lambda arguments, program: found.append(tyro.cli(options, args=arguments)) or 0)
+    assert main([command, *arguments]) == 0 and getattr(found[0], field) == value
+
+
+@pytest.mark.parametrize("old, new", TRAIN_OPTIONS.items())
+def test_every_new_name_of_a_training_option_exists(old, new):
+    def has(config, path):
+        name, _, rest = path.partition(".")
+        return hasattr(config, name) and (not rest or has(getattr(config, name), rest))
+
+    config = TrainConfig("vae", "run")
+    assert has(config, new) and not has(config, old)
+    flag = f"--{old.replace('_', '-')}"
+    assert current_flags("train", ["tiny_vae", flag, "1"]) == ["tiny_vae", f"--{new.replace('_', '-')}", "1"]
+    assert current_flags("sample", [flag, "1"]) == [flag, "1"]
 
 
 def test_weights_may_lie_in_a_bucket():

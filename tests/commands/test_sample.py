@@ -357,7 +357,7 @@ def tiny_config(tmp_path):
     path.write_text(
         "from animate_jax.config import DataConfig, TrainConfig\n"
         "def get_config():\n"
-        f"    return TrainConfig('stage1', {str(tmp_path / 'run')!r}, data=DataConfig(batch=2, workers=0))\n"
+        f"    return TrainConfig('stage1', {str(tmp_path / 'run')!r}, data=DataConfig(batch=2, num_workers=0))\n"
     )
     return path
 
@@ -367,16 +367,16 @@ def tiny_config(tmp_path):
     [
         (["--preset", "huge"], "--preset 'huge': choose one of paper, moore, moore-fixed, musepose, novita, tiny"),
         (["--data.batch", "0"], "--data.batch 0: must be"),
-        (["--data.frames", "30"], "--data.frames 30: must be at least 1 and fit into --data.span 24"),
+        (["--data.frames", "30"], "--data.frames 30: must be at least 1 and fit into --data.clip-frames 24"),
         (["--data.split", "dev"], "mocap_people: there is no split 'dev'; choose one of"),
-        (["--stage", "stage2", "--data.frames", "40", "--data.span", "50"], "--data.frames 40: .* at most 32"),
+        (["--stage", "stage2", "--data.frames", "40", "--data.clip-frames", "50"], "--data.frames 40: .* at most 32"),
         (["--steps", "0"], "--steps 0: must be at least 1"),
         (["--optim.decay-start", "900"], "--optim.decay-start 900.0: is a share of all steps, from 0 to 1"),
         (["--trainable", "motion"], "--trainable 'motion' matches no parameter; paths look like"),
         (["--init", "nowhere"], "nowhere: no such checkpoint: give"),
         (["--stage", "vae", "--lpips-weights", "nowhere"], "nowhere"),
-        (["--stage", "stage1", "--loss.perceptual", "0.3", "--lpips-weights", "nowhere"], "nowhere"),
-        (["--stage", "stage1", "--loss.perceptual", "0.3", "--plan", "v5e:4x4"], "--plan: does not know LPIPS"),
+        (["--stage", "stage1", "--loss.perceptual-weight", "0.3", "--lpips-weights", "nowhere"], "nowhere"),
+        (["--stage", "stage1", "--loss.perceptual-weight", "0.3", "--plan", "v5e:4x4"], "--plan: does not know LPIPS"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -414,7 +414,7 @@ def test_options_and_batches_reach_the_loop(name, micro, monkeypatch, tmp_path):
     monkeypatch.setattr("animate_jax.training.loop.run", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr("animate_jax.perceptual.lpips.load", lambda path: {})
     monkeypatch.setattr(train, "with_carried_preset", lambda config, named: dataclasses.replace(config, preset=micro))
-    options = ["--steps", "7", "--optim.learning-rate", "0.5", "--data.workers", "0", "--data.frames", "2"]
+    options = ["--steps", "7", "--optim.learning-rate", "0.5", "--data.num-workers", "0", "--data.frames", "2"]
     assert train.main([str(ROOT / "configs" / f"{name}.py"), *options]) == 0
     ((config, _, data, *_),) = seen
     assert (config.steps, config.optim.learning_rate, config.preset) == (7, 0.5, micro)

@@ -15,9 +15,9 @@ from tests.conftest import training
 
 HEIGHT, WIDTH, FPS = 96, 80, 30
 
-FRAMES = DataConfig(batch=2, frames=3, span=8, workers=0)
+FRAMES = DataConfig(batch=2, frames=3, clip_frames=8, num_workers=0)
 CLIPS = dataclasses.replace(FRAMES, consecutive=True)
-STAGE_1 = dataclasses.replace(FRAMES, batch=4, frames=2, margin=10)
+STAGE_1 = dataclasses.replace(FRAMES, batch=4, frames=2, min_reference_distance=10)
 STAGE_2 = dataclasses.replace(STAGE_1, consecutive=True, frames=5)
 
 

@@ -23,7 +23,7 @@ from tests.conftest import MICRO, training
 pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 EXACT = EncodeOptions(dtype="float32", mirrored=True, batch=7)
-DATA = DataConfig(batch=4, frames=2, margin=10, framing="frame", workers=0)
+DATA = DataConfig(batch=4, frames=2, min_reference_distance=10, framing="frame", num_workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,8 @@ def test_mirrored_frames_that_there_are_not_are_refused(encoded, tmp_path, micro
     "options, words",
     [
         ({"stage": "vae"}, "training an autoencoder needs pixels"),
-        ({"loss": DiffusionLossConfig(flicker=1.0)}, "--loss.flicker 1.0 needs pixels"),
-        ({"loss": DiffusionLossConfig(perceptual=0.1)}, "--loss.perceptual 0.1 needs pixels"),
+        ({"loss": DiffusionLossConfig(flicker_weight=1.0)}, "--loss.flicker-weight 1.0 needs pixels"),
+        ({"loss": DiffusionLossConfig(perceptual_weight=0.1)}, "--loss.perceptual-weight 0.1 needs pixels"),
         ({"trainable": ".*"}, "--trainable matches '(vae|image_encoder)"),
         ({"init": None}, "give --init"),
     ],

@@ -60,7 +60,7 @@ def test_impossible_options(micro, data, processes):
 
 def test_a_worker_makes_the_same_batches_and_misses_ctrl_c(micro):
     """A terminal's Ctrl-C goes to a process group; the training process must outlive it to save."""
-    stream = batches(training(dataclasses.replace(FRAMES, workers=1), micro))
+    stream = batches(training(dataclasses.replace(FRAMES, num_workers=1), micro))
     expected = batches(training(FRAMES, micro))
     for _ in range(2):
         assert_equal(next(stream), next(expected))
@@ -72,7 +72,7 @@ def test_a_worker_makes_the_same_batches_and_misses_ctrl_c(micro):
 def test_a_recorded_batch_has_the_form_of_a_rendered_one(micro, stage_2):
     batch, rendered = (
         next(batches(training(stage_2, micro))),
-        next(batches(training(dataclasses.replace(STAGE_2, span=8), micro))),
+        next(batches(training(dataclasses.replace(STAGE_2, clip_frames=8), micro))),
     )
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (v.shape, v.dtype) for k, v in rendered.items()}
     assert batch["poses"].max() > 100 and 0.05 < (batch["masks"] > 127).mean() < 0.9
@@ -91,7 +91,7 @@ def test_too_short_a_clip(micro, stage_1, tmp_path, write, clips):
     root = str(write(tmp_path / "set", [clips(0, 3)], shards=1))
     next(batches(training(dataclasses.replace(stage_1, root=root), micro)))
     for workers in (0, 1):
-        stream = batches(training(dataclasses.replace(stage_1, root=root, frames=3, workers=workers), micro))
+        stream = batches(training(dataclasses.replace(stage_1, root=root, frames=3, num_workers=workers), micro))
         with pytest.raises(UserError, match="clip clip0 has 3 frames, a sample takes 4: lower"):
             next(stream)
         stream.close()
@@ -100,7 +100,7 @@ def test_too_short_a_clip(micro, stage_1, tmp_path, write, clips):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_clip_is_replaced_by_the_next_and_told(micro, stage_1, damaged, workers, capfd):
     root, numbers = damaged
-    data = dataclasses.replace(stage_1, root=root, workers=workers, max_bad=0.1)  # 2 of 13
+    data = dataclasses.replace(stage_1, root=root, num_workers=workers, max_bad=0.1)  # 2 of 13
     stream, whole = batches(training(data, micro)), batches(training(stage_1, micro))
     for _ in range(7):  # more than two epochs
         got, expected = clip_and_frame_numbers(next(stream))[0], clip_and_frame_numbers(next(whole))[0]
@@ -135,7 +135,7 @@ def test_every_clip_once_per_epoch_in_a_new_order(micro, stage_1):
 
 
 def test_workers_on_recorded_clips_miss_ctrl_c(micro, stage_1):
-    stream = batches(training(dataclasses.replace(stage_1, workers=2), micro))
+    stream = batches(training(dataclasses.replace(stage_1, num_workers=2), micro))
     for _ in range(2):
         next(stream)
     groups = {os.getpgid(child.pid) for child in multiprocessing.active_children()}
@@ -147,7 +147,7 @@ def test_workers_on_recorded_clips_miss_ctrl_c(micro, stage_1):
     "options",
     [
         {"frames": 0},
-        {"margin": -1},
+        {"min_reference_distance": -1},
         {"stride": 0},
         {"flip": 1.5},
         {"fps": 0.0},
@@ -160,6 +160,7 @@ def test_workers_on_recorded_clips_miss_ctrl_c(micro, stage_1):
 )
 def test_impossible_options_for_recorded_clips(micro, stage_1, options):
     with pytest.raises(
-        UserError, match=r"^--data\.(frames|margin|stride|fps|max-bad|flip|batch|root) .*: .*(must be|choose|check)"
+        UserError,
+        match=r"^--data\.(frames|min-reference-distance|stride|fps|max-bad|flip|batch|root) .*: .*(must|choose|check)",
     ):
         batches(training(dataclasses.replace(stage_1, **options), micro))

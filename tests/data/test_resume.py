@@ -34,10 +34,10 @@ def test_the_position_resumes_exactly(micro, numbers):
 @pytest.mark.parametrize("before, after", [(0, 1), (1, 0), (1, 2), (2, 1)])
 def test_rendered_data_resume_with_other_workers(micro, before, after):
     expected = batches(training(CLIPS, micro))
-    stream = batches(training(dataclasses.replace(CLIPS, workers=before), micro))
+    stream = batches(training(dataclasses.replace(CLIPS, num_workers=before), micro))
     for _ in range(3):
         assert_equal(next(stream), next(expected))
-    again = batches(training(dataclasses.replace(CLIPS, workers=after), micro))
+    again = batches(training(dataclasses.replace(CLIPS, num_workers=after), micro))
     again.set_state(stream.get_state())
     for _ in range(3):
         assert_equal(next(again), next(expected))
@@ -77,14 +77,14 @@ def test_the_number_of_processes_may_change(micro, stage_1, after):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_recorded_position_resumes_exactly(micro, stage_2, workers):
-    data = dataclasses.replace(stage_2, workers=workers)
+    data = dataclasses.replace(stage_2, num_workers=workers)
     stream = batches(training(data, micro))
     for _ in range(2):
         next(stream)
     state = stream.get_state()
     expected = [next(stream) for _ in range(3)]
     stream.close()
-    again = batches(training(dataclasses.replace(stage_2, workers=0), micro))
+    again = batches(training(dataclasses.replace(stage_2, num_workers=0), micro))
     again.set_state(state)
     for batch in expected:
         assert_equal(next(again), batch)

@@ -87,7 +87,7 @@ def test_clips_are_consecutive_frames_and_the_reference_is_anywhere(micro, numbe
 
 @pytest.mark.parametrize("margin, frames, least", [(30, 1, 20), (30, 35, 3), (30, 39, 1), (0, 1, 1)])
 def test_a_short_clip_has_a_smaller_margin(clip, margin, frames, least):
-    data, rng = dataclasses.replace(STAGE_1, margin=margin, frames=frames), np.random.default_rng(0)
+    data, rng = dataclasses.replace(STAGE_1, min_reference_distance=margin, frames=frames), np.random.default_rng(0)
     for _ in range(200):
         reference, *targets = choose_frames(clip, data, 10.0, rng)
         assert len(set(targets)) == frames

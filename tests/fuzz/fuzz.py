@@ -292,7 +292,7 @@ class DataSets(Kind):
             shutil.rmtree(path / "clips")
             self.write(path / "clips" / "1.0.0", [record.read_bytes(), self.records[1]])
         recorded = RecordedClips(str(path), "train")
-        samples = RecordedSamples(TrainConfig("stage1", "", self.preset, data=DataConfig(frames=2, workers=0)))
+        samples = RecordedSamples(TrainConfig("stage1", "", self.preset, data=DataConfig(frames=2, num_workers=0)))
         for index in range(len(recorded)):
             samples(index, recorded[index])
 

@@ -78,7 +78,7 @@ if sys.argv[2] == "small":
     batch = {"frames": random.standard_normal((32, 2, 4, 12), np.float32)}
 else:
     config = TrainConfig(stage="stage2", output="", preset=MICRO, data=DataConfig(batch=16, frames=2),
-                         loss=DiffusionLossConfig(person=1.0, weighting="min_snr", flicker=0.1))
+                         loss=DiffusionLossConfig(person_weight=1.0, weighting="min_snr", flicker_weight=0.1))
     graphdef, shapes = abstract_model(MICRO.model)
     loss, trainable = DiffusionLoss(config), "denoising_unet|pose_guider"
     batch = {name: random.integers(0, 256, leaf.shape).astype(leaf.dtype)

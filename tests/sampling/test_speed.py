@@ -77,13 +77,13 @@ def test_deep_features_are_reused_as_often_as_asked(pipeline, monkeypatch):
         lambda params, x, *rest: calls.append((len(x), len(rest) - 3)) or original(params, x, *rest),
     )  # fmt: skip
     exact = latents(pipeline, steps=5)
-    np.testing.assert_allclose(latents(pipeline, steps=5, reuse=1), exact, rtol=1e-5)
+    np.testing.assert_allclose(latents(pipeline, steps=5, deepcache_interval=1), exact, rtol=1e-5)
     assert calls == []
-    reused = latents(pipeline, steps=5, reuse=2, guidance_interval=(0.5, 1.0))
+    reused = latents(pipeline, steps=5, deepcache_interval=2, guidance_interval=(0.5, 1.0))
     assert calls == [(2, 0), (2, 1), (2, 0), (1, 1), (1, 0)]
     assert np.abs(reused - exact).max() > 1e-3
     calls.clear()
-    latents(pipeline, frames=7, steps=2, reuse=2)  # two windows, each with features of its own
+    latents(pipeline, frames=7, steps=2, deepcache_interval=2)  # two windows, each with features of its own
     assert calls == [(2, 0), (2, 0), (2, 1), (2, 1)]
 
 
@@ -94,7 +94,7 @@ def test_the_device_never_holds_the_features_of_a_long_video(pipeline, shift):
     def most(frames):
         held, before = [], sum(array.nbytes for array in jax.live_arrays())
         watch = lambda *_: held.append(sum(array.nbytes for array in jax.live_arrays()))  # noqa: E731
-        options = pipeline.options(steps=3, reuse=2, shift_windows=shift)
+        options = pipeline.options(steps=3, deepcache_interval=2, shift_windows=shift)
         conditioning = pipeline.precompute_conditioning(picture(), POSES[0], options)
         made = pipeline.sample(conditioning, np.resize(POSES, (frames, 64, 48, 3)), options, 0, False, watch)
         return max(held) - before, made
@@ -124,7 +124,7 @@ def test_products_of_8_bit_integers_are_near(pipeline):
     assert rounded.dtype == np.float32
     assert 0.001 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.1
     with mock.patch.dict("sys.modules", qwix=None), pytest.raises(UserError, match=r"animate-jax\[int8\]"):
-        latents(pipeline, dtype="int8", reuse=2)
+        latents(pipeline, dtype="int8", deepcache_interval=2)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -148,6 +148,6 @@ def test_speeds(pipeline, micro):
     assert pipeline.options() == pipeline.options(speed="exact") == micro.animation
     for name, fields in speeds(micro.sampling).items():
         assert dataclasses.asdict(pipeline.options(speed=name)).items() >= fields.items()
-    assert pipeline.options(speed="fastest", reuse=7).reuse == 7
-    with pytest.raises(UserError, match="--reuse 0"):
-        pipeline.options(reuse=0)
+    assert pipeline.options(speed="fastest", deepcache_interval=7).deepcache_interval == 7
+    with pytest.raises(UserError, match="--deepcache-interval 0"):
+        pipeline.options(deepcache_interval=0)

@@ -56,7 +56,7 @@ def test_the_commands_of_the_training_page(moore_directory, small_presets, tmp_p
     sd15, runs = str(tmp_path / "sd15"), [str(tmp_path / "stage1"), str(tmp_path / "stage2")]
     assert main(["import", "sd15", "--unet", unet, "--vae", vae, "--image-encoder", clip, "--output", sd15]) == 0
     capfd.readouterr()
-    small = ["--size", "64", "64", "--steps", "1", "--data.batch", "1", "--data.workers", "0"]
+    small = ["--size", "64", "64", "--steps", "1", "--data.batch", "1", "--data.num-workers", "0"]
     assert train.main(["stage1", "--init", sd15, "--output", runs[0], *small]) == 0
     said = capfd.readouterr().err
     assert f"{sd15}: has no motion_module, pose_guider: starting fresh" in said and "step 1 of 1, loss " in said

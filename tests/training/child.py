@@ -55,7 +55,7 @@ def train(options):
     output.mkdir(parents=True, exist_ok=True)
     data = DataConfig(batch=BATCH)
     if real := options.get("real", False):
-        data = DataConfig(batch=2, frames=1, span=4, workers=1)
+        data = DataConfig(batch=2, frames=1, clip_frames=4, num_workers=1)
     config = TrainConfig(
         preset=MICRO, stage="stage1", output=str(output),
         init=options["init"], log_every=1, save_every=options["save_every"],

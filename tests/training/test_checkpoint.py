@@ -20,7 +20,7 @@ pytestmark = pytest.mark.compiles
 
 @pytest.fixture
 def config(tmp_path):
-    return TrainConfig(stage="stage1", output=str(tmp_path), preset=MICRO, keep=2)
+    return TrainConfig(stage="stage1", output=str(tmp_path), preset=MICRO, keep_last=2)
 
 
 def numbers():
@@ -95,5 +95,5 @@ def test_the_position_of_another_number_of_processes(config, micro):
 def test_a_checkpoint_tells_its_configuration(config, micro):
     save(config, micro, [1])
     stored = json.loads((Path(config.output) / "checkpoints" / "1" / "_CHECKPOINT_METADATA").read_text())
-    assert stored["custom_metadata"]["config"]["keep"] == 2
+    assert stored["custom_metadata"]["config"]["keep_last"] == 2
     assert stored["custom_metadata"]["preset"]["name"] == micro.name

@@ -85,7 +85,7 @@ TRAINED = {"stage1": r"denoising_unet\.(up_blocks|conv)", "vae": r"vae\.(encoder
 def whole(request, micro, micro_params, batch, compile_fast):
     """A stage's configuration, and its step over the whole batch in float32 without rematerialisation."""
     options = VAELossConfig(crop=16, perceptual_crops=100)
-    loss = DiffusionLossConfig(weighting="min_snr", person=2.0, noise_offset=0.05, condition_dropout=0.5)
+    loss = DiffusionLossConfig(weighting="min_snr", person_weight=2.0, noise_offset=0.05, condition_dropout=0.5)
     config = TrainConfig(stage=request.param, output="runs/test", preset=MICRO, loss=loss, vae_loss=options)
     return config, *gradients(micro, micro_params, config, batch, TRAINED[config.stage])
 
@@ -202,7 +202,7 @@ def test_overfitting_four_clips(name, micro, micro_params, model):
                                  remat="none", loss=DiffusionLossConfig(condition_dropout=0.0))  # fmt: skip
     batch, steps = four_clips(), {"stage1": 450, "stage2": 150}[name]
     tx = make_optimizer(dataclasses.replace(config.optim, learning_rate=3e-3, weight_decay=0.0), 600)
-    first = make_state(micro_params, config.trainable, tx, ema=False, half=config.half)
+    first = make_state(micro_params, config.trainable, tx, ema=False, half=config.frozen_bf16)
     loss = losses.DiffusionLoss(config)
     apply = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, tx, ema=0.0))
     state, values = first, []
@@ -225,7 +225,7 @@ def test_what_the_stages_train(name, micro_params):
     """Stage 1: UNets and Pose Guiders but no temporal layer; stage 2: temporal layers alone. (That frozen parameters
     stay the same in a step, `test_step.py` sees.)"""
     config = runpy.run_path(f"configs/{name}.py")["get_config"]()
-    state = make_state(micro_params, config.trainable, optax.identity(), ema=False, half=config.half)
+    state = make_state(micro_params, config.trainable, optax.identity(), ema=False, half=config.frozen_bf16)
     temporal = {path for path in micro_params if ".motion_modules." in path}
     known = {path for path in micro_params if path.startswith(("vae.", "image_encoder."))}
     assert state["trainable"].keys() == (temporal if name == "stage2" else micro_params.keys() - temporal - known)

@@ -73,7 +73,7 @@ class Numbers(Iterator):
 def pulling(output, init) -> TrainConfig:
     return TrainConfig(
         preset=MICRO, stage="stage1", output=str(output), init=str(init), trainable=r"vae\.quant_conv\.bias",
-        steps=6, log_every=2, save_every=100, keep=10, data=DataConfig(batch=2),
+        steps=6, log_every=2, save_every=100, keep_last=10, data=DataConfig(batch=2),
         optim=OptimConfig(learning_rate=0.1, decay="cosine"),
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def test_everything_that_is_frozen_stays_bit_equal(finished, micro_params):
 
 
 def test_logs_and_checkpoints_come_when_they_should(config, micro):
-    run(changed(config, log_every=3, save_every=2, steps=5, keep=2), pull, Numbers())
+    run(changed(config, log_every=3, save_every=2, steps=5, keep_last=2), pull, Numbers())
     assert saved(config) == [4, 5]
     assert [line["step"] for line in log(config)] == [2, 3, 4, 5]
     assert all(line.keys() >= {"loss", "grad_norm", "number", "steps_per_second", "data_wait"} for line in log(config))
@@ -341,7 +341,9 @@ def test_what_decides_the_result_cannot_change_unnoticed(config, micro):
 
 def test_harmless_changes_and_wanted_ones_go_on(config, micro, capfd):
     run(config, pull, Numbers(stop=2))
-    harmless = changed(config, steps=3, log_every=1, keep=3, mesh=MeshConfig(), data=DataConfig(batch=2, workers=3))
+    harmless = changed(
+        config, steps=3, log_every=1, keep_last=3, mesh=MeshConfig(), data=DataConfig(batch=2, num_workers=3)
+    )
     run(harmless, pull, Numbers())
     assert "other options" not in capfd.readouterr().err
     wanted = changed(config, steps=4, seed=7, allow_changes=True)
@@ -436,7 +438,7 @@ def test_a_missing_part_that_would_stay_as_it_is_is_refused(config, micro, micro
         ({"steps": 0}, "--steps 0: must be at least 1"),
         ({"log_every": 0}, "--log-every 0: must be at least 1"),
         ({"save_every": -1}, "--save-every -1: must be at least 1"),
-        ({"keep": 0}, "--keep 0: must be at least 1"),
+        ({"keep_last": 0}, "--keep-last 0: must be at least 1"),
         ({"accumulate": 0}, "--accumulate 0: must be at least 1"),
         ({"save_minutes": -1.0}, "--save-minutes -1.0: must be at least 0"),
         ({"hang_minutes": float("nan")}, "--hang-minutes nan: must be at least 0"),
@@ -474,7 +476,7 @@ def test_rendered_people_resume_exactly(config, micro, tmp_path):
         return pull(model, {"number": batch["frames"].astype(jnp.float32)}, key)
 
     optim = dataclasses.replace(config.optim, decay="constant")
-    config = changed(config, log_every=1, data=DataConfig(batch=2, frames=2, span=6, workers=0), optim=optim)
+    config = changed(config, log_every=1, data=DataConfig(batch=2, frames=2, clip_frames=6, num_workers=0), optim=optim)
     straight = run(config, pull_to_frames, batches(config))
     halves = changed(config, output=str(tmp_path / "halves"))
     run(changed(halves, steps=3), pull_to_frames, batches(config))
@@ -494,7 +496,7 @@ def stage(tmp_path, micro_checkpoint):
     def make(name, **fields):
         config = runpy.run_path(str(ROOT / "configs" / f"tiny_{name}.py"))["get_config"]()
         optim = dataclasses.replace(config.optim, learning_rate=1e-2, warmup=1, decay="constant", ema=0.0)
-        data = dataclasses.replace(config.data, batch=2, frames=2, workers=0, span=6)
+        data = dataclasses.replace(config.data, batch=2, frames=2, num_workers=0, clip_frames=6)
         small = {
             "preset": MICRO,
             "output": str(tmp_path / name),

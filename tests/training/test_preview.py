@@ -42,7 +42,7 @@ def without_lpips(monkeypatch):
 def config(tmp_path):
     pytest.importorskip("numba")
     return TrainConfig(
-        preset=MICRO, stage="stage1", output=str(tmp_path), data=DataConfig(workers=0),
+        preset=MICRO, stage="stage1", output=str(tmp_path), data=DataConfig(num_workers=0),
         preview=PreviewConfig(every=1, clips=2, frames=4),
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_recorded_clips_that_are_held_out(config, micro, micro_params, tmp_path,
 
     monkeypatch.setattr(records, "RecordedClips", clips)
     monkeypatch.setattr(preview_module.RecordedSamples, "__call__", lambda self, position, clip: sample(clip))
-    preview = Preview(dataclasses.replace(config, data=DataConfig(root="clips", split="train", workers=0)))
+    preview = Preview(dataclasses.replace(config, data=DataConfig(root="clips", split="train", num_workers=0)))
     preview(micro_params, 5)
     frames, _ = read_video(tmp_path / "previews" / "0000005.mp4")
     assert frames.shape == (4, rows * 64, 4 * 48, 3)

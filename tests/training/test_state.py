@@ -48,7 +48,7 @@ def test_a_pattern_that_matches_nothing():
 def test_frozen_parts_of_what_is_trained():
     state = make_state(PARAMS, r".*", make_optimizer(PLAIN, 10), ema=False, freeze=r"unet\.motion|vae")
     assert state["trainable"].keys() == {"unet.conv.kernel"}
-    with pytest.raises(UserError, match=r"--trainable 'vae' and --freeze '\.\*' leave no parameter to train"):
+    with pytest.raises(UserError, match=r"--trainable 'vae' and --frozen '\.\*' leave no parameter to train"):
         make_state(PARAMS, "vae", make_optimizer(PLAIN, 10), ema=False, freeze=".*")
 
 

@@ -92,7 +92,9 @@ class Watched:
 def test_the_perfect_predictor_has_no_loss(config, prediction, micro, model, batch, monkeypatch):
     preset = predicting(micro, prediction)
     watched = Watched(monkeypatch, preset)
-    loss = losses.DiffusionLoss(using(with_loss(config, weighting="min_snr", person=2.0, noise_offset=0.05), preset))
+    loss = losses.DiffusionLoss(
+        using(with_loss(config, weighting="min_snr", person_weight=2.0, noise_offset=0.05), preset)
+    )
     value, metrics = loss(model, batch, KEY)
     assert value < 1e-4 and metrics["mse"] < 1e-4
     assert abs(watched.noise.std() - 1) < 0.1  # it was asked about noisy latents
@@ -108,7 +110,7 @@ def test_the_warped_reference_costs_nothing_at_first_and_is_learned(micro, micro
     random = np.random.default_rng(1)
     shapes = {"background": (64, 48, 3), "warp": (FRAMES, 64, 48, 3), "warp_masks": (FRAMES, 64, 48, 2)}
     seen = {name: jnp.asarray(random.integers(0, 256, (CLIPS, *shape)), jnp.uint8) for name, shape in shapes.items()}
-    config = with_loss(STAGE1, pixels=1.0, perceptual_crop=32)
+    config = with_loss(STAGE1, pixels_weight=1.0, perceptual_crop=32)
 
     @jax.jit
     def gradients(params):
@@ -195,7 +197,7 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
     preset, weight = predicting(micro, "x0"), 3.0
     watched = Watched(monkeypatch, preset)
     watched.x0 = jnp.broadcast_to(watched.x0[:, :1], watched.x0.shape)
-    loss = losses.DiffusionLoss(using(with_loss(STAGE2, flicker=weight), preset))
+    loss = losses.DiffusionLoss(using(with_loss(STAGE2, flicker_weight=weight), preset))
     right = np.arange(12) >= 6  # of the latents' columns
     pixels = np.repeat(right, 4)
     moves = 3 * np.arange(FRAMES, dtype=np.uint8).reshape(FRAMES, 1, 1, 1)
@@ -213,7 +215,7 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
     assert metrics["flicker"] == pytest.approx(1.0, rel=1e-3) and value == pytest.approx(0.125 + weight, rel=1e-3)
     nothing_still = {**batch, "frames": jnp.asarray(np.broadcast_to(moves, batch["frames"].shape))}
     assert loss(model, nothing_still, KEY)[1]["flicker"] == 0
-    stage1 = losses.DiffusionLoss(using(with_loss(STAGE1, flicker=weight), preset))
+    stage1 = losses.DiffusionLoss(using(with_loss(STAGE1, flicker_weight=weight), preset))
     assert stage1(model, batch, KEY)[0] == pytest.approx(0.125, rel=1e-3)
 
 
@@ -228,7 +230,7 @@ def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, fr
         seen.append((a, b))
         return jnp.full(len(a), 2.0)
 
-    config = with_loss(config, perceptual=weight, perceptual_crop=16, perceptual_frames=frames)
+    config = with_loss(config, perceptual_weight=weight, perceptual_crop=16, perceptual_frames=frames)
     value, metrics = losses.DiffusionLoss(using(config, predicting(micro, "v")), distance)(model, batch, KEY)
     (true, made), = seen  # fmt: skip
     assert true.shape == made.shape == (CLIPS * frames, 16, 16, 3)
@@ -236,7 +238,7 @@ def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, fr
     assert len(np.unique(true, axis=0)) == CLIPS * frames  # no frame twice
     assert metrics["lpips"] == 2.0 and value == pytest.approx(weight * 2.0, abs=1e-4)
     with pytest.raises(UserError, match=r"--loss\.perceptual-crop 52: must be a multiple of 4, at most 48"):
-        config = with_loss(config, perceptual=weight, perceptual_crop=52)
+        config = with_loss(config, perceptual_weight=weight, perceptual_crop=52)
         losses.DiffusionLoss(config, distance)(model, batch, KEY)
     with pytest.raises(UserError, match=r"--loss\.perceptual-frames 0: must be at least 1"):
         losses.DiffusionLoss(with_loss(config, perceptual_frames=0), distance)
@@ -269,7 +271,7 @@ def test_condition_dropout(dropout, micro, model, batch, monkeypatch):
 def test_the_person_counts_more(micro, model, batch, monkeypatch):
     """The person is the left half. Weight 1 + 2 there and 1 elsewhere, scaled to mean 1: 1.5 and 0.5."""
     watched = Watched(monkeypatch, micro)
-    loss = losses.DiffusionLoss(with_loss(STAGE1, person=2.0))
+    loss = losses.DiffusionLoss(with_loss(STAGE1, person_weight=2.0))
     left = jnp.zeros(watched.x0.shape).at[:, :, :, :6].set(1.0)
     for error, expected in ((left, 1.5 / 2), (1 - left, 0.5 / 2)):
         watched.error = error
@@ -317,7 +319,10 @@ def test_latents_are_drawn_from_the_scaled_posterior(model, monkeypatch):
 
 
 VAE = TrainConfig(
-    stage="vae", output="runs/test", preset=MICRO, vae_loss=VAELossConfig(crop=16, mse=2.0, perceptual=3.0, kl=0.1)
+    stage="vae",
+    output="runs/test",
+    preset=MICRO,
+    vae_loss=VAELossConfig(crop=16, mse_weight=2.0, perceptual_weight=3.0, kl_weight=0.1),
 )
 
 
