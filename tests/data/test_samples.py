@@ -49,9 +49,9 @@ def test_the_warp_comes_with_models_that_see_it_and_changes_nothing_else(micro, 
 def test_pictures_poses_and_masks_belong_together(micro):
     """The sample against the clip it was made of."""
     source = open_source(training(FRAMES, micro))
-    sample, clip = RenderedSamples(source, training(FRAMES, micro))(5), source.clip(5, FRAMES.span)
+    sample, clip = RenderedSamples(source, training(FRAMES, micro))(5), source.clip(5, FRAMES.clip_frames)
     poses = draw(clip.keypoints, 64, 48, "tiny")
-    number = {clip.frames[i].tobytes(): i for i in range(FRAMES.span)}
+    number = {clip.frames[i].tobytes(): i for i in range(FRAMES.clip_frames)}
     for picture, pose, mask in zip(sample["frames"], sample["poses"], sample["masks"], strict=True):
         i = number[picture.tobytes()]
         np.testing.assert_array_equal(pose, poses[i])
