@@ -1,4 +1,4 @@
-"""What is measured on: clips with a reference image, true frames, and where the person and the joints are."""
+"""Clips for evaluation: a reference image, true frames, and masks and keypoints of the person."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.open import VIDEO_SUFFIXES
 from animate_jax.video.read import read_video
 
-MARGINS = (0.1, 0.12)  # around the joints, in heights of their box: beside the person, above and below
-ASPECT_TOLERANCE = 0.02  # largest difference of two videos' proportions that a resize may hide
+MARGINS = (0.1, 0.12)  # around the joints, in heights of their box: horizontal, vertical
+ASPECT_TOLERANCE = 0.02  # largest relative difference between the aspect ratios of a result and its true video
 
 Frames = UInt8[np.ndarray, "frames height width 3"]
 Size = tuple[int, int]  # height, width in pixels
@@ -26,7 +26,7 @@ Size = tuple[int, int]  # height, width in pixels
 
 @dataclasses.dataclass(frozen=True)
 class EvalClip:
-    """One clip. The true frames do not contain the reference image: there the trivial answer is perfect."""
+    """One clip. Its true frames do not include the reference image, for which a copy would be a perfect result."""
 
     name: str
     fps: float
@@ -34,12 +34,12 @@ class EvalClip:
     frames: UInt8[np.ndarray, "frames height width 3"]
     masks: Shaped[np.ndarray, "frames+1 height width"]  # the person, non-zero; the reference's first
     keypoints: Keypoints  # of the reference and then of the true frames
-    result: UInt8[np.ndarray, "frames height width 3"] | None = None  # when another program made it
+    result: UInt8[np.ndarray, "frames height width 3"] | None = None  # if it was made by another program
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalClips:
-    """A number of clips; each is rendered or read when the iteration comes to it, and not kept."""
+    """A sequence of clips, each of which is rendered or read during iteration and not kept."""
 
     count: int
     make: Callable[[int], EvalClip]  # index -> clip
@@ -67,7 +67,7 @@ def open_clips(
         clips: at most that many; None: 24 rendered clips, all of anything else.
         frames: frames to make per clip, at most; None: 16 of rendered clips, all of anything else.
         gap: frames between the reference and the first frame to make; None: 8 (0.8 s) of rendered clips, else 1.
-        size, fps: None keeps the data's own; rendered clips have 128x96 pixels, 10 frames/s.
+        size, fps: None: those of the data; rendered clips have 128x96 pixels, 10 frames/s.
         results: a folder of results to score, for a folder of videos; see `from_videos`.
 
     Raises:
@@ -110,15 +110,15 @@ def from_videos(
     fps: float | None,
     results: Path | None = None,
 ) -> EvalClips:
-    """Videos of one person each. Joints are detected and the person is the box around them.
+    """Videos of one person each. Joints are detected, and the person's mask is the box around them.
 
     Args:
         frames: at most that many frames are made per video; None makes all.
         gap: frames between the reference, the video's first frame, and the first frame to make.
-        size: frames are cropped around their center to these proportions and resized. None keeps the video's.
-        fps: None keeps the video's.
-        results: a folder of videos with the same names (any suffix), made by any model from the first frames; they
-            have the same frames as the true videos, the first one included.
+        size: frames are cropped around their center to this aspect ratio and resized. None: the video's size.
+        fps: None: the video's rate.
+        results: a folder of videos with the same names (any suffix), made by any model from the first frames; with as
+            many frames as the true videos, the first one included.
 
     Raises:
         UserError: a missing result, or, while iterating, a video that is too short or shows nobody, or a result of
@@ -197,7 +197,7 @@ def video_files(folder: Path, clips: int | None = None) -> list[Path]:
 def _make_clip(
     name: str, where: str, fps: float, video: Frames, keypoints: Keypoints | None, gap: int, size: Size | None
 ) -> EvalClip:
-    """A clip out of a video whose first frame is the reference; without keypoints they are detected."""
+    """A clip from a video whose first frame is the reference; keypoints are detected if none are given."""
     if len(video) <= gap:
         raise UserError(f"{where}: only {len(video)} frames: needs more than {gap}")
     height, width = video.shape[1:3]
@@ -216,13 +216,13 @@ def _make_clip(
 
 
 def center_crop_resize(frames: Frames, size: Size) -> UInt8[np.ndarray, "frames _ _ 3"]:
-    """The largest central part with the proportions of `size`, resized to it."""
+    """The largest central crop with the aspect ratio of `size`, resized to it."""
     left, top, width, height = center_crop_box(frames.shape[2], frames.shape[1], size[1], size[0])
     return resize_lanczos(frames[:, top : top + height, left : left + width], size)
 
 
 def person_boxes(keypoints: Keypoints, size: Size) -> UInt8[np.ndarray, "frames height width"]:
-    """Masks of the boxes around the body's joints, with a margin for what lies beyond them; empty without joints."""
+    """Masks of the boxes around the body's joints, with a margin for the body beyond them; empty without joints."""
     masks = np.zeros((len(keypoints), *size), np.uint8)
     for mask, points, seen in zip(masks, keypoints.body, keypoints.body_confidence > 0, strict=True):
         if seen.any():

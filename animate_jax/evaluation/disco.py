@@ -1,10 +1,10 @@
-"""PSNR, SSIM and LPIPS as published tables have them, faults included: compare them with published figures only.
+"""PSNR, SSIM and LPIPS as in published tables, including their errors: comparable with published figures only.
 
 Most papers on human animation since 2023 score with DisCo's code (Wang et al. 2023), which
-- subtracts and squares 8-bit images in 8 bits, where both wrap around at 256: PSNR comes out up to 10 dB too high,
-  and is no measure of distance any more (github.com/Wangt-CN/DisCo/issues/86),
-- takes SSIM of gray images, with scikit-image's default window of 7x7 equal weights,
-- gives LPIPS (VGG) images in [0, 1] where it expects [-1, 1].
+- subtracts and squares 8-bit images in 8 bits, where both overflow: PSNR is up to 10 dB too high and no longer measures
+  a distance (github.com/Wangt-CN/DisCo/issues/86),
+- computes SSIM of gray images, with scikit-image's default window of 7x7 equal weights,
+- passes images in [0, 1] to LPIPS (VGG), which expects [-1, 1].
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def psnr(a: Images, b: Images) -> Score:
-    """In dB, out of 8-bit arithmetic that wraps around; 100 where its mean is zero."""
+    """In dB, computed with overflow in 8 bits; 100 where the mean is zero."""
     difference = a - b  # uint8
     mean = (difference * difference).astype(jnp.float32).mean((-3, -2, -1))
     return jnp.where(mean == 0, 100.0, 20 * jnp.log10(255 / jnp.sqrt(jnp.maximum(mean, 1e-20))))
 
 
 def ssim(a: Images, b: Images) -> Score:
-    """Of gray images, 7x7 window, sample covariance; windows that stick out are left out."""
+    """Of gray images, with a 7x7 window inside the image and the sample covariance."""
     a, b = _gray(a), _gray(b)
     sum_a, sum_b, sum_aa, sum_bb, sum_ab = (_window_sum(x) for x in (a, b, a * a, b * b, a * b))  # int32: exact
     count = WINDOW_SIZE**2

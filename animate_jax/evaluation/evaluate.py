@@ -1,4 +1,4 @@
-"""Measures a model, or videos that any model made, on clips whose true frames are known.
+"""Evaluates a model, or videos made by any model, on clips with known true frames.
 
     from animate_jax import Pipeline
     from animate_jax.evaluation.clips import open_clips
@@ -8,8 +8,7 @@
     evaluation = evaluate(open_clips("mocap_people:test_both", clips=4), "report", Pipeline.from_pretrained("tiny"))
     evaluation.estimates["result"]["box_psnr"]
 
-Without `networks=Networks.load()` no figures of LPIPS and FVD are measured. docs/evaluation.md says what the figures
-mean.
+Without `networks=Networks.load()`, LPIPS and FVD are not measured. docs/evaluation.md explains the figures.
 """
 
 from __future__ import annotations
@@ -64,20 +63,20 @@ def evaluate(
     settings: Mapping[str, object] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Animates every clip's reference, measures the result beside what needs no model, and writes the report.
+    """Animates every clip's reference, measures the result and baselines that need no model, and writes the report.
 
     Args:
-        clips: for a pipeline, of the size of `config` (`open_clips(..., size=)`).
-        output: folder of the report; an older report there is replaced.
+        clips: with a pipeline, they must have the size of `config` (`open_clips(..., size=)`).
+        output: folder of the report; an older report in it is replaced.
         pipeline: None measures the clips' own `result`.
-        config: how to sample; None: as the pipeline's preset says.
-        networks: what LPIPS, FVD and identity are measured with; those that are missing are left out.
-        protocol: a benchmark of the paper, whose published rows the report prints beside these.
-        settings: what else the report says about how it was made.
+        config: sampling options; None: those of the pipeline's preset.
+        networks: for LPIPS, FVD and identity; figures of missing ones are left out.
+        protocol: a benchmark of the paper, whose published figures the report includes.
+        settings: further settings that the report lists.
         seed: of the pipeline's noise.
 
     Raises:
-        UserError: a clip cannot be used, the report cannot be written, or something else than a report is there.
+        UserError: a clip cannot be used, the report cannot be written, or `output` contains something else.
     """
     networks = networks or Networks()
     if pipeline is not None:
@@ -116,7 +115,7 @@ def videos_of(
     config: AnimationConfig | None,
     seed: int,
 ) -> dict[str, Frames]:
-    """Method -> its video of the clip. `poses` are the drawn skeletons, the reference's first."""
+    """Method -> its video of the clip. `poses` are the pose images, the reference's first."""
     reference_keypoints, driven = clip.keypoints[0], clip.keypoints[1:]
     warped = warp(clip.reference, segment(clip.reference, reference_keypoints), reference_keypoints, driven)
     videos = {REPEATED: np.broadcast_to(clip.reference, clip.frames.shape), WARPED: warped[:][0]}
@@ -131,7 +130,7 @@ def videos_of(
 
 
 def reference_scores(clip: EvalClip, networks: Networks) -> ClipScores:
-    """What the person of the reference image looks like."""
+    """The features of the person in the reference image."""
     if networks.vgg is None:
         return ClipScores({}, {})
     mask = clip.masks[:1]

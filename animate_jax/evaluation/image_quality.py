@@ -1,7 +1,7 @@
 """PSNR, SSIM and L1 of images in [0, 1], over the whole image or inside a box per image.
 
-A box is [x0, y0, x1, y1] in pixels, x1 and y1 exclusive. In mostly still videos the background hides what
-happens to the person; the person's box shows it.
+A box is [x0, y0, x1, y1] in pixels, x1 and y1 exclusive. In mostly static videos the background dominates the mean; the
+person's box does not contain much of it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def psnr(a: Images, b: Images, boxes: Boxes | None = None) -> Score:
 def ssim(a: Images, b: Images, boxes: Boxes | None = None) -> Score:
     """Structural similarity, 1 for equal images: the mean of `ssim_map` over channels and pixels.
 
-    The whole image leaves out a border of 5 pixels, where the window does not fit (as Wang et al. and
-    scikit-image do); a box is averaged completely.
+    The mean over the whole image excludes a border of 5 pixels, where the window does not fit (as in Wang et al. and
+    scikit-image); that over a box includes all its pixels.
     """
     similarity = ssim_map(a, b).mean(-1)
     if boxes is None:
@@ -45,8 +45,8 @@ def ssim(a: Images, b: Images, boxes: Boxes | None = None) -> Score:
 
 
 def ssim_map(a: Images, b: Images) -> Images:
-    """Per pixel and channel, images continued by reflection: scikit-image's with Gaussian weights."""
-    # Variances do not see the shift, but lose fewer digits around zero.
+    """SSIM per pixel and channel, with images padded by reflection: scikit-image's with Gaussian weights."""
+    # The shift does not change variances, but reduces rounding errors.
     a, b = a - 0.5, b - 0.5
     mean_a, mean_b, squares, product = _blur(jnp.stack([a, b, jnp.square(a) + jnp.square(b), a * b]))
     variances = squares - jnp.square(mean_a) - jnp.square(mean_b)
@@ -68,7 +68,7 @@ def person_box(masks: Shaped[np.ndarray, "*batch height width"]) -> Int[np.ndarr
 
 
 def crop_resize(images: Images, boxes: Boxes, height: int, width: int) -> Float[Array, "*batch _ _ channels"]:
-    """Cuts each image's box out and resizes it to height x width pixels (linear, antialiased)."""
+    """Crops each image to its box and resizes that to height x width pixels (linear, antialiased)."""
 
     def cut(image: Float[Array, "h w c"], box: Int[Array, " 4"]) -> Float[Array, "h2 w2 c"]:
         x0, y0, x1, y1 = box
@@ -81,7 +81,7 @@ def crop_resize(images: Images, boxes: Boxes, height: int, width: int) -> Float[
 
 
 def _blur(x: Images) -> Images:
-    """The Gaussian mean around every pixel, as sums of shifted images: full precision on every backend."""
+    """A Gaussian blur, computed as sums of shifted images: in full precision on every backend."""
     for axis in (-3, -2):
         size = x.shape[axis]
         padding = [(0, 0)] * x.ndim

@@ -1,4 +1,4 @@
-"""Does the person do what was asked? Joints detected in a video against the joints that drove it."""
+"""Pose accuracy: joints detected in a video, compared with the joints that drove it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 
 from animate_jax.pose.keypoints import BODY, Keypoints
 
-# Eyes and ears lie within a hand's breadth of the nose: they would count the head five times.
+# Eyes and ears are so close to the nose that they would count the head five times.
 JOINTS = [i for i, name in enumerate(BODY) if not name.endswith(("eye", "ear"))]
 TORSO = [BODY.index(f"{side}_{joint}") for side in ("right", "left") for joint in ("shoulder", "hip")]
 
@@ -15,10 +15,10 @@ TORSO = [BODY.index(f"{side}_{joint}") for side in ("right", "left") for joint i
 def pck(
     detected: Keypoints, driven: Keypoints, size: tuple[int, int], threshold: float = 0.2
 ) -> Float[np.ndarray, " frames"]:
-    """Percentage of correct keypoints of every frame, 0..1: detected within `threshold` torso lengths of the driven.
+    """Share of correct keypoints of every frame, 0..1: those within `threshold` torso lengths of the driving ones.
 
-    Every driven joint counts, found or not; a frame without driven joints is NaN. The torso length, middle of the
-    shoulders to middle of the hips, is the clip's largest: a person who bends or turns keeps it.
+    Every driving joint counts, detected or not; a frame without driving joints is NaN. The torso length, from the
+    midpoint of the shoulders to that of the hips, is the largest of the clip, as bending and turning shorten it.
 
     Args:
         size: height, width of the image in pixels.

@@ -1,8 +1,8 @@
-"""The paper's benchmarks (Hu et al. 2023) as settings, with its rows to print beside ours.
+"""The settings of the paper's benchmarks (Hu et al. 2023), and its published figures.
 
-The paper trains on each benchmark by itself, and says neither at which size nor with which code it scores. Its PSNR
-(38 dB where SSIM is .93) agrees with 8-bit arithmetic that overflows, see `disco`. Sizes here are those of the data
-sets' first users: DreamPose for UBC fashion, DisCo for TikTok, MRAA for TED-talks.
+The paper trains on each benchmark separately, and states neither the size nor the code of its metrics. Its PSNR (38 dB
+where SSIM is .93) suggests 8-bit arithmetic with overflow, see `disco`. Sizes here are those of the first papers that
+used the data sets: DreamPose for UBC fashion, DisCo for TikTok, MRAA for TED-talks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ Row = dict[str, float]  # figure -> value
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """One benchmark. Every clip's first frame is the reference; all later frames are made and scored.
+    """One benchmark. Every clip's first frame is the reference; all later frames are generated and measured.
 
-    The reference is cropped around its center to the proportions given, and results are scored at that size.
+    The reference is cropped around its center to the aspect ratio of `size`, and results are measured at that size.
     """
 
     title: str

@@ -25,15 +25,15 @@ Estimates = Mapping[str, Estimate]
 Frames = UInt8[np.ndarray, "frames height width 3"]
 Image = UInt8[np.ndarray, "_ _ 3"]
 
-KIND = "report"  # of a folder, as its marker says
+KIND = "report"  # in the marker file of the folder
 RESULT, REPEATED, AUTOENCODER = "result", "repeat the reference", "autoencoder (upper bound)"
 WARPED = "warp the reference"
-CLIPS_PER_GROUP = 2  # of the sheet
-MOMENTS = (0.15, 0.5, 0.95)  # at which the sheet shows a clip, as shares of its length
+CLIPS_PER_GROUP = 2  # of the contact sheet
+MOMENTS = (0.15, 0.5, 0.95)  # times of the frames on the contact sheet, as shares of the clip's duration
 SHEET_COLUMNS = ("reference", *("pose", "result", "truth") * len(MOMENTS))
-MIN_VIDEO_HEIGHT, MIN_SHEET_HEIGHT = 192, 128  # pixels: smaller videos and images are enlarged to look at
+MIN_VIDEO_HEIGHT, MIN_SHEET_HEIGHT = 192, 128  # pixels: smaller videos and images are enlarged
 
-# Tables: title -> {figure: (column's title, decimals)}; the arrow says which way is better.
+# Tables: title -> {figure: (column's title, decimals)}; the arrow points in the direction of better values.
 TABLES = {
     "Full frames": {
         "psnr": ("PSNR ↑", 2),
@@ -73,21 +73,21 @@ PAPER = {"ssim": ("SSIM ↑", 3), "psnr": ("PSNR ↑", 2), "lpips": ("LPIPS ↓"
 
 
 def check_output(output: str | os.PathLike) -> None:
-    """Makes sure that a report may be written there, before much work depends on it.
+    """Checks that a report can be written there, before any long work.
 
     Raises:
-        UserError: the place cannot be written, or something else than a report is there.
+        UserError: the path cannot be written, or contains something else than a report.
     """
     check_folder(output, KIND)
 
 
 class Report:
-    """A report in the making, in a folder that becomes `output` when it is complete.
+    """Writes a report to a temporary folder, which becomes `output` when it is complete.
 
-    Use as a context; nothing is left behind when the work fails. An older report gives way; other files never do.
+    A context manager; an error leaves nothing behind. An older report is replaced, other files never are.
 
     Raises:
-        UserError: the place cannot be written, or something else than a report is there.
+        UserError: the path cannot be written, or contains something else than a report.
     """
 
     def __init__(self, output: str | os.PathLike):
@@ -108,7 +108,7 @@ class Report:
         write_video(self.folder / "videos" / f"{name}.mp4", (contact_sheet([row], list(columns)) for row in rows), fps)
 
     def add_sheet(self, groups: Mapping[str, Sequence[Sequence[Image]]], labels: Sequence[str]) -> None:
-        """Writes contact_sheet.png: the group's name, then a row of images, clip below clip."""
+        """Writes contact_sheet.png: one row of images per clip, with the name of its group first."""
         rows = [[_title(group), *row] for group, rows in groups.items() for row in rows]
         write_image(self.folder / "contact_sheet.png", contact_sheet(rows, labels))
 
@@ -170,7 +170,7 @@ def markdown(estimates: Mapping[str, Estimates], settings: Mapping[str, Any], pr
 
 
 def _paper_table(estimates: Mapping[str, Estimates], protocol: Protocol) -> str:
-    """The paper's rows and ours: with the metrics as defined, and as DisCo's code computes them."""
+    """The paper's figures and ours, with the metrics as defined and as DisCo's code computes them."""
     cells = {
         f"{name} (paper)": [f"{row[key]:.{decimals}f}" if key in row else "–" for key, (_, decimals) in PAPER.items()]
         for name, row in protocol.rows.items()
@@ -202,7 +202,7 @@ def table(titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
 
 
 def worst_median_best(scores: Sequence[float | int], higher_is_better: bool) -> dict[str, list[int]]:
-    """Indices of the worst, the middle and the best clips; none twice when there are few."""
+    """Indices of the worst, the median and the best clips; none appears twice."""
     order = [int(i) for i in np.argsort(scores)]
     if not higher_is_better:
         order.reverse()
@@ -218,7 +218,7 @@ def worst_median_best(scores: Sequence[float | int], higher_is_better: bool) -> 
 
 
 def sheet_row(video: Frames, poses: Frames, truth: Frames, reference: Image) -> list[Image]:
-    """A clip's row of the sheet: the reference, then pose, result and truth at three moments."""
+    """A clip's row of the contact sheet: the reference, then pose, result and true frame at three times."""
     zoom = max(1, math.ceil(MIN_SHEET_HEIGHT / reference.shape[0]))
     indices = [round(share * (len(video) - 1)) for share in MOMENTS]
     images = np.stack([reference, *(x[index] for index in indices for x in (poses, video, truth))])
@@ -230,10 +230,10 @@ def enlarged(images: UInt8[np.ndarray, "*n height width 3"], zoom: int) -> UInt8
 
 
 def _title(text: str) -> Image:
-    """A white cell that says `text`."""
+    """A white cell with `text`."""
     return contact_sheet([[np.full((32, 80, 3), 255, np.uint8)]], [text])
 
 
 def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
+    """NaN becomes None, as JSON has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

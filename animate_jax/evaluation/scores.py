@@ -1,4 +1,4 @@
-"""What is measured of one video: scores of its frames, and features for the figures of whole sets of clips."""
+"""Measurements of one video: scores of its frames, and features for figures of sets of clips."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from animate_jax.pose.keypoints import Keypoints
 Frames = UInt8[np.ndarray, "frames height width 3"]
 Masks = Shaped[np.ndarray, "frames height width"]
 
-STILL_LEVELS = 2  # levels of 255 by which a still pixel may change from frame to frame (noise of encoders)
+STILL_LEVELS = 2  # levels of 255 by which a static pixel may change between frames (compression noise)
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The networks in whose features videos are compared; None leaves a network's figures out."""
+    """The feature networks; the figures of those that are None are left out."""
 
     vgg: lpips.Params | None = None
     alex: lpips.Params | None = None
@@ -52,11 +52,11 @@ class Networks:
         frame_weights: str | None = None,
         warn: Callable[[str], object] = warnings.warn,
     ) -> Networks:
-        """Reads the weights; None means those of the installed packages, and without a package its network is left
-        out and `warn` called.
+        """Reads the weights; None: those of installed packages. If a package is missing, its network is left out and
+        `warn` is called.
 
         Raises:
-            UserError: weights that were named cannot be used.
+            UserError: the given weights cannot be used.
         """
 
         def optional(name: str, load: Callable[[str | None], Any], weights: str | None) -> Any:
@@ -70,7 +70,7 @@ class Networks:
 
         vgg = optional("LPIPS", lambda weights: lpips.load(weights, "vgg"), lpips_weights)
         alex = None
-        if vgg is not None and not (lpips_weights or "").endswith(".ckpt"):  # a .ckpt holds one network
+        if vgg is not None and not (lpips_weights or "").endswith(".ckpt"):  # a .ckpt contains one network
             alex = lpips.load(lpips_weights, "alex")
         video_features = optional("FVD", load_video_network, video_weights)
         frame_features = None
@@ -81,7 +81,7 @@ class Networks:
 
 @dataclasses.dataclass(frozen=True)
 class ClipScores:
-    """What was measured of one video.
+    """Measurements of one video.
 
     `scores` are means over its frames. `features`: "fvd", "box_fvd" per window of 16 frames, "frames", "box_frames"
     per frame, "person" one vector.
@@ -98,11 +98,11 @@ def measure(
     driven: Keypoints,
     networks: Networks,
 ) -> ClipScores:
-    """Measures a video against the true one; the true one itself has no scores of its frames.
+    """Measures a video against the true one. The true video itself gets features but no scores.
 
     Args:
         masks: non-zero where the person is in the true frames.
-        driven: the joints that the video should show.
+        driven: the driving joints.
     """
     boxes = person_box(masks)
     scores = {} if video is truth else frame_scores(video, truth, boxes, networks)
@@ -131,7 +131,7 @@ def frame_scores(
     """Means over the frames of psnr, ssim, l1, lpips (VGG), lpips_alex, of the same in the person's box (box_...),
     and of DisCo's variants (disco_...)."""
     count, batches = len(video), []
-    for start in range(0, count, BATCH_SIZE):  # always the same shape, so that nothing is compiled twice
+    for start in range(0, count, BATCH_SIZE):  # batches of one shape, to compile once
         index = np.minimum(np.arange(start, start + BATCH_SIZE), count - 1)
         batch = _frame_scores(video[index], truth[index], boxes[index], networks.vgg, networks.alex)
         batches.append({name: np.asarray(values)[: count - start] for name, values in batch.items()})
@@ -166,15 +166,15 @@ def _frame_scores(
 
 
 def flicker(video: Frames, truth: Frames) -> float:
-    """How much a video changes from frame to frame where the true one stands still: mean of absolute differences, in
-    levels of 255. NaN where nothing stands still (a moving camera) or there is one frame only."""
+    """Mean absolute difference between successive frames where the true video is static, in levels of 255. NaN if
+    nothing is static (a moving camera) or there is only one frame."""
     true_change, change = (np.abs(np.diff(x.astype(np.int16), axis=0)) for x in (truth, video))
     still = true_change.max(-1) <= STILL_LEVELS
     return float(change[still].mean()) if still.any() else np.nan
 
 
 def _enlarged(image: Array, box: Array) -> Array:
-    """The person's box at 7/8 of the image's height and 2/3 of its width."""
+    """The person's box, resized to 7/8 of the image's height and 2/3 of its width."""
     return crop_resize(image, box, image.shape[0] * 7 // 8, image.shape[1] * 2 // 3)
 
 
@@ -189,11 +189,11 @@ def _enlarged_uint8(video: Frames, boxes: Int[np.ndarray, "frames 4"]) -> UInt8[
 
 
 def _union(boxes: Int[np.ndarray, "frames 4"]) -> Int[np.ndarray, " 4"]:
-    """One box for a whole video: a box that moves with the person would hide the motion."""
+    """One box for the whole video, as one that moves with the person would hide the motion."""
     return np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
 
 
 def _mean(values: np.ndarray) -> float:
-    """Without the frames that have no value; NaN if none has."""
+    """The mean over frames with a value; NaN if none has one."""
     values = np.asarray(values, np.float64)
     return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else np.nan

@@ -1,4 +1,4 @@
-"""From the scores of clips to the figures of a method, with 95 % intervals."""
+"""Aggregates the scores of clips to figures of a method, with 95 % confidence intervals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DISTANCES = {"fvd": "fvd", "box_fvd": "box_fvd", "frames": "frame_distance", "bo
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval; NaN where there is none."""
+    """A value and its 95 % confidence interval; NaN if there is none."""
 
     value: float
     low: float = np.nan
@@ -29,12 +29,12 @@ class Estimate:
 def summarize(
     methods: dict[str, Sequence[ClipScores]], truth: Sequence[ClipScores], references: Sequence[ClipScores]
 ) -> dict[str, dict[str, Estimate]]:
-    """The figures of every method, and of the true videos under "true video" (those that make sense there).
+    """The figures of every method and, as far as they apply, of the true videos under "true video".
 
-    Means over clips, with percentile bootstrap intervals over clips (the same resamples for every method);
-    distances of all clips together, with jackknife intervals; `pck_ratio_...`: PCK by that of the true videos;
-    `identity`: cosine similarity of the person to the reference's, after the mean over the data set is taken off;
-    `identity_first`: the share of clips whose own reference is the most similar of all.
+    Means over clips have percentile bootstrap intervals over clips (with the same resamples for every method), Fréchet
+    distances between all clips have jackknife intervals. `pck_ratio_...` is PCK divided by that of the true videos;
+    `identity` the cosine similarity between the features of the person and of the reference, after subtracting the mean
+    over the data set; `identity_first` the share of clips whose own reference is the most similar of all.
 
     Args:
         methods: name -> its clips, in the same order for all.
@@ -71,7 +71,7 @@ def identity(
 ) -> tuple[Float[np.ndarray, " clips"], Float[np.ndarray, " clips"]]:
     """Cosine similarity of every clip's person to its own reference, and whether no other reference is closer.
 
-    Features of all people point almost the same way; the mean over references and true videos is taken off first.
+    The mean over references and true videos is subtracted first, as all people's features are similar in direction.
     """
     center = np.concatenate([references, truths]).mean(0)
     people, references = (x - center for x in (people, references))

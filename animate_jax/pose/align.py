@@ -1,7 +1,7 @@
-"""Puts a driving motion into the reference's picture, by one of four methods; and the crop around its person.
+"""Aligns a driving motion with the person of the reference image, by one of four methods; and crops around that person.
 
-`retarget` is the best one and the default; the others are what the PyTorch implementations do, for comparison and for
-their weights.
+`retarget` is the most accurate method and the default. The others are those of MimicMotion and MusePose, for comparison
+and for MusePose's weights.
 """
 
 from __future__ import annotations
@@ -34,45 +34,45 @@ WRISTS = [7, 4]  # of the left and the right hand
 def align_motion(
     driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas, method: AlignMethod = "bones"
 ) -> Keypoints:
-    """Puts a driving motion into the reference's picture.
+    """Aligns a driving motion with the person of the reference image.
 
     Args:
         driving: [F] frames, in units of `driving_canvas` (height, width).
         reference: one frame (no leading axis), in units of `canvas`.
-        canvas: the picture to be made.
-        method: "bones": `retarget`; "global", "musepose": what MimicMotion and MusePose do; "none": not at all.
+        canvas: height, width of the output.
+        method: "bones": `retarget`; "global": as in MimicMotion; "musepose": as in MusePose; "none": no alignment.
 
     Returns:
-        [F] keypoints in units of `canvas`; every number is finite, whatever the inputs hold.
+        [F] keypoints in units of `canvas`; all numbers are finite, also where those of the inputs are not.
     """
     functions = {"none": align_none, "global": align_global, "musepose": align_musepose, "bones": align_bones}
     return functions[method](driving.bounded(), driving_canvas, reference.bounded(), canvas)
 
 
 def align_bones(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints:
-    """`retarget`; with no bone in common the motion is fitted into the canvas as it is."""
+    """`retarget`; `align_none` when the two people have no visible bone in common."""
     retargeted = retarget(driving, driving_canvas, reference, canvas)
     return align_none(driving, driving_canvas, reference, canvas) if retargeted is None else retargeted
 
 
 def align_none(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints:
-    """The motion as it is, its picture fitted into the canvas: centered, whole, undistorted."""
+    """Fits the driving canvas into the output's, centered and undistorted; the pose itself stays as it is."""
     scale = min(canvas[0] / driving_canvas[0], canvas[1] / driving_canvas[1])
     shift = (np.array(canvas[::-1]) - scale * np.array(driving_canvas[::-1])) / 2
     return _similarity(driving, driving_canvas, canvas, scale, shift)
 
 
 def align_global(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints:
-    """One similarity (scale and shift) for the whole clip, as MimicMotion aligns: limbs keep their proportions.
+    """One scale and shift for the whole clip, as in MimicMotion: the driving person's proportions are kept.
 
-    The scale is the median ratio of bone lengths both people show; a bone of the clip counts at its 90th percentile
-    over frames, since foreshortening only ever shortens it. The shift puts the neck of the first frame that shows
-    one onto the reference's. With nothing in common the motion is fitted into the canvas as it is.
+    The scale is the median ratio of the lengths of bones that both people show. A bone's length in the clip is the 90th
+    percentile over frames, since foreshortening only shortens it. The shift moves the neck of the first frame that
+    shows one onto the reference's. Without a bone in common: `align_none`.
 
     Args:
         driving: [F] frames, in units of `driving_canvas`.
         reference: one frame (no leading axis), in units of `canvas`.
-        canvas: the picture to be made.
+        canvas: height, width of the output.
 
     Returns:
         [F] keypoints in units of `canvas`.
@@ -104,9 +104,9 @@ def _similarity(driving: Keypoints, driving_canvas: Canvas, canvas: Canvas, scal
 def align_musepose(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints:
     """MusePose's `pose_align.py`: per-limb scales and one shift, all measured in the first frame.
 
-    For its weights, which were sampled with it. Lengths are in picture heights, limbs are scaled outwards from the
-    neck, whose own path is only shifted. Face points are shifted but not scaled. Scales that cannot be measured are
-    1. A deviation: there, missing body points count with the detector's guess, which we do not keep.
+    For its weights. Lengths are in image heights. Limbs are scaled outwards from the neck; the neck and the points of
+    the face are only shifted. Scales that cannot be measured are 1. A deviation: MusePose measures missing body points
+    at the detector's guess, which our keypoints do not keep.
     """
     unit, driving_unit = (np.array([width / height, 1]) for height, width in (canvas, driving_canvas))
     scale = _musepose_scales(driving[0], driving_unit, reference, unit)
@@ -125,7 +125,7 @@ def align_musepose(driving: Keypoints, driving_canvas: Canvas, reference: Keypoi
 def _musepose_scales(
     driving: Keypoints, driving_unit: Float[np.ndarray, "xy=2"], reference: Keypoints, unit: Float[np.ndarray, "xy=2"]
 ) -> dict[str, float]:
-    """Lengths in the reference / lengths in the driving frame, by limb; units turn positions into picture heights."""
+    """Lengths in the reference / lengths in the driving frame, by limb; units turn positions into image heights."""
     points = reference.body * unit, driving.body * driving_unit
     seen = (reference.body_confidence > MIN_CONFIDENCE) & (driving.body_confidence > MIN_CONFIDENCE)
 
@@ -159,7 +159,7 @@ def _musepose_scales(
 def _knuckle_ratios(
     driving: Keypoints, driving_unit: Float[np.ndarray, "xy=2"], reference: Keypoints, unit: Float[np.ndarray, "xy=2"]
 ) -> list[float]:
-    """Wrist to knuckle, in the reference / in the driving frame, of all fingers seen in both."""
+    """Distance from wrist to knuckle in the reference / in the driving frame, of all fingers visible in both."""
     ratios = []
     for hand in range(2):
         for knuckle in (1, 5, 9, 13, 17):
@@ -176,7 +176,7 @@ def _knuckle_ratios(
 def crop_box(
     keypoints: Keypoints, canvas: Canvas, aspect: float, margin: float = 0.12
 ) -> tuple[float, float, float, float]:
-    """The cut of a picture that shows its person in the proportions of the result.
+    """The crop of an image around its person, with a given aspect ratio.
 
     Args:
         keypoints: one frame, in units of `canvas`.
@@ -184,7 +184,7 @@ def crop_box(
         margin: free space around the person, as a share of the person's height.
 
     Returns:
-        left, top, right, bottom in pixels; may reach outside the picture. With nobody in it, the largest centered cut.
+        left, top, right, bottom in pixels; may extend beyond the image. Without a person: the largest centered crop.
     """
     height, width = canvas
     keypoints = keypoints.bounded()

@@ -1,8 +1,8 @@
 """2D keypoints of one person in a video with BlazePose: MediaPipe's models in `assets/blazepose`, no download.
 
 A person detector (224 x 224) gives a region of interest for everybody: the hip center and a circle around the body. A
-landmark model (256 x 256) estimates 33 keypoints, and the region for the next frame, from the crop of that circle,
-turned so that the body is upright. While one person is tracked, the detector runs every `REDETECT_EVERY` frames;
+landmark model (256 x 256) estimates 33 keypoints, and the region for the next frame, from a crop of that circle,
+rotated so that the body is upright. While one person is tracked, the detector runs every `REDETECT_EVERY` frames;
 with nobody or several people, in every frame. Hands and face are estimated on demand (`hands_face`). Bazarevsky et al.,
 "BlazePose: On-device Real-time Body Pose tracking", 2020; the numbers are those of MediaPipe's graphs
 `pose_detection_cpu` and `pose_landmark_cpu`.
@@ -27,20 +27,20 @@ from animate_jax.pose.keypoints import LEFT_RIGHT, MIN_CONFIDENCE, Keypoints
 from animate_jax.pose.litert import apply_affine, crop_square, run_model, sigmoid
 from animate_jax.pose.track import Detection, check_person, track_person
 
-# Finds one person in frames: (frames, progress, person) -> keypoints [F]; `detect` and `DWPose` are such.
+# Estimates one person's pose: (frames, progress, person) -> keypoints [F]; `detect` and `DWPose` are detectors.
 Detector = Callable[..., Keypoints]
 
 DETECTOR_SIZE, LANDMARK_SIZE, HEATMAP_SIZE = 224, 256, 64  # pixels
 DETECTOR_STRIDES = {8: 2, 16: 2, 32: 6}  # stride in pixels -> boxes per position
 
-DETECTION_CONFIDENCE = 0.5  # of a person, by the detector
-TRACKING_CONFIDENCE = 0.5  # of a person, by the landmark model
+DETECTION_CONFIDENCE = 0.5  # of the person detector, at least
+TRACKING_CONFIDENCE = 0.5  # of the landmark model that a person is there, at least
 OVERLAP = 0.3  # intersection over union from which two detections are one person
 SAME_PERSON = 0.25  # distance of hip centers, in radii, below which two circles are around one person
-REDETECT_EVERY = 5  # frames between two searches for more people
+REDETECT_EVERY = 5  # frames between two runs of the person detector while one person is tracked
 MARGIN = 1.25  # side of the crop in diameters of the body circle
-REFINEMENT_WINDOW = 7  # heatmap positions around a point that refine it
-REFINEMENT_CONFIDENCE = 0.5  # peak of the heatmap from which it is trusted
+REFINEMENT_WINDOW = 7  # side of the heatmap window that refines a point
+REFINEMENT_CONFIDENCE = 0.5  # peak of the heatmap from which it is used
 
 # Rows of the landmark model's output: OpenPose-18 (the neck is filled in), and the circle.
 NOSE, LEFT_SHOULDER, RIGHT_SHOULDER = 0, 11, 12
@@ -68,7 +68,7 @@ class _Estimate(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class _BodyCircle:
     """The region of interest of one person: the whole body lies within `radius` of the hip center. In pixels of the
-    frame; carries over from frame to frame where hands and face were.
+    frame. Also keeps the last estimates of hands and face for the next frame.
     """
 
     center: Float[np.ndarray, "xy=2"]
@@ -89,16 +89,16 @@ def detect(
     hands: bool = False,
     face: bool = False,
 ) -> Keypoints:
-    """Detects one person in every frame of a video (of unrelated pictures: call it for each).
+    """Estimates the pose of one person in every frame of a video (unrelated images: one call for each).
 
-    Points that cannot be seen or lie outside the picture have confidence 0, and so has everything in frames without
-    the person.
+    Points that are not visible or lie outside the frame have confidence 0, as have all points of frames without the
+    person.
 
     Args:
-        frames: RGB pictures of equal size, an array [F, H, W, 3] or an iterator that is read once.
+        frames: RGB images of equal size, an array [F, H, W, 3] or an iterator, which is consumed.
         progress: called with the number of finished frames after every frame.
         person: which of several, see `animate_jax.pose.track.track_person`.
-        hands, face: are read as well (`hands_face`).
+        hands, face: whether to estimate them, too (`hands_face`).
 
     Raises:
         UserError: there is no such person.
@@ -108,7 +108,7 @@ def detect(
     for index, frame in enumerate(frames):
         shape = frame.shape
         estimates = _estimate_poses(frame, circles)
-        # One person is tracked almost without detecting; where more were seen, some may be hidden.
+        # A single person is tracked with few detections; where several were seen, some may be hidden now.
         if len(estimates) != 1 or most > 1 or index % REDETECT_EVERY == 0:
             estimates = _estimate_poses(frame, [estimate.circle for estimate in estimates] + _detect_people(frame))
         if hands or face:
@@ -126,9 +126,10 @@ def detect(
 def segment(
     picture: UInt8[np.ndarray, "height width 3"], person: Keypoints
 ) -> UInt8[np.ndarray, "height width"] | None:
-    """The mask of a person whose keypoints (one frame) `detect` found, 255 inside; None when they are not found again.
+    """Segmentation mask of the person with these keypoints (one frame, from `detect`), 255 inside; None when the person
+    is not detected again.
 
-    The landmark model's second output, in the crop that fits the person best.
+    It is the landmark model's segmentation output in the crop that fits the person best.
     """
     height, width = picture.shape[:2]
 
@@ -164,7 +165,7 @@ def _same_person(a: _BodyCircle, b: _BodyCircle) -> bool:
 
 
 def require_person(keypoints: Keypoints, path: str | os.PathLike) -> None:
-    """Raises a UserError that names `path` when there is nobody in any frame."""
+    """Raises a UserError that names `path` when no frame shows a person."""
     if not (keypoints.body_confidence >= MIN_CONFIDENCE).any():
         raise UserError(f"{path}: no person found: use one that shows a whole person clearly")
 
@@ -200,7 +201,7 @@ def _estimate_in_circle(frame: UInt8[np.ndarray, "height width 3"], circle: _Bod
     if presence.item() < TRACKING_CONFIDENCE:
         return None
 
-    # Of 39 points: x, y, z in pixels of the crop, logits of being visible and of being there at all.
+    # Of 39 points: x, y, z in pixels of the crop, logits of visibility and of presence.
     rows = rows.reshape(39, 5)
     confidence = sigmoid(rows[:, 3:]).min(-1)
     points = apply_affine(to_frame, _refine(rows[:, :2], heatmaps))
@@ -215,7 +216,7 @@ def _estimate_in_circle(frame: UInt8[np.ndarray, "height width 3"], circle: _Bod
 
 
 def _with_parts(frame: UInt8[np.ndarray, "height width 3"], estimate: _Estimate, hands: bool, face: bool) -> _Estimate:
-    """Adds hands and face to a pose, and remembers where they are for the next frame."""
+    """Adds hands and face to an estimate, in its pose and for tracking them in the next frame."""
     size, pose, circle = np.float32(frame.shape[1::-1]), estimate.pose, estimate.circle
     body = estimate.points[:33], estimate.confidence[:33]
 
@@ -246,10 +247,10 @@ def _circle_to_frame(circle: _BodyCircle) -> Float[np.ndarray, "2 3"]:
 
 
 def _fix_left_right_swaps(keypoints: Keypoints, shape: tuple[int, ...]) -> Keypoints:
-    """Undoes sudden left-right swaps, which happen when a hidden face does not tell front from back.
+    """Undoes sudden left-right swaps, which the model makes when a hidden face leaves front and back ambiguous.
 
-    Between two frames, sides were exchanged when shoulders and hips jump unless their sides trade names.
-    Which of the two namings is right, the majority of the frames says.
+    Left and right were swapped between two frames when shoulders and hips move less after exchanging them. The labeling
+    of the majority of the frames is kept.
     """
     size = np.float32((shape[1], shape[0]))
     torso = keypoints.body[:, TORSO] * size  # [F, 4, 2]

@@ -1,8 +1,8 @@
-"""Draws keypoints as the pose pictures that the weights were trained with.
+"""Draws keypoints as the pose images that the weights were trained with.
 
-`moore` and `musepose` equal the pictures of the PyTorch implementations Moore-AnimateAnyone (`src/dwpose/util.py`) and
+`moore` and `musepose` equal the images of the PyTorch implementations Moore-AnimateAnyone (`src/dwpose/util.py`) and
 MusePose (`pose/script/util.py`) pixel for pixel, which is why OpenCV draws them. `paper` is `moore` without
-the face (Hu et al. 2023 draw body and hands). `tiny` is made for pictures around 128 pixels high:
+the face (Hu et al. 2023 draw body and hands). `tiny` is made for images around 128 pixels high:
 anti-aliased limbs, no hands, no face.
 """
 
@@ -20,7 +20,7 @@ from animate_jax.config import PoseStyle
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 
-# OpenPose's limbs, in drawing order, and its rainbow: one color per limb and per joint, RGB.
+# OpenPose's limbs in drawing order, and its hues: one RGB color per limb and per joint.
 LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
     (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
@@ -50,7 +50,7 @@ class _Style:
     finger_width: int | None
     hand_radius: int
     face: bool
-    bgr: bool = False  # red and blue trade places
+    bgr: bool = False  # red and blue are swapped
 
 
 STYLES: dict[PoseStyle, _Style] = {
@@ -68,7 +68,7 @@ PARTS: dict[PoseStyle, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class LazyPoseImages:
-    """The pictures of a clip, drawn when they are asked for: `drawn[frames]` with a number, a slice or an array."""
+    """The pose images of a clip, drawn on access: `images[frames]` with an index, a slice or an index array."""
 
     keypoints: Keypoints
     height: int
@@ -85,12 +85,12 @@ class LazyPoseImages:
 def draw(
     keypoints: Keypoints, height: int, width: int, style: PoseStyle
 ) -> UInt8[np.ndarray, "*frames height width 3"]:
-    """Draws every frame as an RGB picture on black; missing points and their limbs are left out.
+    """Draws every frame as an RGB image on black; missing points and their limbs are left out.
 
-    "none" draws nothing.
+    The style "none" draws nothing.
 
     Raises:
-        UserError: a point that is not missing has a position that is not a finite number.
+        UserError: a point that is not missing has a position that is not finite.
     """
     for name in ("body", "hands", "face"):
         present = getattr(keypoints, f"{name}_confidence") >= MIN_CONFIDENCE
@@ -114,7 +114,7 @@ def draw(
 
 
 def _draw_openpose(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints, style: _Style) -> None:
-    """Draws in place. Positions are cut, not rounded, to whole pixels, as the PyTorch implementations do."""
+    """Draws in place. Positions are truncated, not rounded, to whole pixels, as the PyTorch implementations do."""
     height, width, _ = canvas.shape
     body = pose.body.astype(np.float64) * (width, height)
     visible = pose.body_confidence >= MIN_CONFIDENCE
@@ -148,7 +148,8 @@ def _draw_openpose(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints,
 
 
 def _drawable_pixels(points: Float[np.ndarray, "n 2"], confidence: Float[np.ndarray, " n"], canvas: np.ndarray):
-    """Whole pixels, and which to draw: hand and face points in the first row or column are dropped, as in PyTorch."""
+    """Whole pixels, and which to draw: the PyTorch implementations leave out hand and face points in the first row or
+    column."""
     pixels = (points.astype(np.float64) * (canvas.shape[1], canvas.shape[0])).astype(int)
     return pixels, (confidence >= MIN_CONFIDENCE) & (pixels > 0).all(-1)
 
@@ -159,7 +160,7 @@ def _line_width(length: float) -> int:
 
 
 def _draw_tiny(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints) -> None:
-    """Limbs as capsules whose edges cover pixels in part; later limbs lie over earlier ones; in place."""
+    """Draws limbs as anti-aliased capsules, later ones over earlier ones; in place."""
     height, width, _ = canvas.shape
     size = np.float32((width, height))
     radius = np.float32(TINY_RADIUS * height)

@@ -1,7 +1,7 @@
-"""Finds whole bodies, hands and faces included, with DWPose's two ONNX models, which the user brings.
+"""Whole-body keypoints, with hands and face, from DWPose's two ONNX models, which the user downloads.
 
-`yolox_l.onnx` finds people in a letterboxed 640 x 640 picture, `dw-ll_ucoco_384.onnx` reads 133 points from each
-person's crop as two rows of scores per point (SimCC). Yang et al., "Effective Whole-body Pose Estimation with
+`yolox_l.onnx` detects people in a letterboxed 640 x 640 image, `dw-ll_ucoco_384.onnx` estimates 133 keypoints from each
+person's crop, as scores over columns and rows (SimCC). Yang et al., "Effective Whole-body Pose Estimation with
 Two-stages Distillation", 2023; the numbers are those of the `dwpose` folders of Moore-AnimateAnyone and MusePose.
 Runs on onnxruntime: `pip install animate_jax[dwpose]`.
 """
@@ -47,7 +47,7 @@ class DWPose:
         except ImportError as error:
             raise UserError("--dwpose: onnxruntime is not installed: pip install 'animate_jax[dwpose]'") from error
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what fails is raised, too
+        options.log_severity_level = 4  # errors are raised as well
         self._models = []
         for name, size in ((DETECTOR, (DETECTOR_SIZE, DETECTOR_SIZE)), (POSE_MODEL, (HEIGHT, WIDTH))):
             path = Path(folder) / name
@@ -68,7 +68,7 @@ class DWPose:
         progress: Callable[[int], None] | None = None,
         person: str = "largest",
     ) -> Keypoints:
-        """As `animate_jax.pose.detect.detect`; hands and face are found as well."""
+        """As `animate_jax.pose.detect.detect`, always with hands and face."""
         check_person(person)
         people = []
         for frame in frames:
@@ -97,7 +97,7 @@ class DWPose:
 
 
 def letterbox(frame: UInt8[np.ndarray, "height width 3"]) -> tuple[Float32[np.ndarray, "3 640 640"], float]:
-    """BGR 0..255 in the upper left of a gray square, and how much the picture was enlarged."""
+    """The frame, BGR 0..255, in the upper left of a gray square; and the factor by which it was scaled."""
     height, width, _ = frame.shape
     scale = min(DETECTOR_SIZE / height, DETECTOR_SIZE / width)
     small = cv2.resize(frame[..., ::-1], (int(width * scale), int(height * scale)), interpolation=cv2.INTER_LINEAR)
@@ -107,7 +107,8 @@ def letterbox(frame: UInt8[np.ndarray, "height width 3"]) -> tuple[Float32[np.nd
 
 
 def decode_boxes(outputs: Float32[np.ndarray, "8400 85"]) -> Float[np.ndarray, "n 4"]:
-    """YOLOX: offset from the cell, logarithm of the size, both in strides; objectness, 80 classes (0: person)."""
+    """Boxes of people out of YOLOX's outputs: offset from the cell and logarithm of the size, both in strides;
+    objectness; 80 classes (0: person)."""
     cells, strides = [], []
     for stride in STRIDES:
         side = DETECTOR_SIZE // stride
@@ -129,7 +130,7 @@ def decode_boxes(outputs: Float32[np.ndarray, "8400 85"]) -> Float[np.ndarray, "
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """Intersection over union, pixels counted with both ends as YOLOX's suppression does."""
+    """Intersection over union with inclusive pixel coordinates, as in YOLOX's non-maximum suppression."""
     common = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]) + 1).clip(0).prod()
     return float(common / ((a[2:] - a[:2] + 1).prod() + (b[2:] - b[:2] + 1).prod() - common))
 
@@ -137,7 +138,7 @@ def _overlap(a: Box, b: Box) -> float:
 def crop_person(
     frame: UInt8[np.ndarray, "height width 3"], box: Box
 ) -> tuple[Float32[np.ndarray, "3 384 288"], Float[np.ndarray, "2 3"]]:
-    """The padded box, widened to the crop's proportions, as standardized BGR; and crop pixels -> frame pixels."""
+    """The padded box, widened to the crop's aspect ratio, as standardized BGR; and the map crop -> frame, in pixels."""
     center, (width, height) = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * PADDING
     width = max(width, height * WIDTH / HEIGHT)
     step = width / WIDTH
@@ -150,7 +151,7 @@ def crop_person(
 def decode_simcc(
     scores_x: Float32[np.ndarray, "points columns"], scores_y: Float32[np.ndarray, "points rows"]
 ) -> tuple[Float[np.ndarray, "points 2"], Float[np.ndarray, " points"]]:
-    """The best column and row of each point, in pixels of the crop, and the lesser of their scores."""
+    """Each point's column and row of the highest score, in pixels of the crop, and the smaller of the two scores."""
     place = np.stack([scores_x.argmax(1), scores_y.argmax(1)], -1) / SIMCC_SPLIT_RATIO
     return place, np.minimum(scores_x.max(1), scores_y.max(1)).astype(np.float64)
 
@@ -158,7 +159,7 @@ def decode_simcc(
 def from_coco_wholebody(
     points: Float[np.ndarray, "133 2"], confidence: Float[np.ndarray, "133"], canvas: tuple[int, int]
 ) -> Keypoints:
-    """COCO-WholeBody points in pixels of a picture (height, width) as ours; feet have no place there."""
+    """Our keypoints from COCO-WholeBody's, which are in pixels of an image (height, width); the feet are left out."""
     place = (points / (canvas[1], canvas[0])).astype(np.float32)
     confidence = confidence.clip(0, 1).astype(np.float32)
     body, body_confidence = place[BODY_FROM_COCO], confidence[BODY_FROM_COCO]

@@ -1,9 +1,8 @@
 """Reads and writes keypoints: OpenPose's JSON, one file or a folder of frames, and our .npz; reads DWPose's .npy.
 
-JSON positions are pixels of a canvas whose size the file states (`canvas_width`, `canvas_height`, as
-ControlNet tools write it) or the caller gives; plain OpenPose files do not know it. Positions of which none
-exceeds 2 are taken to be fractions of the canvas (OpenPose's `--keypoint_scale 3`). Only the first person of
-a frame is read.
+JSON positions are pixels of a canvas whose size is in the file (`canvas_width`, `canvas_height`, as ControlNet tools
+write it) or given by the caller; plain OpenPose files lack it. If no position exceeds 2, they are taken for fractions
+of the canvas (OpenPose's `--keypoint_scale 3`). Only the first person of a frame is read.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from animate_jax.errors import UserError, reading
 from animate_jax.pose.keypoints import Canvas, Keypoints
 from animate_jax.pose.npy import read_npy
 
-KEYPOINT_SUFFIXES = (".json", ".npz", ".npy")  # what counts as a file of keypoints by its name
-# Where our points stand in OpenPose's layouts, keyed by the layout's number of points.
+KEYPOINT_SUFFIXES = (".json", ".npz", ".npy")  # of files that hold keypoints
+# Indices of our points in OpenPose's layouts, keyed by the layout's number of points.
 LAYOUTS = {
     18: range(18),
     25: (*range(8), *range(9, 19)),  # BODY_25: the middle of the hips at 8, feet from 19 on
@@ -48,14 +47,13 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
         path: our .npz; a .npy (see `animate_jax.pose.npy`); a .json file that is one OpenPose frame, a list of
             frames, or an object with a list "frames"; or a folder of OpenPose .json files, one per
             frame in the order of their names and the numbers in them.
-        canvas: (height, width) in pixels of the pictures the poses come from, for files that do not state it.
+        canvas: (height, width) in pixels of the images the poses come from, for files without it.
 
     Returns:
-        Keypoints [F, ...] and the canvas (height, width), whose proportions the keypoints themselves do not
-        hold.
+        Keypoints [F, ...] and the canvas (height, width), whose aspect ratio the keypoints do not contain.
 
     Raises:
-        UserError: the file is missing, malformed, too large, or does not tell its canvas.
+        UserError: the file is missing, malformed or too large, or the canvas is unknown.
     """
     path = Path(path)
     if canvas:
@@ -84,7 +82,7 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
 def check_canvas(path: str | os.PathLike, height: float | int, width: float | int) -> None:
     """
     Raises:
-        UserError: no picture is that small, large or narrow.
+        UserError: the size is too small, too large or too narrow for an image.
     """
     short, long = sorted((height, width))
     if not (1 <= short and long <= limits.CANVAS_SIDE and long <= limits.CANVAS_RATIO * short):
@@ -109,7 +107,7 @@ def _require_canvas(path: Path, canvas: Canvas | None) -> Canvas:
 
 
 def _to_fractions(points: Keypoints, canvases: list[Canvas]) -> Keypoints:
-    """Pixels are divided by each frame's canvas; what already is fractions stays."""
+    """Divides positions in pixels by each frame's canvas; fractions stay."""
     positions = [getattr(points, name)[getattr(points, f"{name}_confidence") > 0] for name in ("body", "hands", "face")]
     if np.abs(np.concatenate(positions)).max(initial=0) <= FRACTION_LIMIT:
         return points
@@ -167,7 +165,7 @@ def _read_npz(path: Path) -> tuple[Keypoints, Canvas]:
 
 
 def _json_frames(path: Path) -> list[dict]:
-    """The frames of a file; each takes over the canvas of the object around it."""
+    """The frames of a file; each inherits the canvas of the object around it."""
     with reading(path, "JSON file", JSON_ADVICE), path.open("rb") as file:
         text = file.read(limits.KEYPOINTS_JSON_BYTES + 1)
         if len(text) > limits.KEYPOINTS_JSON_BYTES:
@@ -195,14 +193,14 @@ def _canvas(path: Path, frame: dict) -> Canvas | None:
 
 
 def _parse(path: Path, frame: dict) -> Keypoints:
-    """One frame as it stands in the file, not yet divided by the canvas."""
+    """One frame with the positions of the file, not yet divided by the canvas."""
     points = Keypoints.empty()
     people = frame["people"]
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise UserError(f'{path}: "people" must be a list of objects: give OpenPose keypoints')
     for key, (field, index, counts) in PARTS.items():
         values = people[0].get(key) if people else None
-        if not values:  # nobody, or a part that was not looked for
+        if not values:  # no person, or a part that was not detected
             continue
         try:
             triples = np.asarray(values, np.float64)

@@ -1,9 +1,9 @@
-"""Reads hands and face of a person whose body is known, offline, as MediaPipe's holistic graph does.
+"""Keypoints of hands and face of a person whose body keypoints are known, as in MediaPipe's holistic graph.
 
-The body's wrist, index and little finger give a rough square around a hand; a small model (`hand_recrop`) turns it into
-a better one, and `hand_landmark_full` reads 21 points in it. A face detector looks in a square around the body's
-nose, eyes, ears and mouth, and `face_landmark` reads 468 points of what it finds. Where a part was read in the frame
-before, its square there comes first. Grishchenko & Bazarevsky, "MediaPipe Holistic", 2020; the numbers are those of the
+The body's wrist, index and little finger give a rough square around a hand; a small model (`hand_recrop`) refines it,
+and `hand_landmark_full` estimates 21 points in it. A face detector runs in a square around the body's nose, eyes, ears
+and mouth, and `face_landmark` estimates 468 points of the face it detects. Squares from the previous frame's estimates
+are tried first. Grishchenko & Bazarevsky, "MediaPipe Holistic", 2020; the numbers are those of the
 graphs `hand_landmarks_left_and_right_cpu`, `hand_recrop_by_roi_cpu` and `face_landmarks_from_pose_cpu`.
 """
 
@@ -19,14 +19,14 @@ from animate_jax.pose.litert import Affine, apply_affine, crop_square, run_model
 
 Frame = UInt8[np.ndarray, "height width 3"]
 Points = Float[np.ndarray, "n 2"]  # pixels of the frame
-PointsAndPresence = tuple[Points, float]  # and how sure the model is that the part is there
+PointsAndPresence = tuple[Points, float]  # and the model's probability that the part is there
 
 RECROP_SIZE, HAND_SIZE, FACE_DETECTOR_SIZE, FACE_SIZE = 256, 224, 128, 192  # pixels
-MIN_PRESENCE = 0.5  # of a hand or a face, by its landmark model
-MIN_WRIST_CONFIDENCE = 0.1  # of the body's wrist, from which its hand is looked for
+MIN_PRESENCE = 0.5  # of a hand or a face, from its landmark model
+MIN_WRIST_CONFIDENCE = 0.1  # of the body's wrist, from which its hand is estimated
 MIN_FACE_CONFIDENCE = 0.5  # of the face detector
 MIN_HEAD_CONFIDENCE = 0.1
-MAX_WRIST_DISTANCE = 0.6  # farthest distance of a followed hand's wrist from the body's, in sides of its square
+MAX_WRIST_DISTANCE = 0.6  # largest distance of a tracked hand's wrist from the body's, in sides of its square
 
 # Rows of BlazePose's 33 body points: wrist, index and little finger of each hand, left first; the head.
 HAND_ROWS = (15, 19, 17), (16, 20, 18)
@@ -49,12 +49,12 @@ def estimate_hand(
     side: int,
     previous: Points | None,
 ) -> PointsAndPresence | None:
-    """21 points of a hand in OpenPose's order; None when it cannot be seen.
+    """21 points of a hand in OpenPose's order; None when it is not visible.
 
     Args:
         body: BlazePose's points in pixels.
         side: 0 the person's left hand, 1 the right.
-        previous: what was read in the frame before.
+        previous: the estimate in the previous frame, if any.
     """
     wrist, index, little = body[list(HAND_ROWS[side])]
     if confidence[HAND_ROWS[side][0]] < MIN_WRIST_CONFIDENCE:
@@ -87,7 +87,7 @@ def _estimate_hand(frame: Frame, to_frame: Affine) -> PointsAndPresence | None:
 
 
 def _hand_square(points: Float[np.ndarray, "21 2"]) -> tuple[Float[np.ndarray, "xy=2"], float, float]:
-    """Center, side and turn of the square that a hand's points give for the next frame."""
+    """Center, side and rotation of the square around a hand's points, for the next frame."""
     angle = _angle_upward(points[0], (points[5] + 2 * points[9] + points[13]) / 4)
     return _rotated_box(points[list(PALM)], angle, scale=2.0, shift=-0.1)
 
@@ -95,7 +95,7 @@ def _hand_square(points: Float[np.ndarray, "21 2"]) -> tuple[Float[np.ndarray, "
 def estimate_face(
     frame: Frame, body: Float[np.ndarray, "33 2"], confidence: Float[np.ndarray, " 33"], previous: Points | None
 ) -> PointsAndPresence | None:
-    """468 points of the face mesh; None when the face cannot be seen. Arguments as in `estimate_hand`."""
+    """468 points of the face mesh; None when the face is not visible. Arguments as in `estimate_hand`."""
     head = body[HEAD_ROWS]
     if confidence[HEAD_ROWS].mean() < MIN_HEAD_CONFIDENCE:
         return None
@@ -144,13 +144,13 @@ def _face_anchors() -> Float[np.ndarray, "896 2"]:
 
 
 def _angle_upward(start: Float[np.ndarray, "xy=2"], end: Float[np.ndarray, "xy=2"], up: int = 1) -> float:
-    """How far clockwise an upright square turns so that its upward (`up` 1) axis points from start to end."""
+    """Clockwise rotation in radians of a square that makes its upward (`up` 1) axis point from start to end."""
     x, y = up * (end - start)
     return math.atan2(x, -y)
 
 
 def _angle_rightward(right: Float[np.ndarray, "xy=2"], left: Float[np.ndarray, "xy=2"]) -> float:
-    """How far clockwise a square turns so that its horizontal axis points from the right to the left eye."""
+    """Clockwise rotation in radians of a square that makes its horizontal axis point from the right to the left eye."""
     x, y = left - right
     return math.atan2(y, x)
 
@@ -163,7 +163,7 @@ def _rotate(offset: Float[np.ndarray, "xy=2"], angle: float) -> Float[np.ndarray
 def _rotated_box(
     points: Points, angle: float, scale: float, shift: float = 0.0
 ) -> tuple[Float[np.ndarray, "xy=2"], float, float]:
-    """The square around the points' bounding box in axes that are turned by `angle`; `shift` downward, in heights."""
+    """The square around the points' bounding box in axes rotated by `angle`; `shift` is downward, in box heights."""
     turned = points @ np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     low, high = turned.min(0), turned.max(0)
     center = (low + high) / 2 + np.array([0, shift * (high - low)[1]])
@@ -171,7 +171,7 @@ def _rotated_box(
 
 
 def _is_inside(to_frame: Affine, size: int, frame: Frame) -> bool:
-    """Is the square of a sensible size, and its center in the frame?"""
+    """Whether the square has a plausible size and its center lies in the frame."""
     height, width, _ = frame.shape
     side = np.linalg.norm(to_frame[:, 0]) * size
     x, y = apply_affine(to_frame, np.full((1, 2), size / 2))[0]

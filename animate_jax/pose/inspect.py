@@ -1,4 +1,4 @@
-"""Inspects driving material before it is used: of what kind is a video, and what will the user wonder about?"""
+"""Inspects driving material before it is used: whether a video shows drawn poses, and what to warn the user of."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 
 Frame = UInt8[np.ndarray, "height width 3"]
 
-PROBE_FRAMES = 8  # frames with something in them that tell drawn poses from a film
-PROBE_SIZE = 512  # pixels of the longer side that are enough for it
-NOT_BLACK = 64  # of 255: what is brighter is something
-BLACK, BLACK_SHARE = 24, 0.75  # of 255; share of the picture that the ground of drawn poses fills
-# Drawn poses have so many of 12 hues, each of that share of what is bright.
+PROBE_FRAMES = 8  # frames that are not black, at most, to tell drawn poses from a filmed person
+PROBE_SIZE = 512  # pixels of the longer side; larger frames are subsampled
+NOT_BLACK = 64  # of 255: brighter pixels are not background
+BLACK, BLACK_SHARE = 24, 0.75  # darker pixels (of 255) are black; drawn poses have at least that share of them
+# Drawn poses have at least so many of 12 hues, each at least that share of the pixels that are not black.
 MIN_SATURATION, MIN_HUES, HUE_SHARE = 0.8, 5, 0.01
-MIN_PEOPLE_SHARE = 0.75  # share of those frames in which the detector finds a person, from which it is a film
+MIN_PEOPLE_SHARE = 0.75  # from that share of frames with a detected person, a video shows a filmed person
 
-MAX_OUTSIDE_SHARE = 0.05  # share of joints outside the picture that the user is told of
-MIN_SEEN_SHARE = 0.5  # share of frames with a person below which the user is told
-MIN_JOINTS = 3  # points that make one
+MAX_OUTSIDE_SHARE = 0.05  # of the joints may lie outside the image without a warning
+MIN_SEEN_SHARE = 0.5  # of the frames show a person, else there is a warning
+MIN_JOINTS = 3  # of a person
 
 
 def shows_drawn_poses(frames: Iterable[Frame]) -> bool:
-    """Whether a video shows drawn poses, not a person; reads as many frames as tell it, and keeps small copies.
+    """Whether a video shows drawn poses, not a person; reads the first few frames that are not black.
 
-    A dancer before a black curtain has few saturated hues, drawn poses have the whole rainbow; where a person is so
-    colorful, the detector decides, which seldom takes drawn limbs for a person.
+    Drawn poses have saturated colors of many hues on black, a dancer before a black curtain has few. Where colors
+    suggest drawn poses, the person detector decides, which seldom detects a person in drawn limbs.
     """
     probe: list[Frame] = []
     for frame in frames:
@@ -49,7 +49,7 @@ def shows_drawn_poses(frames: Iterable[Frame]) -> bool:
 
 
 def is_drawn(probe: UInt8[np.ndarray, "frames height width 3"]) -> bool:
-    """Whether frames have the ground and the colors of drawn poses: saturated lines of many hues on black."""
+    """Whether frames have the background and the colors of drawn poses: saturated, of many hues, on black."""
     brightest = probe.max(-1)
     if (brightest < BLACK).mean() <= BLACK_SHARE:
         return False
@@ -62,7 +62,7 @@ def is_drawn(probe: UInt8[np.ndarray, "frames height width 3"]) -> bool:
 
 
 def warn_of_gaps(path: str | os.PathLike, keypoints: Keypoints) -> None:
-    """Warns when most frames [F] show nobody."""
+    """Warns when most frames [F] show no person."""
     seen = (keypoints.body_confidence >= MIN_CONFIDENCE).sum(-1) >= MIN_JOINTS
     if seen.mean() < MIN_SEEN_SHARE:
         warn(

@@ -1,4 +1,4 @@
-"""Keypoints: the one representation of a pose, kept until the moment it is drawn.
+"""Keypoints: the representation of a pose everywhere until it is drawn.
 
 Body points follow OpenPose-18, hands OpenPose-21 (left hand first), the face the 68 points of iBUG 300-W.
 """
@@ -24,16 +24,16 @@ Number = float | int
 Canvas = tuple[int, int]  # height, width in pixels
 
 MIN_CONFIDENCE = 0.3  # from which a point counts as seen (DWPose's)
-MIN_LENGTH = 1e-6  # lengths below, in pixels or picture heights, are taken for none
-MAX_POSITION = 1e4  # sizes of the picture that `bounded` lets a point be away
+MIN_LENGTH = 1e-6  # shorter lengths, in pixels or image heights, are taken for zero
+MAX_POSITION = 1e4  # largest coordinate that `bounded` keeps, in sizes of the image
 
 
 @dataclasses.dataclass(frozen=True)
 class Keypoints:
     """One person over any number of leading (frame) axes.
 
-    Positions are x, y in units of the picture's width and height (0..1 inside the picture; points may lie
-    outside). Confidences are 0..1; 0 means the point is missing and its position has no meaning.
+    Positions are x, y in units of the image's width and height (0..1 inside the image; points may lie
+    outside). Confidences are 0..1; 0 means that the point is missing and its position has no meaning.
     """
 
     body: Float[np.ndarray, "*frames 18 2"]
@@ -45,7 +45,7 @@ class Keypoints:
 
     @classmethod
     def empty(cls, *frames: int) -> Keypoints:
-        """Keypoints of nobody: every confidence 0."""
+        """Keypoints that are all missing: every confidence is 0."""
         counts = {"body": (18,), "hands": (2, 21), "face": (68,)}
         arrays = {}
         for name, points in counts.items():
@@ -63,14 +63,14 @@ class Keypoints:
         return tuple(field.name for field in dataclasses.fields(cls))
 
     def __getitem__(self, index) -> Keypoints:
-        """Picks frames (an int, a slice or an index array)."""
+        """Selects frames (an int, a slice or an index array)."""
         return Keypoints(*(getattr(self, name)[index] for name in self.names()))
 
     def __len__(self) -> int:
         return self.body.shape[0]
 
     def bounded(self) -> Keypoints:
-        """Points whose position or confidence is not finite become missing; none is further than `MAX_POSITION`."""
+        """Marks points as missing whose position or confidence is not finite, and clips positions to `MAX_POSITION`."""
         arrays = {}
         for name in ("body", "hands", "face"):
             points, confidence = getattr(self, name), getattr(self, f"{name}_confidence")
@@ -86,7 +86,7 @@ class Keypoints:
         )
 
     def flipped(self) -> Keypoints:
-        """The pose of the horizontally flipped picture: x becomes 1 - x, left and right trade names."""
+        """The pose of the horizontally flipped image: x becomes 1 - x, left and right points are exchanged."""
         order = np.arange(18)
         for right, left in LEFT_RIGHT:
             order[right], order[left] = left, right
@@ -100,7 +100,7 @@ class Keypoints:
         )
 
     def affine(self, scale: tuple[Number, Number], offset: tuple[Number, Number]) -> Keypoints:
-        """x, y -> x * scale + offset: how keypoints follow a crop, a resize or a padding of their picture."""
+        """x, y -> x * scale + offset: how keypoints change when their image is cropped, resized or padded."""
         moved = {
             name: (getattr(self, name) * np.float32(scale) + np.float32(offset)).astype(np.float32)
             for name in ("body", "hands", "face")
@@ -113,5 +113,5 @@ def _flip(points: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
 
 
 def to_pixels(keypoints: Keypoints, canvas: Canvas) -> Float[np.ndarray, "*frames 18 2"]:
-    """The body points in pixels of a picture of that height and width."""
+    """The body points in pixels of an image of that height and width."""
     return keypoints.body * np.array([canvas[1], canvas[0]], np.float32)

@@ -1,4 +1,4 @@
-"""Runs the bundled LiteRT models on square crops of a picture."""
+"""Runs the bundled LiteRT models on square crops of an image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jaxtyping import Float, Float32, UInt8
 
 ASSETS = Path(__file__).parents[1] / "assets" / "blazepose"
 
-Affine = Float[np.ndarray, "2 3"]  # pixels of a crop -> pixels of the picture
+Affine = Float[np.ndarray, "2 3"]  # pixels of a crop -> pixels of the image
 
 
 def square_to_frame(center: Float[np.ndarray, "xy=2"], side: float, angle: float, size: int) -> Affine:
-    """Maps a crop of `size` pixels to the square of `side` pixels around `center`, turned clockwise by `angle`."""
+    """Maps a crop of `size` pixels to the square of `side` pixels around `center`, rotated clockwise by `angle`."""
     right = np.array([np.cos(angle), np.sin(angle)]) * side / size
     down = np.array([-right[1], right[0]])
     return np.stack([right, down, center - (right + down) * size / 2], axis=1)
@@ -26,9 +26,9 @@ def square_to_frame(center: Float[np.ndarray, "xy=2"], side: float, angle: float
 def crop_square(
     picture: UInt8[np.ndarray, "height width 3"], to_frame: Affine, size: int
 ) -> Float32[np.ndarray, "{size} {size} 3"]:
-    """The size x size pixels that the map takes from the picture, black beyond it; 0..255, float32."""
+    """Resamples the crop of size x size pixels, black beyond the image; 0..255, float32."""
     shrink = int(np.linalg.norm(to_frame[:, 0]))
-    if shrink > 1:  # averages what would be skipped: aliasing costs the models accuracy
+    if shrink > 1:  # averages first: aliasing costs the models accuracy
         height, width, _ = picture.shape
         small = max(width // shrink, 1), max(height // shrink, 1)
         picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
@@ -48,7 +48,7 @@ def sigmoid(logits: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shap
 
 
 def run_model(model: str, picture: Float32[np.ndarray, "size size 3"]) -> list[np.ndarray]:
-    """The outputs of a model for one picture, in the order of their names, without their batch axis."""
+    """The outputs of a model for one image, in the order of their names, without their batch axis."""
     interpreter = _interpreter(model)
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture[None])
     interpreter.invoke()
@@ -68,7 +68,7 @@ def _interpreter(model: str):
 
 @contextlib.contextmanager
 def _silence_stderr():
-    """Keeps native code from printing to stderr: LiteRT announces its CPU kernels, whatever its settings."""
+    """Keeps native code from printing to stderr: LiteRT logs its CPU kernels in spite of all settings."""
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

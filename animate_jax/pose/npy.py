@@ -1,6 +1,6 @@
 """Reads .npy files of poses: what MusePose's `extract_dwpose_keypoints.py` writes, and plain arrays of points.
 
-MusePose's hold Python objects as a pickle, which is read as data (`animate_jax.unpickle`).
+MusePose's contain Python objects as a pickle, which is read without running it (`animate_jax.unpickle`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from animate_jax.errors import reading
 from animate_jax.pose.dwpose import from_coco_wholebody
 from animate_jax.pose.keypoints import Keypoints
 
-NECK_IN_134 = 17  # DWPose inserts it behind COCO's 17 points
+NECK_IN_134 = 17  # DWPose inserts it after COCO's 17 points
 
 
 def read_npy(path: Path) -> Keypoints:
-    """The first person of every frame, as the positions stand in the file: fractions of the picture, or pixels.
+    """The first person of every frame, with the positions of the file: fractions of the image, or pixels.
 
     Arrays are [frames, points, x y (score)] with 18 points (OpenPose), 133 (COCO-WholeBody) or 134 (with a neck);
     without scores, negative positions are missing.
 
     Raises:
-        UserError: it is neither of the two kinds.
+        UserError: it is neither MusePose's nor such an array.
     """
     with reading(path, "file of DWPose's or MusePose's poses", "write it anew"):
         with path.open("rb") as file:
@@ -38,7 +38,7 @@ def read_npy(path: Path) -> Keypoints:
         frames, parse = _frames(content)
         if not 0 < len(frames) <= limits.VIDEO_FRAMES:
             raise ValueError(f"it holds {len(frames):,} frames, not 1 to {limits.VIDEO_FRAMES:,}")
-        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is not finite below
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers that overflow are handled as not finite below
             poses = Keypoints.stack([parse(frame) for frame in frames])
         if not all(np.isfinite(getattr(poses, name)).all() for name in Keypoints.names()):
             raise ValueError("it holds values that are not finite")
@@ -46,7 +46,7 @@ def read_npy(path: Path) -> Keypoints:
 
 
 def _frames(content: bytes) -> tuple[Any, Callable[[Any], Keypoints]]:
-    """The frames of a file, and what makes keypoints of one."""
+    """The frames of a file, and the function that turns one into keypoints."""
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
@@ -80,7 +80,7 @@ def _from_musepose(frame: dict) -> Keypoints:
 
 
 def _numbers(value: Any) -> np.ndarray:
-    """An array, or an empty list. (A list of lists that share each other may be huge as an array.)"""
+    """An array, or an empty list. Other lists are refused: nested ones that share elements may become huge arrays."""
     if not isinstance(value, np.ndarray) and value != []:
         raise ValueError(f"it holds a {type(value).__name__} where an array should be")
     return np.asarray(value, np.float32)

@@ -1,10 +1,11 @@
-"""Estimates by which ratios the reference's bones differ from those of the person in the clip.
+"""Estimates the ratios of the reference person's bone lengths to those of the person in the driving clip.
 
-What is hard is to know the ratios from one picture of the reference:
+The difficulty is that there is only one image of the reference:
 
-- Over the clip a bone's length is a high quantile, left and right together, for foreshortening only shortens.
-- The reference shows each bone once. By how much it may be foreshortened says a prior: `_true_lengths`.
-- Where the reference holds a pose of the clip, its bones are as foreshortened as those: `_pose_similarity`,
+- In the clip, a bone's length is a high quantile over frames, of left and right together, as foreshortening only
+  shortens.
+- The reference image shows each bone once; a prior says how much it may be foreshortened: `_true_lengths`.
+- Where the reference has the pose of a frame of the clip, its bones are foreshortened alike: `_pose_similarity`,
   `_ratios_in_same_pose`.
 """
 
@@ -17,20 +18,20 @@ from jaxtyping import Bool, Float, Int
 
 from animate_jax.pose.keypoints import MIN_LENGTH
 
-NOSE, NECK, HIPS = 0, 1, 18  # the middle of the hips is put after the 18 body points
+NOSE, NECK, HIPS = 0, 1, 18  # the midpoint of the hips is appended to the 18 body points
 
 
 @dataclasses.dataclass(frozen=True)
 class Bone:
     """One kind of bone.
 
-    length: of an adult, in statures (Drillis and Contini 1966; Winter, "Biomechanics", table 4.1).
-    shortening: how much a picture of somebody shortens it, on average, as a logarithm.
+    length: of an adult, in body heights (Drillis and Contini 1966; Winter, "Biomechanics", table 4.1).
+    foreshortening: mean over images, as a logarithm.
     """
 
     pairs: tuple[tuple[int, int], ...]
     length: float
-    shortening: float
+    foreshortening: float
 
 
 BONES = {
@@ -47,21 +48,21 @@ BONES = {
     "temples": Bone(((14, 16), (15, 17)), 0.05, 0.4),
 }
 HEAD = "eyes", "ears", "temples"
-SPREAD = 0.07  # of bone lengths between people of one stature, as a logarithm
-CLIP_SHORTENING = 0.05  # of the longest that a whole clip shows
-LONGEST = 0.95  # quantile over frames
-SAME_DIRECTION = np.radians(7)  # how far bones of two people in one pose differ, root mean square
-CLOSEST_DIRECTION = np.radians(1)  # how much worse than the best another frame may fit
+BONE_LENGTH_STD = 0.07  # standard deviation between people of one height, as a logarithm
+CLIP_FORESHORTENING = 0.05  # mean of the longest appearance in a clip, as a logarithm
+LENGTH_QUANTILE = 0.95  # quantile over frames
+SAME_POSE_ANGLE = np.radians(7)  # root mean square difference of bone directions of two people in one pose
+LIKENESS_ANGLE = np.radians(1)  # scale of the error above the best frame's at which a frame loses its weight
 
-# Wrist and first joint of every finger of a flat hand, across and along it, in no unit: mean of 40 MakeHuman bodies.
+# Wrist and first joint of every finger of a flat hand, across and along it, up to scale: mean of 40 MakeHuman bodies.
 PALM = [0, 1, 5, 9, 13, 17]
 FLAT_PALM = np.array([(0.01, -0.65), (0.23, -0.30), (0.25, 0.29), (0.01, 0.28), (-0.17, 0.23), (-0.33, 0.15)])
 
-DISAGREEMENT = 0.3  # of the two ways to know a ratio, at most, as a logarithm
-SIDEWAYS = 0.5  # share of its length from which a bone is surely measured
+MAX_CORRECTION = 0.3  # of a ratio by frames of the same pose, at most, as a logarithm
+MEASURED_SHARE = 0.5  # of its length that is visible, from which a bone counts fully
 PROPORTIONS = np.log([bone.length for bone in BONES.values()])
-SHORTENING = np.array([bone.shortening for bone in BONES.values()])
-NEIGHBORS = 3  # standard deviation, in frames, of the neighborhood that tells how near a person is
+FORESHORTENING = np.array([bone.foreshortening for bone in BONES.values()])
+SMOOTHING_STD = 3  # frames, of the window in which a person's size is smoothed
 
 Points = Float[np.ndarray, "_ 19 2"]  # one reference, or the frames of a clip
 Seen = Bool[np.ndarray, "_ 19"]
@@ -72,8 +73,8 @@ class Proportions:
     """Lengths in the reference / lengths in the clip's first frame.
 
     bones: by kind of bone, and of "leg" and "head".
-    sizes: of the person in each frame by distance from the camera, logarithms, 0 in the first frame.
-    trust: how far each frame holds the reference's pose, 0..1.
+    sizes: logarithm of the person's size in each frame, which depends on the distance from the camera; 0 in the first.
+    trust: similarity of each frame's pose to the reference's, 0..1.
     """
 
     bones: dict[str, float]
@@ -82,34 +83,34 @@ class Proportions:
 
 
 def estimate_proportions(driven: Points, driven_seen: Seen, target: Points, target_seen: Seen) -> Proportions | None:
-    """The reference's bones against those of the person in the clip; None when the two show no bone in common.
+    """Ratios of the reference person's bones to those of the person in the clip; None without a visible bone in common.
 
     Args:
-        driven, driven_seen: the clip's points in pixels, and which are seen.
+        driven, driven_seen: the clip's points in pixels, and which are visible.
         target, target_seen: the reference's.
     """
     lengths, target_lengths = _lengths(driven, driven_seen), _lengths(target, target_seen)[0]
     if not (~np.isnan(lengths).all(0) & ~np.isnan(target_lengths)).any():
         return None
-    # The person comes nearer and goes away: bones as they would look at the first frame's distance.
+    # The distance from the camera changes: lengths are reduced to the first frame's distance.
     sizes, true = np.zeros(len(driven)), None
     for _ in range(3):
-        longest = _quantile(lengths - sizes[:, None], LONGEST)
-        # A bone that the clip never shows sideways is longer than any frame says.
-        size, build = _true_lengths(longest - PROPORTIONS, np.full(len(BONES), CLIP_SHORTENING))
+        longest = _quantile(lengths - sizes[:, None], LENGTH_QUANTILE)
+        # A bone that always points towards the camera is longer than in any frame.
+        size, build = _true_lengths(longest - PROPORTIONS, np.full(len(BONES), CLIP_FORESHORTENING))
         true = size + build + PROPORTIONS
-        sizes = _smooth([_true_lengths(frame - true, SHORTENING)[0] for frame in lengths])
+        sizes = _smooth([_true_lengths(frame - true, FORESHORTENING)[0] for frame in lengths])
 
-    # Sizes of both are told from single frames, by the same rule: its errors cancel on the average.
+    # Both sizes are estimated from single frames by the same rule, so that its errors cancel on average.
     first = np.flatnonzero(~np.isnan(lengths).all(1))[0]
-    size, build = _true_lengths(target_lengths - true, SHORTENING)
+    size, build = _true_lengths(target_lengths - true, FORESHORTENING)
     logs = size + build - sizes[first]
     sizes = sizes - sizes[first]
     pairs = _compare_bones(driven, driven_seen, target, target_seen, sizes)
     trust, likeness = _pose_similarity(pairs)
     matching, measured = _ratios_in_same_pose(pairs, likeness, sizes, true)
     share = trust.max(initial=0) * measured
-    matching = logs + np.clip(matching - logs, -DISAGREEMENT, DISAGREEMENT)
+    matching = logs + np.clip(matching - logs, -MAX_CORRECTION, MAX_CORRECTION)
     logs = share * matching + (1 - share) * logs
     bones = dict(zip(BONES, np.exp(logs), strict=True))
     thigh, shin = (np.exp(true[list(BONES).index(name)]) for name in ("thigh", "shin"))
@@ -125,37 +126,38 @@ def estimate_hand_ratio(
     target: Float[np.ndarray, "2 21 2"],
     target_seen: Bool[np.ndarray, "2 21"],
 ) -> float:
-    """The reference's hands against those of the person in the clip: the mean of what the hands and the forearms say.
+    """Ratio of the reference person's hands to those of the person in the clip: the mean of estimates from hands and
+    from forearms.
 
-    Either alone errs by some hundredths: of hands there is one picture, and not every hand goes with its arm. Of hands
-    that only one of the two shows, the forearms decide.
+    Either alone is off by a few percent: hands are measured in one image, and not all are proportional to the arm. If
+    one of the two people shows no hands, only the forearms are used.
     """
     forearm = np.log(proportions.bones["forearm"])
     sizes, target_size = _hand_sizes(driven, driven_seen) - proportions.sizes, _hand_sizes(target, target_seen)
     if np.isnan(sizes).all() or np.isnan(target_size):
         return float(np.exp(forearm))
     measured = target_size - np.nanmedian(sizes)
-    return float(np.exp(forearm + np.clip(measured - forearm, -2 * DISAGREEMENT, 2 * DISAGREEMENT) / 2))
+    return float(np.exp(forearm + np.clip(measured - forearm, -2 * MAX_CORRECTION, 2 * MAX_CORRECTION) / 2))
 
 
 def _hand_sizes(
     points: Float[np.ndarray, "*frames 2 21 2"], seen: Bool[np.ndarray, "*frames 2 21"]
 ) -> Float[np.ndarray, "*frames"]:
-    """Logarithm of the mean size of the hands, however they are turned; nan where no whole palm is seen.
+    """Logarithm of the mean size of the hands, in any orientation; nan where no whole palm is visible.
 
-    The palm is flat: a picture of it, turned in space, is as long as it is in one direction and shorter in the other,
-    so that the larger singular value of the map from the flat palm tells its size.
+    The palm is flat: the image of a rotated palm keeps its length in one direction and is foreshortened in the other,
+    so that the larger singular value of the map from the flat palm is its size.
     """
     palm = points[..., PALM, :]
-    to_picture = np.linalg.pinv(FLAT_PALM - FLAT_PALM.mean(0)) @ (palm - palm.mean(-2, keepdims=True))
-    size = np.linalg.svd(to_picture, compute_uv=False)[..., 0]
+    to_image = np.linalg.pinv(FLAT_PALM - FLAT_PALM.mean(0)) @ (palm - palm.mean(-2, keepdims=True))
+    size = np.linalg.svd(to_image, compute_uv=False)[..., 0]
     known = seen[..., PALM].all(-1) & (size > MIN_LENGTH)
     total = np.where(known, np.log(np.where(known, size, 1)), 0).sum(-1)
     return np.where(known.any(-1), total / known.sum(-1).clip(1), np.nan)
 
 
 def _lengths(points: Points, seen: Seen) -> Float[np.ndarray, "frames bones"]:
-    """Logarithm of the longest of each kind of bone in every frame; nan where none is seen."""
+    """Logarithm of the length of each kind of bone in every frame, the longer of left and right; nan if not visible."""
     result = np.full((len(points), len(BONES)), np.nan)
     for column, bone in enumerate(BONES.values()):
         for a, b in bone.pairs:
@@ -166,54 +168,55 @@ def _lengths(points: Points, seen: Seen) -> Float[np.ndarray, "frames bones"]:
 
 
 def _quantile(values: Float[np.ndarray, "frames bones"], share: float) -> Float[np.ndarray, " bones"]:
-    """Over the frames that show the bone; nan where none does."""
+    """Over the frames that show the bone; nan if none does."""
     return np.array([np.quantile(v[~np.isnan(v)], share) if (~np.isnan(v)).any() else np.nan for v in values.T])
 
 
 def _smooth(values: list[float]) -> Float[np.ndarray, " frames"]:
-    """Straight lines fitted to the neighborhood of each frame; nan is left out."""
+    """Local linear regression over frames with a Gaussian window; nan is left out."""
     x, y = np.arange(len(values)), np.array(values)
     known = ~np.isnan(y)
     result = []
     for center in x:
-        weight = np.where(known, np.exp(-0.5 * ((x - center) / NEIGHBORS) ** 2), 0) + 1e-9 * known
+        weight = np.where(known, np.exp(-0.5 * ((x - center) / SMOOTHING_STD) ** 2), 0) + 1e-9 * known
         mean_x, mean_y = (weight @ x / weight.sum(), weight @ np.where(known, y, 0) / weight.sum())
-        spread = weight @ (x - mean_x) ** 2 + weight.sum()  # a slope is believed when frames enough say so
+        spread = weight @ (x - mean_x) ** 2 + weight.sum()  # regularizes the slope where few frames support it
         slope = weight @ ((x - mean_x) * np.where(known, y - mean_y, 0)) / spread
         result.append(mean_y + slope * (center - mean_x))
     return np.array(result)
 
 
 def _true_lengths(
-    looks: Float[np.ndarray, " bones"], shortening: Float[np.ndarray, " bones"]
+    apparent: Float[np.ndarray, " bones"], foreshortening: Float[np.ndarray, " bones"]
 ) -> tuple[float, Float[np.ndarray, " bones"]]:
-    """Splits logarithms of how long bones look, against how long they should (nan: unknown), into size and builds.
+    """Splits logarithms of apparent lengths / expected lengths (nan: unknown) into the person's size and builds.
 
-    look = size + build - foreshortening, with a build that is normal (`SPREAD`) and a foreshortening that is
-    exponential. Their most probable values: build = max(look - size, -SPREAD**2 / shortening), so that a bone which
-    looks longer than it should is longer, one that looks a little shorter is shorter, and one that looks shorter
-    still points at the camera; the size is where the builds' pulls cancel. Unknown builds are 0, an unknown size nan.
+    apparent = size + build - foreshortening, where the build, a bone's deviation from the expected proportions, is
+    normally distributed (`BONE_LENGTH_STD`), and the foreshortening exponentially, with the given mean. The maximum a
+    posteriori estimate is build = max(apparent - size, -BONE_LENGTH_STD**2 / foreshortening): a bone that appears
+    longer than expected is longer, one that appears slightly shorter is shorter, and one that appears much shorter is
+    foreshortened. The size is where the builds sum to zero. Unknown builds are 0, an unknown size is nan.
     """
-    known = ~np.isnan(looks)
+    known = ~np.isnan(apparent)
     if not known.any():
-        return np.nan, np.zeros(len(looks))
-    least = -(SPREAD**2) / shortening
-    low, high = (looks + least)[known].min(), looks[known].max()
+        return np.nan, np.zeros(len(apparent))
+    least = -(BONE_LENGTH_STD**2) / foreshortening
+    low, high = (apparent + least)[known].min(), apparent[known].max()
     for _ in range(50):
         size = (low + high) / 2
-        pull = np.maximum(looks - size, least)[known].sum()
+        pull = np.maximum(apparent - size, least)[known].sum()
         low, high = (size, high) if pull > 0 else (low, size)
-    return size, np.where(known, np.maximum(np.nan_to_num(looks) - size, least), 0)
+    return size, np.where(known, np.maximum(np.nan_to_num(apparent) - size, least), 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class _BonePairs:
-    """The single bones ("pairs" of all kinds) of every frame beside the reference's.
+    """Every single bone (left and right are two) in every frame, compared with the reference's.
 
     kind: of each bone, a row of `BONES`.
-    seen: in both.
+    seen: whether it is visible in both.
     length: in the frame, pixels.
-    angle: between the two, radians.
+    angle: between the two, in radians.
     log_ratio: of the length in the reference to the length in the frame, at the first frame's distance.
     """
 
@@ -240,18 +243,18 @@ def _compare_bones(
 
 
 def _pose_similarity(pairs: _BonePairs) -> tuple[Float[np.ndarray, " frames"], Float[np.ndarray, " frames"]]:
-    """How far each frame holds the reference's pose, 0..1; and its weight among the frames that are most like it."""
+    """Similarity of each frame's pose to the reference's, 0..1; and the frame's weight among the most similar ones."""
     body = pairs.seen & ~np.isin(pairs.kind, [list(BONES).index(name) for name in HEAD])
-    weight = body * pairs.length  # the direction of a bone that points at the camera says little
+    weight = body * pairs.length  # the direction of a strongly foreshortened bone is unreliable
     middle = (weight * pairs.log_ratio).sum(1) / weight.sum(1).clip(1e-9)
-    # Foreshortened here but not there.
-    uneven = np.maximum(np.abs(pairs.log_ratio - middle[:, None]) - 2 * SPREAD, 0)
+    # Bones that are foreshortened in one of the two only.
+    uneven = np.maximum(np.abs(pairs.log_ratio - middle[:, None]) - 2 * BONE_LENGTH_STD, 0)
     error = (weight * (pairs.angle**2 + uneven**2)).sum(1) / weight.sum(1).clip(1e-9)
     enough = body.sum(1) >= 6
-    trust = np.exp(-error / (2 * SAME_DIRECTION**2)) * enough
-    # Frames that show too little of a person are like nothing; their error is 0.
+    trust = np.exp(-error / (2 * SAME_POSE_ANGLE**2)) * enough
+    # Frames that show too few bones have an error of 0, and get no weight.
     worse = np.where(enough, error - error[enough].min(initial=np.inf), np.inf)
-    return trust, np.exp(-worse / (2 * CLOSEST_DIRECTION**2))
+    return trust, np.exp(-worse / (2 * LIKENESS_ANGLE**2))
 
 
 def _ratios_in_same_pose(
@@ -260,12 +263,12 @@ def _ratios_in_same_pose(
     sizes: Float[np.ndarray, " frames"],
     true: Float[np.ndarray, " bones"],
 ) -> tuple[Float[np.ndarray, " bones"], Float[np.ndarray, " bones"]]:
-    """What the frames most like the reference say: a logarithmic ratio for every kind of bone, and how surely those
-    frames measure it (0..1: 0 where it points at the camera)."""
+    """The logarithmic ratio of every kind of bone, measured in the frames most similar to the reference; and the
+    reliability of each, 0..1 (0: it points at the camera)."""
     weight = likeness[:, None] * pairs.seen * pairs.length
     shown = pairs.length / np.exp(true[pairs.kind] + sizes[:, None])  # 1: sideways, 0: pointing at the camera
     total, ratio, shown = (
         np.array([values[:, pairs.kind == kind].sum() for kind in range(len(BONES))])
         for values in (weight, weight * pairs.log_ratio, weight * shown)
     )
-    return ratio / total.clip(1e-9), np.clip(shown / total.clip(1e-9) / SIDEWAYS, 0, 1)
+    return ratio / total.clip(1e-9), np.clip(shown / total.clip(1e-9) / MEASURED_SHARE, 0, 1)

@@ -1,8 +1,8 @@
-"""Carries a driving motion over to the reference's body: its proportions, its size and its place.
+"""Transfers a driving motion to the reference person's body: their proportions, size and position.
 
-A bone of the result is a bone of the driving frame times one ratio per kind of bone (thigh, forearm, ...), the tree
-put together anew from the hips outwards. That is exact for two bodies that hold the same joint angles before the
-same far camera. `proportions.py` estimates the ratios.
+Every bone of the driving frame is scaled by one ratio per kind of bone (thigh, forearm, ...), and the skeleton is
+assembled again from the hips outwards. That is exact for two bodies with the same joint angles in front of the same
+distant camera. `proportions.py` estimates the ratios.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ TREE = (
     (9, 8, "thigh"), (12, 11, "thigh"), (10, 9, "shin"), (13, 12, "shin"),
     (NOSE, NECK, "neck"), (14, NOSE, "head"), (15, NOSE, "head"), (16, 14, "head"), (17, 15, "head"),
 )  # fmt: skip
-SAME_DISTANCE = 0.05  # of sizes, as a logarithm
-ON_FLOOR = 0.5  # quantile over frames at one distance
+SAME_DISTANCE = 0.05  # difference of sizes, as a logarithm, up to which frames are at one distance
+ON_FLOOR = 0.5  # quantile of the feet's height, over frames at one distance, that is the floor
 
 
 def retarget(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints | None:
-    """The driving motion with the reference's bones; arguments as `align.align_motion`. Confidences stay.
+    """The driving motion with the reference's bone lengths; arguments as in `align.align_motion`. Confidences stay.
 
-    The first frame stands where the reference stands, feet on its ground; ways are scaled with the legs. None when
-    the two have no bone in common.
+    The first frame is placed where the reference stands, feet on the same floor; displacements are scaled with the
+    legs. None when the two people have no visible bone in common.
     """
     driven, driven_seen = _with_hips(to_pixels(driving, driving_canvas), driving.body_confidence > MIN_CONFIDENCE)
     target, target_seen = _with_hips(
@@ -48,14 +48,14 @@ def retarget(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, c
     for child, parent, bone in (spine, *TREE):
         after[:, child] = after[:, parent] + ratios[bone] * (before[:, child] - before[:, parent])
     feet = driven_seen[:, ANKLES].any(), target_seen[0, ANKLES].any()
-    if all(feet):  # unequal ratios of thigh and shin would lift the feet, or sink them
+    if all(feet):  # unequal ratios of thigh and shin would move the feet off the floor
         after[..., 1] += (_standing_foot(before) * ratios["leg"] - _standing_foot(after))[:, None]
 
     anchor = next(p for p in (HIPS, NECK, *range(18)) if target_seen[0, p] and driven_seen[:, p].any())
     first = int(np.argmax(driven_seen[:, anchor]))
     shift = target[0, anchor] - after[first, anchor]
     if all(feet):
-        # The floor is where the feet are most of the time, unless the reference is in the air just so.
+        # The floor is at the feet's median height, unless the reference has the first frame's pose, in the air or not.
         heights = _standing_foot(after)
         near = np.abs(proportions.sizes - proportions.sizes[first]) < SAME_DISTANCE
         floor = np.quantile(heights[near], ON_FLOOR)
@@ -75,7 +75,7 @@ def retarget(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, c
 
 
 def _with_hips(body: Float[np.ndarray, "frames 18 2"], seen: Bool[np.ndarray, "frames 18"]) -> tuple[Points, Seen]:
-    """The middle of the hips as a point of its own, behind the others."""
+    """Appends the midpoint of the hips to the points."""
     hips = [8, 11]
     return (
         np.concatenate([body, body[:, hips].mean(1, keepdims=True)], 1).astype(np.float64),
@@ -84,7 +84,8 @@ def _with_hips(body: Float[np.ndarray, "frames 18 2"], seen: Bool[np.ndarray, "f
 
 
 def _fill_gaps(points: Points, seen: Seen, root: int, tree) -> Points:
-    """Puts points that are not seen where their bone was in the frames around; never seen ones at their parent."""
+    """Fills in points that are not visible, by interpolating bones between frames; one that is never visible has length
+    0."""
     frames = np.arange(len(points))
     filled = points.copy()
 
@@ -101,7 +102,7 @@ def _fill_gaps(points: Points, seen: Seen, root: int, tree) -> Points:
 
 
 def _standing_foot(points: Points, seen: Seen | None = None) -> Float[np.ndarray, " frames"]:
-    """Height in the picture of the foot that stands, changing smoothly from one foot to the other."""
+    """Height in the image of the lower foot, with a smooth transition between the feet."""
     y = points[:, ANKLES, 1]
     if seen is not None:
         y = np.where(seen[:, ANKLES], y, -np.inf)

@@ -1,4 +1,4 @@
-"""Takes the jitter out of detected keypoints without making fast motion late."""
+"""Removes jitter from detected keypoints without adding latency to fast motion."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from jaxtyping import Bool, Float
 
 from animate_jax.pose.keypoints import Keypoints
 
-SLOWEST_CUTOFF = 1.5  # Hz: what a point at rest may still do
-CUTOFF_PER_SPEED = 8.0  # Hz more for every body size a second
-SPEED_CUTOFF = 1.0  # Hz, of the speed itself
+SLOWEST_CUTOFF = 1.5  # Hz, of a point at rest
+CUTOFF_PER_SPEED = 8.0  # Hz per body size a second
+SPEED_CUTOFF = 1.0  # Hz, of the speed's own filter
 
 
 def smooth(keypoints: Keypoints, canvas: tuple[int, int], fps: float) -> Keypoints:
-    """The One-Euro filter (Casiez et al. 2012), run forwards and backwards: their lags cancel.
+    """The One-Euro filter (Casiez et al. 2012), run forwards and backwards, so that the lags cancel.
 
-    Every point by itself, between the frames that miss it; confidences stay. Speeds are measured in body sizes.
+    Each point is filtered independently, and anew after frames without it; confidences stay. Speeds are in body sizes.
 
     Args:
         keypoints: [F] frames, in units of `canvas` (height, width), which came at `fps` frames a second.
@@ -45,13 +45,13 @@ def _one_euro(
     for frame in range(1, len(points)):
         follows = (known[frame] & known[frame - 1])[..., None]
         change = (points[frame] - result[frame - 1]) * fps
-        speed = np.where(follows, speed + _new_share(fps, SPEED_CUTOFF) * (change - speed), 0)
+        speed = np.where(follows, speed + _smoothing_factor(fps, SPEED_CUTOFF) * (change - speed), 0)
         cutoff = SLOWEST_CUTOFF + CUTOFF_PER_SPEED * np.linalg.norm(speed, axis=-1, keepdims=True)
-        step = _new_share(fps, cutoff) * (points[frame] - result[frame - 1])
+        step = _smoothing_factor(fps, cutoff) * (points[frame] - result[frame - 1])
         result[frame] = np.where(follows, result[frame - 1] + step, points[frame])
     return result
 
 
-def _new_share(fps: float, cutoff):
-    """How much of a new value a first-order low-pass filter takes at that cutoff in Hz."""
+def _smoothing_factor(fps: float, cutoff):
+    """Weight of the new value in a first-order low-pass filter with that cutoff in Hz."""
     return 1 / (1 + fps / (2 * np.pi * cutoff))

@@ -1,7 +1,7 @@
-"""Follows one of several people through a clip, so that nobody trades places when two cross.
+"""Tracks one of several people through a clip, also when two cross.
 
-Everybody is followed at once: between frames, people found are given to people known where the sum of all
-costs is least (Kuhn 1955), and somebody hidden for a while is expected where their motion leads them.
+All people are tracked together: detections are assigned to tracks with the least total cost (Kuhn 1955), and the
+position of a hidden person is extrapolated.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 
 TORSO = [2, 5, 8, 11]  # right and left shoulder, right and left hip
-INERTIA = 0.5  # share of the old speed in the new one
-COLOR_WEIGHT = 2.0  # body sizes that the difference of black and white is worth
-# Body sizes that somebody may be from where they are expected, and how many more for every frame they were hidden.
+INERTIA = 0.5  # weight of the previous speed in the moving average
+COLOR_WEIGHT = 2.0  # body sizes per difference between black and white
+# Largest distance from the extrapolated position in body sizes, and its increase for every frame without a detection.
 MAX_DISTANCE, MAX_DISTANCE_PER_FRAME = 0.5, 0.1
 
 
@@ -27,14 +27,14 @@ class Detection:
     """A person in one frame."""
 
     pose: Keypoints  # one frame
-    center: Float[np.ndarray, "xy=2"]  # of the points seen, in pixels
+    center: Float[np.ndarray, "xy=2"]  # of the visible points, in pixels
     size: float  # diagonal of the box around them, in pixels
-    offset: float  # of `center` from the middle of the picture, in pixels
+    offset: float  # distance of `center` from the frame's, in pixels
     color: Float[np.ndarray, "rgb=3"]  # of the torso, 0..1
 
     @classmethod
     def from_pose(cls, pose: Keypoints, frame: UInt8[np.ndarray, "height width 3"]) -> Detection | None:
-        """None where fewer than three points are seen."""
+        """None when fewer than three points are visible."""
         (height, width, _), pose = frame.shape, pose.bounded()
         seen = pose.body_confidence > MIN_CONFIDENCE
         if seen.sum() < 3:
@@ -61,7 +61,7 @@ class _Track:
     last: int
 
     def cost(self, found: Detection, frame: int) -> float:
-        """In body sizes; infinite beyond reach."""
+        """Of assigning a detection, in body sizes; infinite if it is too far away."""
         hidden = frame - self.last
         distance = np.linalg.norm(self.center + self.speed * hidden - found.center) / found.size
         if distance > MAX_DISTANCE + MAX_DISTANCE_PER_FRAME * hidden:
@@ -77,21 +77,21 @@ class _Track:
 
 
 def track_person(people: list[list[Detection]], person: str = "largest") -> Keypoints:
-    """The keypoints of one person in every frame; everything is missing where they are hidden.
+    """The keypoints of one person in every frame; all are missing where the person is hidden.
 
     Args:
-        people: those found in each frame, in any order.
-        person: "largest" or "center" (nearest to the picture's) in the first frame that shows somebody, or a
-            number: the position counted from the left, from 1, in the first frame that shows so many.
+        people: the detections of each frame, in any order.
+        person: "largest" or "center" (nearest to the frame's center) in the first frame with a detection, or a number:
+            the position counted from the left, from 1, in the first frame with so many people.
 
     Raises:
-        UserError: no such choice, or never so many people.
+        UserError: no such choice, or no frame shows so many people.
     """
     check_person(person)
     tracks: list[_Track] = []
     for frame, found in enumerate(people):
         costs = np.array([[track.cost(f, frame) for f in found] for track in tracks]).reshape(len(tracks), len(found))
-        # Out of reach costs more than any assignment within reach.
+        # Infinite costs are replaced by ones larger than those of any possible assignment.
         rows, columns = linear_sum_assignment(np.where(np.isinf(costs), 1e6, costs))
         pairs = [(r, c) for r, c in zip(rows, columns, strict=True) if np.isfinite(costs[r, c])]
         for row, column in pairs:
@@ -118,7 +118,7 @@ def track_person(people: list[list[Detection]], person: str = "largest") -> Keyp
 
 
 def _pose_at(chosen: _Track, tracks: list[_Track], frame: int) -> Keypoints:
-    """Of the chosen person, or of who comes alone after they were lost for good."""
+    """The chosen person's pose, or after the end of their track that of a new person who is alone in the frame."""
     if frame in chosen.frames:
         return chosen.frames[frame].pose
     here = [track for track in tracks if frame in track.frames]
@@ -127,7 +127,7 @@ def _pose_at(chosen: _Track, tracks: list[_Track], frame: int) -> Keypoints:
 
 
 def check_person(person: str) -> None:
-    """Raises a UserError unless it is a choice that `track_person` knows."""
+    """Raises a UserError unless `track_person` accepts the choice."""
     number = person.isascii() and person.isdigit()  # "²" is a digit, too
     if person not in ("largest", "center") and not (number and len(person) < 10 and int(person) > 0):
         raise UserError(f"--person {person}: must be largest, center, or a number from 1, counted from the left")

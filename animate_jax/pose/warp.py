@@ -1,9 +1,9 @@
-"""Brings the reference's own pixels into a driven pose: a body of ten parts, each moved by an affine map.
+"""Warps the reference image into a driving pose: ten body parts, each with its own affine map.
 
-Torso: least squares over shoulders, hips and neck, pulled towards the similarity. Head: the similarity of the points
-seen in both pictures. Eight limbs: along the bone by its length, across it by the person's size. A pixel belongs to
-the part whose capsule it lies deepest in. In the line of Siarohin et al. 2018 (deformable skip connections) and Liu et
-al. 2019 (Liquid Warping GAN); nothing here is learned.
+Torso: least squares over shoulders, hips and neck, regularized towards a similarity. Head: the similarity of the points
+visible in both images. Eight limbs: scaled along the bone by its length, across it by the person's size. A pixel
+belongs to the part in whose capsule it lies deepest. Similar to Siarohin et al. 2018 (deformable skip connections) and
+Liu et al. 2019 (Liquid Warping GAN), without learned parts.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ NECK, SHOULDERS, HIPS = 1, [2, 5], [8, 11]  # right and left
 TORSO_POINTS = [NECK, *SHOULDERS, *HIPS]
 HEAD_POINTS, FACE_POINTS = [0, NECK, 14, 15, 16, 17], [0, 14, 15, 16, 17]
 TORSO, HEAD, LIMBS, PARTS = 0, 1, slice(2, 10), 10  # numbers of the parts, and how many there are
-# A limb: joints, radius in sizes of the person, how far it goes on beyond them (hands, feet) in its lengths.
+# A limb: joints, radius in sizes of the person, and its extension beyond them (hands, feet) in lengths of the limb.
 LIMB_PARTS = (
     (2, 3, 0.17, 0.0, 0.05), (3, 4, 0.15, 0.05, 0.45), (5, 6, 0.17, 0.0, 0.05), (6, 7, 0.15, 0.05, 0.45),
     (8, 9, 0.24, 0.1, 0.05), (9, 10, 0.19, 0.05, 0.25), (11, 12, 0.24, 0.1, 0.05), (12, 13, 0.19, 0.05, 0.25),
 )  # fmt: skip
 STARTS, ENDS = (np.array([limb[i] for limb in LIMB_PARTS]) for i in range(2))
 TORSO_RADIUS, HEAD_RADIUS = 0.22, 0.36
-# The size of a person is the length of the torso; bones that tell it, with the ratio of an adult's (Winter,
-# "Biomechanics", table 4.1). Foreshortening only ever shortens, so the longest counts.
+# The size of a person is the length of the torso. Bones from which it is estimated, each with an adult's ratio of torso
+# to bone (Winter, "Biomechanics", table 4.1); foreshortening only shortens, so the largest estimate counts.
 SIZE_BONES = ((NECK, None, 1.0), (2, 5, 1.3), *((a, b, 1.55 if a < 8 and b in (3, 6) else 1.97 if a < 8 else 1.18)
                                               for a, b, *_ in LIMB_PARTS))  # fmt: skip
-STIFFNESS = 0.5  # of the torso's affine map against the similarity, in sizes
-FRONT = 0.5  # depth in the torso from which an arm before it is on top
-CAPSULE_DEPTH = 0.38  # depth from which a capsule stands in for the person's mask
-INPAINT_MARGIN = 4 / 128  # around the mask, in picture heights: what the background is made anew for
+TORSO_STIFFNESS = 0.5  # weight of the similarity in the torso's affine map, in sizes
+ARM_IN_FRONT_DEPTH = 0.5  # largest depth of the torso when the person faces the camera: arms lie in front of it
+CAPSULE_DEPTH = 0.38  # depth from which a pixel is in the mask made of capsules
+INPAINT_MARGIN = 4 / 128  # in image heights, around the mask: is inpainted, too
 MAX_INPAINT_HEIGHT = 192  # pixels: taller images are inpainted at this height, where it takes less than a second
 
 Picture = UInt8[np.ndarray, "height width 3"]
@@ -44,11 +44,11 @@ Mask = UInt8[np.ndarray, "height width"]  # 255: the person
 
 @dataclasses.dataclass(frozen=True)
 class WarpField:
-    """Where each pixel of driven frames comes from.
+    """The source position of each pixel of the driven frames.
 
-    source: x, y in pixels of the reference (the first pixel's center is 0.5); meaningless where there is no part.
+    source: x, y in pixels of the reference (the first pixel's center is 0.5); undefined where there is no part.
     part: 0 torso, 1 head, 2..9 limbs (right and left arm, right and left leg, upper part first), -1 none.
-    depth: 1 on a part's bone, 0 at its rim and beyond.
+    depth: 1 on a part's bone, falling to 0 at its edge.
     """
 
     source: Float[np.ndarray, "frames height width 2"]
@@ -58,13 +58,13 @@ class WarpField:
 
 @dataclasses.dataclass(frozen=True)
 class LazyWarpedImages:
-    """A reference picture in other poses, made when it is asked for: `warped[frames]` with a slice or an array.
+    """A reference image in other poses, warped on access: `warped[frames]` with a slice or an index array.
 
     Attributes:
-        picture, mask: the reference, and its person.
-        background: the picture without the person, see `without_person`.
+        picture, mask: the reference image and its person's mask.
+        background: the image without the person, see `without_person`.
         reference: the person's keypoints, one frame (no leading axis).
-        driven: [F] frames, fitted to the reference; frames without keypoints show the background alone.
+        driven: [F] frames, fitted to the reference; frames without keypoints show only the background.
         without: numbers of parts that are left out.
     """
 
@@ -79,15 +79,15 @@ class LazyWarpedImages:
         return len(self.driven)
 
     def select(self, frames) -> LazyWarpedImages:
-        """Those frames alone."""
+        """Only those frames."""
         return dataclasses.replace(self, driven=self.driven[frames])
 
     def __getitem__(
         self, frames
     ) -> tuple[UInt8[np.ndarray, "f height width 3"], UInt8[np.ndarray, "f height width 2"]]:
         """The person warped into those frames, over the background; and two masks: the share of each pixel that comes
-        from the person, and how sure that is the right place (255: on a bone; 0: where the reference shows another
-        part, or the torso or head from the other side)."""
+        from the person, and the warp's reliability (255: on a bone; 0: where the reference shows another part, or the
+        torso or head from the other side)."""
         driven = self.driven[frames]
         height, width = self.mask.shape
         found = warp_field(self.reference, driven, height, width, self.without)
@@ -113,18 +113,18 @@ class LazyWarpedImages:
 
     @functools.cached_property
     def _reference_part(self) -> UInt8[np.ndarray, "height width"]:
-        """The reference's own parts, counted from 1."""
+        """The part of each pixel of the reference, counted from 1; 0: none."""
         return (warp_field(self.reference, self.reference[None], *self.mask.shape).part[0] + 1).astype(np.uint8)
 
 
 def warp(picture: Picture, mask: Mask | None, reference: Keypoints, driven: Keypoints) -> LazyWarpedImages:
-    """`LazyWarpedImages`, with a background made from the mask; capsules stand in for a mask that there is none of."""
+    """`LazyWarpedImages` with an inpainted background; without a mask, one is made of capsules around the bones."""
     mask = capsules(reference, *picture.shape[:2]) if mask is None else mask
     return LazyWarpedImages(picture, mask, without_person(picture, mask), reference, driven)
 
 
 def without_person(picture: Picture, mask: Mask) -> Picture:
-    """The picture with what lies behind the person made up from around it (Telea 2004)."""
+    """The image with the person inpainted (Telea 2004)."""
     height, width = mask.shape
     reach = max(1, round(INPAINT_MARGIN * height))
     hole = cv2.dilate((mask > 0).astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
@@ -138,13 +138,13 @@ def without_person(picture: Picture, mask: Mask) -> Picture:
 
 
 def capsules(keypoints: Keypoints, height: int, width: int) -> Mask:
-    """Stands in for the mask of a person (one frame): torso, head and limbs around the bones."""
+    """An approximate mask of a person (one frame): torso, head and limbs around the bones."""
     depth = warp_field(keypoints, keypoints[None], height, width).depth[0]
     return cv2.GaussianBlur(255 * (depth > CAPSULE_DEPTH).astype(np.uint8), (3, 3), 0.7)
 
 
 def _facing_sign(keypoints: Keypoints) -> Float[np.ndarray, " frames"]:
-    """1 and -1 for the two sides from which a body is seen, 0 where shoulders or hips are missing."""
+    """1 and -1 for the two sides that a body turns to the camera, 0 where shoulders or hips are missing."""
     points = keypoints.body
     across = points[..., SHOULDERS[1], :] - points[..., SHOULDERS[0], :]
     down = points[..., HIPS, :].mean(-2) - points[..., SHOULDERS, :].mean(-2)
@@ -155,15 +155,14 @@ def _facing_sign(keypoints: Keypoints) -> Float[np.ndarray, " frames"]:
 def warp_field(
     reference: Keypoints, driven: Keypoints, height: int, width: int, without: tuple[int, ...] = ()
 ) -> WarpField:
-    """Where the pixels of a person's frames come from in a picture of that person.
+    """Maps the pixels of frames of a person to a reference image of that person.
 
-    A part is left out where a joint of it is missing in either picture. Hips that are missing lie below the
-    shoulders.
+    A part is left out where one of its joints is missing in either image. Missing hips are assumed below the shoulders.
 
     Args:
-        reference: one frame (no leading axis), in units of the picture.
+        reference: one frame (no leading axis), in units of the image.
         driven: [F] frames of the same body, in the same units.
-        height, width: of picture and frames, in pixels.
+        height, width: of image and frames, in pixels.
         without: numbers of parts to leave out.
     """
     size = np.array([width, height], np.float64)
@@ -172,7 +171,7 @@ def warp_field(
     source, target = np.broadcast_to(source, target.shape), np.where(seen[..., None], target, 0)
     source = np.where(seen[..., None], source, 0)
     reference_size, sizes = _person_sizes(source, target, seen)
-    source, target, seen = _fill_hips(source, target, seen)
+    source, target, seen = _fill_in_hips(source, target, seen)
     maps, active = _part_maps(source, target, seen, reference_size, sizes)
     active[:, list(without)] = False
     frames = len(target)
@@ -189,7 +188,7 @@ def warp_field(
 
 
 def _person_sizes(source, target, seen):
-    """The person's size in the reference and in each frame, from the bones seen in both: pixels, [F] each."""
+    """The person's size in the reference and in each frame, from the bones visible in both: pixels, [F] each."""
     lengths, both = [], []
     for a, b, ratio in SIZE_BONES:
         ends = HIPS if b is None else [b]
@@ -200,8 +199,8 @@ def _person_sizes(source, target, seen):
     return lengths[0], lengths[1]
 
 
-def _fill_hips(source, target, seen):
-    """Invents hips that are missing in either picture, alike in both."""
+def _fill_in_hips(source, target, seen):
+    """Assumes a position for hips that are missing in either image, by the same rule in both."""
     source, target, seen = source.copy(), target.copy(), seen.copy()
     usable = seen[:, SHOULDERS].all(-1)
     for points in (source, target):
@@ -220,7 +219,7 @@ def _fill_hips(source, target, seen):
 
 
 def _part_maps(source, target, seen, reference_size, sizes):
-    """Every part's affine map from frame to reference, [F, 10, 2, 3], and whether the part is there."""
+    """Every part's affine map from frame to reference, [F, 10, 2, 3], and whether the part is visible."""
     frames = len(target)
     maps, active = np.zeros((frames, 10, 2, 3)), np.zeros((frames, 10), bool)
     known = (reference_size > 1e-3) & (sizes > 1e-3)
@@ -229,7 +228,7 @@ def _part_maps(source, target, seen, reference_size, sizes):
     active[:, TORSO] = seen[:, TORSO_POINTS].all(-1)
     matrix, x, y = _similarity(source[:, TORSO_POINTS], target[:, TORSO_POINTS], np.ones((frames, 5)))
     residual = y - x @ matrix.swapaxes(1, 2)
-    stiff = np.maximum((STIFFNESS * sizes) ** 2, 1e-6)
+    stiff = np.maximum((TORSO_STIFFNESS * sizes) ** 2, 1e-6)
     gram = x.swapaxes(1, 2) @ x + stiff[:, None, None] * np.eye(2)
     matrix = matrix + np.linalg.solve(gram, x.swapaxes(1, 2) @ residual).swapaxes(1, 2)
     maps[:, TORSO] = _affine_from(matrix, source[:, TORSO_POINTS].mean(1), target[:, TORSO_POINTS].mean(1))
@@ -252,10 +251,12 @@ def _part_maps(source, target, seen, reference_size, sizes):
 
 
 def _similarity(source, target, weight):
-    """Least squares target -> source without reflection: its matrix [F, 2, 2], and both about their centers."""
+    """The least-squares similarity target -> source: its matrix [F, 2, 2], and both sets of points, centered."""
     total = weight.sum(1).clip(1e-9)[:, None, None]
-    center = lambda p: (p - (p * weight[..., None]).sum(1, keepdims=True) / total) * (weight[..., None] > 0)  # noqa: E731
-    x, y = center(target), center(source)
+    x, y = (
+        (points - (points * weight[..., None]).sum(1, keepdims=True) / total) * (weight[..., None] > 0)
+        for points in (target, source)
+    )
     square = (x**2).sum((1, 2))
     a = np.where(square > 1e-6, (x * y).sum((1, 2)) / square.clip(1e-6), 1)
     b = np.where(square > 1e-6, (x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]).sum(1) / square.clip(1e-6), 0)
@@ -263,19 +264,19 @@ def _similarity(source, target, weight):
 
 
 def _affine_from(matrix, source, target):
-    """The affine map with that matrix which takes `target` to `source`."""
+    """The affine map with that matrix that maps `target` to `source`."""
     return np.concatenate([matrix, (source - (matrix @ target[..., None])[..., 0])[..., None]], -1)
 
 
 def _bone_axes(bone):
-    """Unit vectors along and across bones; of one without length, any."""
+    """Unit vectors along and across bones; arbitrary ones for a bone of length 0."""
     length = np.linalg.norm(bone, axis=-1, keepdims=True)
     along = np.where(length > 1e-6, bone / length.clip(1e-6), (0.0, 1.0))
     return along, np.stack([-along[..., 1], along[..., 0]], -1)
 
 
 def _rasterize(part, least, points, size, active) -> None:
-    """Gives every pixel of a frame to the part it lies deepest in; in place."""
+    """Assigns every pixel of a frame to the part in which it lies deepest; in place."""
     height, width = part.shape
 
     def put(number, low, high, score_of) -> None:
@@ -294,7 +295,7 @@ def _rasterize(part, least, points, size, active) -> None:
     if active[TORSO]:
         corners = points[[2, 5, 11, 8]].astype(np.float32)
         radius = TORSO_RADIUS * size
-        floor = FRONT if corners[0, 0] < corners[1, 0] else 0.0
+        floor = ARM_IN_FRONT_DEPTH if corners[0, 0] < corners[1, 0] else 0.0
 
         def torso(x, y):
             filled = np.zeros((y.size, x.size), np.uint8)

@@ -1,4 +1,4 @@
-"""The sound of a video (PyAV), as it is stored: an mp4 without pictures that `video_writer` puts beside its own."""
+"""Extracts the audio track of a video (PyAV) as an mp4 without images, which `video_writer` copies into its output."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from animate_jax.errors import InputWarning
 from animate_jax.video.open import Number, open_video
 
 COPIED = ("aac", "mp3", "opus", "flac", "alac", "ac3", "eac3")  # codecs that players expect in an mp4
-ENCODER, BIT_RATE = "aac", 128_000  # of all others
+ENCODER, BIT_RATE = "aac", 128_000  # for all others
 
 
 def extract_audio(path: str | os.PathLike, seconds: Number) -> bytes | None:
-    """The first sound track of a video, from its first picture on, as an mp4; None when there is none.
+    """The first audio track of a video, from the time of its first frame on, as an mp4; None when there is none.
 
-    Packets of codecs that are usual in an mp4 are copied, others are encoded as AAC. Warns (`InputWarning`) of sound
-    that cannot be read.
+    Packets of codecs that are common in mp4 are copied, others are encoded as AAC. Warns (`InputWarning`) of audio that
+    cannot be read.
 
     Args:
-        seconds: no packet that begins later is taken; packets last about 0.02 s.
+        seconds: packets that begin later are left out; a packet lasts about 0.02 s.
 
     Raises:
         UserError: not a readable video.
@@ -58,14 +58,14 @@ def extract_audio(path: str | os.PathLike, seconds: Number) -> bytes | None:
 def _copied(
     source: InputContainer, audio: AudioStream, target: OutputContainer, begin: Fraction, end: Fraction
 ) -> Iterator[Packet]:
-    """Packets between two times of the source, counted from the first of these."""
+    """The packets between two times of the source, with times relative to the first of the two."""
     track, before = target.add_stream_from_template(audio), None
     for packet in source.demux(audio):
         if packet.pts is None or packet.dts is None or packet.pts * packet.time_base < begin:
             continue
         if packet.pts * packet.time_base >= end:
             break
-        if before is not None and packet.dts <= before:  # time runs backwards in a damaged file
+        if before is not None and packet.dts <= before:  # not monotonic in a damaged file
             continue
         before = packet.dts
         packet.pts -= round(begin / packet.time_base)

@@ -1,4 +1,4 @@
-"""Prepares a picture for the CLIP image encoder."""
+"""Preprocesses an image for the CLIP image encoder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def clip_pixels(
     image_size: int,
     resize: ClipResize = "squash",
 ) -> Float[np.ndarray, "image_size image_size 3"]:
-    """An RGB picture as CLIP wants it: square, PIL's bicubic, normalized by CLIP's mean and deviation.
+    """An RGB image as CLIP's input: square, resized with PIL's bicubic filter, normalized by CLIP's mean and deviation.
 
-    "squash" ignores the aspect ratio (sampling in Moore-AnimateAnyone), "center_crop" resizes the short side
-    and cuts the middle (its training, and CLIP itself), "pad" first mirrors the picture at its edges until it
-    is square (novitalabs/AnimateAnyone).
+    "squash" ignores the aspect ratio (sampling in Moore-AnimateAnyone), "center_crop" resizes the short side and crops
+    the center (its training, and CLIP itself), "pad" first mirrors the image at its edges until it is square
+    (novitalabs/AnimateAnyone).
     """
     height, width = image.shape[:2]
     if resize == "pad":

@@ -1,4 +1,4 @@
-"""One picture that shows many: rows of reference, poses and results under column titles."""
+"""Contact sheets: rows of reference, poses and results in one image, under column titles."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 def contact_sheet(
     rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]], labels: Sequence[str] = ()
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Puts pictures into a grid on white, each centered in its cell at its own size.
+    """Arranges images in a grid on white, each centered in its cell at its own size.
 
     Args:
-        rows: rows of pictures; rows may differ in length, pictures in size.
+        rows: rows of images; rows may differ in length, images in size.
         labels: titles of the columns, shortened to the column's width; none leaves the title line out.
     """
     columns = max([len(row) for row in rows] + [len(labels)])

@@ -1,4 +1,4 @@
-"""Reads and writes pictures (Pillow) as uint8 RGB arrays."""
+"""Reads and writes images (Pillow) as uint8 RGB arrays."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Frame = UInt8[np.ndarray, "height width 3"]
 
 
 def read_image(path: str | os.PathLike) -> Frame:
-    """A PNG, JPEG, WebP, AVIF, GIF (its first frame) or BMP, turned as its EXIF data say, transparency on white.
+    """A PNG, JPEG, WebP, AVIF, GIF (its first frame) or BMP, rotated by its EXIF orientation, transparency on white.
 
     Raises:
-        UserError: there is no such file, it is not such a picture, is damaged, or too large.
+        UserError: there is no such file, it is not such an image, is damaged, or too large.
     """
     with open_picture(Path(path)) as image:
         PIL.ImageOps.exif_transpose(image, in_place=True)
@@ -35,10 +35,10 @@ def read_image(path: str | os.PathLike) -> Frame:
 
 
 def write_image(path: str | os.PathLike, image: Frame) -> None:
-    """Writes a picture; the format follows the name's ending (.png, .jpg, .webp), missing folders are made.
+    """Writes an image; its suffix selects the format (.png, .jpg, .webp), missing folders are created.
 
     Raises:
-        UserError: the place cannot be written or the name's ending is unknown.
+        UserError: the path cannot be written or its suffix is unknown.
     """
     mark = PIL.PngImagePlugin.PngInfo()  # other formats ignore it
     mark.add_text("Software", PROGRAM)
@@ -48,9 +48,9 @@ def write_image(path: str | os.PathLike, image: Frame) -> None:
 
 
 def on_white(rgba: UInt8[np.ndarray, "height width 4"]) -> Frame:
-    """Lays transparent pixels on a white ground."""
+    """Composites transparent pixels on white."""
     rgb = np.empty((*rgba.shape[:2], 3), np.uint8)
-    for top in range(0, len(rgba), 256):  # large pictures in little memory
+    for top in range(0, len(rgba), 256):  # in strips, to save memory
         rows = rgba[top : top + 256]
         alpha = rows[..., 3:].astype(np.uint16)
         rgb[top : top + 256] = (rows[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255

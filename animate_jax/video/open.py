@@ -1,8 +1,8 @@
-"""The one way to open a video or a picture of unknown origin.
+"""Opens videos and images of unknown origin; nothing else in the package does.
 
-FFmpeg and Pillow tell a file's format from its contents, whatever its name says, and some formats name other files and
-addresses to open (playlists, lists of parts, session descriptions) or are programs for another program (PostScript).
-Here only formats that hold their pictures themselves are opened, whose size is believed before it costs memory.
+FFmpeg and Pillow detect a file's format from its contents, regardless of its name, and some formats refer to other
+files and addresses (playlists, concatenations, session descriptions) or are programs (PostScript). Only formats that
+contain their images are allowed here, and sizes are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from animate_jax.errors import UserError, reading
 
 CONTAINERS = "asf,avi,flv,gif,matroska,webm,mov,mp4,mpeg,mpegts,ogg"
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
-# How files of such contents are named; here is the one table of what counts as a video or a picture by its name.
+# Suffixes of videos and images; everything that lists folders uses these.
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEO_ADVICE, PICTURE_ADVICE = "give a whole mp4, mov, webm, mkv or gif file", "give a whole PNG, JPEG or WebP file"
@@ -38,15 +38,15 @@ Number = float | int | Fraction
 def open_video(
     source: Path | bytes, name: str | None = None, advice: str = VIDEO_ADVICE
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its first real video stream (not the cover picture of a piece of music).
+    """The container and its first video stream that is not the cover image of an audio file.
 
     Args:
         source: a file, or its contents.
         name: of the contents, for errors.
-        advice: what to do about contents that are no video.
+        advice: what the user can do about contents that are not a video.
 
     Raises:
-        UserError: there is no such file, it is not a video, is cut off, or its frames are too large.
+        UserError: there is no such file, it is not a video, is truncated, or its frames are too large.
     """
     name = name or str(source)
     with contextlib.ExitStack() as opened:
@@ -56,7 +56,7 @@ def open_video(
             file = io.BytesIO(source) if isinstance(source, bytes) else opened.enter_context(source.open("rb"))
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            # FFmpeg may open nothing itself, and gets no name, which might be an address to it ("concat:a|b").
+            # FFmpeg gets no name, which it might take for an address ("concat:a|b"), and must not open files itself.
             options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
             container = opened.enter_context(av.open(Opened(file), options=options, metadata_errors="replace"))
             for stream in container.streams.video:
@@ -65,18 +65,18 @@ def open_video(
             else:
                 raise UserError(f"{name}: has no video stream: give a file with moving pictures")
             codec = stream.codec_context
-            if codec.width and codec.height:  # else the first frame tells
+            if codec.width and codec.height:  # otherwise the first frame has the size
                 check_size(name, codec.width, codec.height, limits.VIDEO_PIXELS)
-            codec.options = {"max_pixels": str(limits.VIDEO_PIXELS)}  # of a stream that grows on its way
+            codec.options = {"max_pixels": str(limits.VIDEO_PIXELS)}  # for streams whose frames become larger
             last = stream.index_entries[-1] if len(stream.index_entries) else None
-            if last and last.pos + last.size > size:  # FFmpeg would end early without a word
+            if last and last.pos + last.size > size:  # FFmpeg would end early without an error
                 raise UserError(f"{name}: is cut off: take a whole copy")
         yield container, stream
 
 
 class Opened:
-    """A file that FFmpeg reads. Python's own raises where FFmpeg seeks to an impossible place, as damaged files have
-    it do, and PyAV would print that."""
+    """A file that FFmpeg reads. In damaged files FFmpeg seeks to impossible positions, where Python's files raise an
+    error that PyAV would print."""
 
     def __init__(self, file: io.BufferedIOBase):
         self.read, self.tell, self._seek = file.read, file.tell, file.seek
@@ -90,14 +90,14 @@ class Opened:
 
 @contextlib.contextmanager
 def open_picture(path: Path) -> Iterator[PIL.Image.Image]:
-    """A picture whose size is known but whose pixels are not decoded yet. What the block raises becomes one line.
+    """An image whose size is known but whose pixels are not decoded yet. Errors in the block become a UserError.
 
     Raises:
-        UserError: there is no such file, it is not a picture, is damaged, or too large.
+        UserError: there is no such file, it is not an image, is damaged, or too large.
     """
     check_input(path)
     with reading(path, "picture", PICTURE_ADVICE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata, and sizes that are checked here
+        warnings.simplefilter("ignore")  # about metadata, and about sizes, which are checked below
         try:
             image = PIL.Image.open(path, formats=PICTURES)
         except PIL.Image.DecompressionBombError as error:
@@ -112,7 +112,7 @@ def open_picture(path: Path) -> Iterator[PIL.Image.Image]:
 def check_size(name: str, width: int, height: int, pixels: int) -> None:
     """
     Raises:
-        UserError: more than so many pixels, or hardly more than a line of them.
+        UserError: there are more pixels than that, or one side is extremely short.
     """
     if width * height > pixels:
         raise UserError(f"{name}: {width} x {height} pixels: {_too_large(pixels)}")
@@ -123,7 +123,7 @@ def check_size(name: str, width: int, height: int, pixels: int) -> None:
 def check_rate(fps: Number, what: str) -> None:
     """
     Raises:
-        UserError: no rate that a video can be written at; `what` asks for it, as in "--fps".
+        UserError: no video can be written at that rate; `what` is its name in the message, such as "--fps".
     """
     if not is_usual_rate(fps):
         raise UserError(
@@ -132,7 +132,7 @@ def check_rate(fps: Number, what: str) -> None:
 
 
 def is_usual_rate(fps: Number) -> bool:
-    """Whether videos of so many frames/s are read and written."""
+    """Whether videos with that rate in frames/s are read and written."""
     return 1 / limits.VIDEO_GAP <= fps <= limits.VIDEO_RATE
 
 
@@ -143,7 +143,7 @@ def _too_large(pixels: int) -> str:
 def check_input(path: Path) -> None:
     """
     Raises:
-        UserError: it is no file, or an empty one.
+        UserError: it is not a file, or is empty.
     """
     try:
         if path.is_dir():
@@ -152,5 +152,5 @@ def check_input(path: Path) -> None:
             raise UserError(f"{path}: no such file: check the path")
         if not path.stat().st_size:
             raise UserError(f"{path}: is empty: take a whole copy")
-    except OSError as error:  # a name too long, a folder that may not be entered
+    except OSError as error:  # such as a name that is too long, or missing permissions
         raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error

@@ -1,6 +1,6 @@
 """Reads videos (PyAV) as uint8 RGB arrays, frame by frame.
 
-Every failure that a user can cause is a `UserError` that names the file.
+Everything that may be wrong with a file is a `UserError` that names it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from animate_jax.errors import UserError
 from animate_jax.video.images import on_white
 from animate_jax.video.open import Number, check_size, is_usual_rate, open_video
 
-PLAUSIBLE_RATE = 120  # frames/s; containers that do not know their rate often state their clock's, 1000
+PLAUSIBLE_RATE = 120  # frames/s; containers without a known rate often state that of their clock, 1000
 FALLBACK_RATE = Fraction(25)  # frames/s of a stream with a single frame or without timestamps
-FROM_ZERO = ("matroska,webm", "asf")  # containers whose length includes the time before their first frame
-COMPLETE = 0.75  # part of the promised length (which may be the sound's) that pictures must fill
+FROM_ZERO = ("matroska,webm", "asf")  # containers whose duration includes the time before their first frame
+COMPLETE = 0.75  # of the stated duration (which may be the audio's) that the frames of a complete file cover, at least
 
 Frame = UInt8[np.ndarray, "height width 3"]
 
@@ -41,7 +41,7 @@ def read_video(
 
 
 def frame_count(path: str | os.PathLike, fps: Number) -> int:
-    """About how many frames `iter_frames` will give at `fps` frames/s, from what the file promises."""
+    """About how many frames `iter_frames` will give at `fps` frames/s, from the duration that the file states."""
     with open_video(Path(path)) as (container, stream):
         return max(round(_promised_length(container, stream) * fps), 1)
 
@@ -50,7 +50,7 @@ def frame_rate(path: str | os.PathLike) -> float:
     """A video's mean frame rate in frames/s.
 
     Raises:
-        UserError: not a readable video, or its time stamps give no usual rate.
+        UserError: not a readable video, or its timestamps give no rate that is supported.
     """
     with open_video(Path(path)) as (container, stream):
         rate = float(_mean_rate(container, stream))
@@ -62,21 +62,20 @@ def frame_rate(path: str | os.PathLike) -> float:
 def iter_frames(
     path: str | os.PathLike, start: int = 0, frames: int | None = None, fps: Number | None = None
 ) -> Iterator[Frame]:
-    """Decodes a video, gif included, one frame at a time, upright and at a constant rate.
+    """Decodes a video or gif, one frame at a time, upright and at a constant rate.
 
-    Rotations and mirrorings that the container asks for are applied; transparency lies on white. Frames are
-    picked by time (the nearest one), which leaves a video of constant rate as it is and makes a variable rate
-    constant.
+    The container's rotations and reflections are applied; transparent pixels become white. Frames are the nearest in
+    time, which keeps a video of constant rate unchanged and makes a variable rate constant.
 
     Args:
-        path: any container and codec that FFmpeg reads.
-        start: number of result frames to leave out at the beginning.
-        frames: largest number of frames to return; None returns all.
-        fps: frame rate of the result in frames/s; None keeps the video's mean rate.
+        path: in any container and codec that FFmpeg reads and `open_video` allows.
+        start: number of frames of the result to skip.
+        frames: maximum number of frames; None: all.
+        fps: rate of the result in frames/s; None: the video's mean rate.
 
     Raises:
-        UserError: there is no such file, it is not a video, is damaged, stands still for very long, or has no frame at
-            or after `start`.
+        UserError: there is no such file, it is not a video, is damaged, has a very long gap between frames, or has no
+            frame at or after `start`.
     """
     path = Path(path)
     rate, count = frame_rate(path), 0
@@ -93,7 +92,7 @@ def iter_frames(
 
 
 def _at_constant_rate(path: Path, timed: Iterable[tuple[float, float, Frame]], fps: Number) -> Iterator[Frame]:
-    """From (time, duration, frame) triples, picks the frame nearest to every multiple of 1 / fps."""
+    """Selects, from (time, duration, frame) triples, the frame nearest to every multiple of 1 / fps."""
     count, previous, end, most = 0, None, 0.0, limits.VIDEO_REPEATS
     for time, duration, frame in timed:
         most += 1
@@ -112,7 +111,7 @@ def _at_constant_rate(path: Path, timed: Iterable[tuple[float, float, Frame]], f
 def _decode(
     path: Path, container: InputContainer, stream: VideoStream, rate: float
 ) -> Iterator[tuple[float, float, Frame]]:
-    """Time since the first frame and duration, in seconds, and picture of every frame."""
+    """Time since the first frame and duration, in seconds, and the pixels of every frame."""
     origin, time, end = None, -1 / rate, 0.0
     size: dict[str, int] = {}
     rotation, matrix = None, None
@@ -124,7 +123,7 @@ def _decode(
             else:
                 origin = frame.time if origin is None else origin
                 time = max(time, frame.time - origin)
-            if not size:  # a stream may change its size on the way
+            if not size:  # of the first frame; a stream's size may change
                 size = {"width": frame.width, "height": frame.height}
                 check_size(str(path), frame.width, frame.height, limits.VIDEO_PIXELS)
             else:
@@ -132,20 +131,20 @@ def _decode(
             duration = float(frame.duration * frame.time_base) if frame.duration else 1 / rate
             end = time + duration
             if frame.rotation != rotation:
-                # PyAV's side data and its frame hold each other: looked at for each, hundreds of frames would wait for
-                # Python's collector of garbage.
+                # PyAV's side data and its frame refer to each other: if read for every frame, hundreds of frames would
+                # wait for garbage collection.
                 rotation, matrix = frame.rotation, frame.side_data.get("DISPLAYMATRIX")
             yield time, duration, _upright(_rgb(frame, size), matrix)
     except UserError:
         raise
-    except Exception as error:  # FFmpeg's, or PyAV's about odd sizes and formats
+    except Exception as error:  # of FFmpeg, or of PyAV about sizes and formats
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{path}: damaged after {max(time, 0):.2f} s ({reason}): re-encode it or copy it again"
         ) from error
     _check_gap(path, time, end)
     promised = _promised_length(container, stream)
-    if size and end < COMPLETE * promised:  # mkv and webm just end where they were cut off
+    if size and end < COMPLETE * promised:  # truncated mkv and webm files end without an error
         raise UserError(f"{path}: ends after {end:.2f} of {promised:.2f} s: take a whole copy")
 
 
@@ -157,7 +156,7 @@ def _check_gap(path: Path, time: float, following: float) -> None:
 
 
 def _promised_length(container: InputContainer, stream: VideoStream) -> float:
-    """The video's length in seconds by what the file says; 0 when it does not."""
+    """The duration in seconds that the file states; 0 if it states none."""
     length = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
     return length - max(container.start_time or 0, 0) / 1e6 if container.format.name in FROM_ZERO else length
 
@@ -179,12 +178,12 @@ def _upright(picture: Frame, matrix: Any) -> UInt8[np.ndarray, "_ _ 3"]:
 
 
 def _mean_rate(container: InputContainer, stream: VideoStream) -> Fraction:
-    """What the container says, counted where that is a guess (FFmpeg's for a gif, from a few frames) or cannot be."""
+    """The rate that the container states; counted if that is FFmpeg's estimate (of a gif) or implausible."""
     stated = stream.average_rate
     if container.format.name != "gif" and stated and stated <= PLAUSIBLE_RATE and is_usual_rate(stated):
-        return Fraction(stated)  # since PyAV 19 a type of its own
+        return Fraction(stated)  # PyAV 19 has a type of its own
     count, begin, end = 0, math.inf, -math.inf
-    with contextlib.suppress(av.FFmpegError):  # decoding meets the same damage and reports it
+    with contextlib.suppress(av.FFmpegError):  # decoding will report the same damage
         for packet in container.demux(stream):
             if packet.pts is not None:
                 count, begin = count + 1, min(begin, packet.pts)

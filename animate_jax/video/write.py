@@ -1,4 +1,4 @@
-"""Writes videos (PyAV) from uint8 RGB arrays: whole or not at all (`animate_jax.atomic`)."""
+"""Writes videos (PyAV) from uint8 RGB arrays, atomically (`animate_jax.atomic`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Frame = UInt8[np.ndarray, "height width 3"]
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[Frame], fps: Number, audio: bytes | None = None) -> None:
-    """Writes an array [F, H, W, 3], or any iterable of equally large pictures as they come; see `video_writer`."""
+    """Writes an array [F, H, W, 3], or an iterable of images of equal size as they are produced; see `video_writer`."""
     with video_writer(path, fps, audio) as write:
         for frame in frames:
             write(frame)
@@ -36,20 +36,20 @@ def write_video(path: str | os.PathLike, frames: Iterable[Frame], fps: Number, a
 
 @contextlib.contextmanager
 def video_writer(path: str | os.PathLike, fps: Number, audio: bytes | None = None) -> Iterator[Callable[[Frame], None]]:
-    """Writes frame by frame an H.264 (yuv420p, BT.709) mp4 or, by the name's ending, a gif.
+    """Writes an H.264 (yuv420p, BT.709) mp4 frame by frame or, depending on the suffix, a gif.
 
-    The file appears when the block ends: not at all when it fails, is interrupted or killed. H.264 needs even sizes:
-    an odd width or height gains one pixel, a copy of the last column or row. A gif counts time in 1/100 s and at most
-    50 frames/s: of faster videos it leaves out frames, so that the speed is kept; it is held in memory.
+    The file appears when the block ends without an error. H.264 needs even sizes: an odd width or height is padded by a
+    copy of the last column or row. A gif has a time resolution of 1/100 s and at most 50 frames/s: of faster videos,
+    frames are left out, so that the speed is kept. It is held in memory until the end.
 
     Args:
-        path: ends in .mp4 or .gif; missing folders are made.
-        fps: frames/s, kept exactly if it is a fraction whose denominator is at most 1001, such as 30000/1001.
-        audio: an mp4's sound track, from `animate_jax.video.audio.extract_audio`; it is cut to the pictures' length. A
-            gif has none.
+        path: ends in .mp4 or .gif; missing folders are created.
+        fps: frames/s, exact for fractions with a denominator of at most 1001, such as 30000/1001.
+        audio: an audio track, from `animate_jax.video.audio.extract_audio`, which is truncated to the frames' duration;
+            a gif has none.
 
     Raises:
-        UserError: the place cannot be written or the name's ending is unknown.
+        UserError: the path cannot be written or its suffix is unknown.
         ValueError: no frame was written.
     """
     check_rate(fps, f"{path}: a rate of")
@@ -63,15 +63,15 @@ def video_writer(path: str | os.PathLike, fps: Number, audio: bytes | None = Non
 
 
 def encode_mp4(frames: Iterable[Frame], fps: Number, keyframes: int) -> bytes:
-    """An H.264 mp4 as bytes: like `write_video`'s, but the same on machines of any size, and made for seeking.
+    """An H.264 mp4 as bytes: like `write_video`'s, but identical on machines with any number of cores, and seekable.
 
     Args:
-        frames: RGB pictures of equal size, at least one.
-        keyframes: every so many frames a picture stands alone; pictures are stored in the order of showing.
+        frames: RGB images of equal size, at least one.
+        keyframes: interval of keyframes, in frames; there are no B-frames.
     """
     file = io.BytesIO()
     options = {"g": str(keyframes), "bf": "0", "preset": "veryfast"}
-    options |= {"threads": "1", "mbtree": "0"}  # with more, or with mbtree, equal frames need not give equal bytes
+    options |= {"threads": "1", "mbtree": "0"}  # more threads, or mbtree, make the bytes differ between runs
     with _mp4(file, fps, **options) as write:
         for frame in frames:
             write(frame)
@@ -116,7 +116,7 @@ def _mp4(
 
 @contextlib.contextmanager
 def _audio_track(audio: bytes, container: OutputContainer) -> Iterator[Callable[[Fraction], None]]:
-    """Adds a track to a container; yields what copies into it the packets that begin before a time in seconds."""
+    """Adds an audio track to a container; yields a function that copies the packets that begin before a time."""
     with av.open(io.BytesIO(audio)) as source:
         track = container.add_stream_from_template(source.streams.audio[0])
         packets = (packet for packet in source.demux(audio=0) if packet.pts is not None)
@@ -146,10 +146,10 @@ def _gif(path: Path, fps: Number) -> Iterator[Callable[[Frame], None]]:
 
 
 def check_output(path: str | os.PathLike, suffixes: tuple[str, ...] = WRITABLE_SUFFIXES) -> None:
-    """Makes the folder of a future output and makes sure it can be written, before much work depends on it.
+    """Creates the folder of a future output and checks that it can be written, before any long work.
 
     Raises:
-        UserError: the place cannot be written or the name's ending is not one of `suffixes`.
+        UserError: the path cannot be written or its suffix is not one of `suffixes`.
     """
     if Path(path).suffix.lower() not in suffixes:
         raise UserError(f"{path}: unknown kind of file: let the name end in {' or '.join(suffixes)}")
@@ -157,7 +157,7 @@ def check_output(path: str | os.PathLike, suffixes: tuple[str, ...] = WRITABLE_S
 
 
 def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
-    """Are they one file, by whatever names? Not when one of them is not there."""
+    """Whether two paths are the same file; False when one does not exist."""
     try:
         return os.path.samefile(a, b)
     except OSError:
@@ -165,7 +165,7 @@ def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
 
 
 def made_here(path: str | os.PathLike) -> bool:
-    """Whether a file is a .png, .mp4 or .gif written here: what nobody else made may be replaced unasked."""
+    """Whether a file is a .png, .mp4 or .gif that this package wrote, and may overwrite without asking."""
     path = Path(path)
     with contextlib.suppress(UserError):
         if path.suffix.lower() == ".mp4":

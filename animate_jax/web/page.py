@@ -1,4 +1,4 @@
-"""The page in the browser, made with Gradio, and its server."""
+"""The web page, built with Gradio, and its server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
     """The Gradio application; its events run one at a time.
 
     Args:
-        queue_size: visitors that may wait.
+        queue_size: maximum number of waiting visitors.
     """
     import gradio as gr
 
@@ -93,7 +93,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
             show_progress_on=status,
             **device,
         )
-        # Gradio takes waiting events out of its queue, but lets what has begun run on.
+        # Gradio removes waiting events from its queue, but does not stop a running one.
         cancel_button.click(
             _cancel(studio), None, status, cancels=[previewing, animating], queue=False, api_visibility="private"
         )
@@ -137,7 +137,7 @@ def _end_session(studio: Studio) -> Callable:
 
 
 def _with_user_errors(event: Callable[..., Iterator]) -> Callable:
-    """Shows visitors what is wrong with their input; of any other error they learn nothing."""
+    """Shows a UserError to the visitor; other errors are not shown."""
     import gradio as gr
 
     def wrapped(request, *fields):
@@ -159,13 +159,13 @@ def serving(
     queue_size: int = 8,
     detector: Detector | None = None,
 ) -> Iterator[str]:
-    """Serves the page during the body, and yields its address.
+    """Serves the page during the `with` block, and yields its address.
 
     Args:
         pipeline: or what loads it.
-        host: who may come: 127.0.0.1 this machine only, 0.0.0.0 the network.
-        port: 0 takes a free one.
-        queue_size: visitors that may wait.
+        host: 127.0.0.1 for this machine only, 0.0.0.0 for the network.
+        port: 0: a free one.
+        queue_size: maximum number of waiting visitors.
         detector: finds people, as in `Pipeline.stream`.
 
     Raises:
@@ -175,7 +175,7 @@ def serving(
     with temporary_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         try:
-            import gradio  # noqa: F401  after the folder is set
+            import gradio  # noqa: F401 after the folder is set
         except ImportError as error:
             raise UserError("gradio is not installed: pip install 'animate-jax[web]'") from error
         password = os.environ.get("ANIMATE_JAX_PASSWORD")

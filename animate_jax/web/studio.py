@@ -1,6 +1,6 @@
-"""What the page in the browser does, without the page: checks what visitors give, animates it, and keeps the files.
+"""The work behind the web page, without its user interface: checks inputs, makes videos, and keeps the files.
 
-One video is made at a time. A session is one visitor's open page. `animate_jax.limits` says how much it may ask for.
+One video is made at a time. A session is one visitor's open page. The limits of a request are in `animate_jax.limits`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from animate_jax.web.uploads import FileStore
 
 MOTION_SUFFIXES = (*VIDEO_SUFFIXES, *KEYPOINT_SUFFIXES)
 PREVIEW_EVERY = 2.0  # seconds
-KEEP_FILES = 3600.0  # seconds that uploads and results stay on the disk unused
-CLOSING_TIMEOUT = 60  # seconds that the end waits for the denoising step under way
+KEEP_FILES = 3600.0  # seconds after the last use until uploads and results are removed
+CLOSING_TIMEOUT = 60  # seconds that shutdown waits for the running denoising step
 
 RGB = UInt8[np.ndarray, "_ _ 3"]
 
@@ -55,7 +55,7 @@ class VisitorLimits:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a visitor asks for, in the order of the page's fields; the last five do not matter to the poses."""
+    """A visitor's inputs, in the order of the page's fields; the last five do not change the poses."""
 
     reference: str | None  # paths of uploaded files
     driving: str | None
@@ -73,7 +73,7 @@ class Request:
 
 
 class Update(NamedTuple):
-    """What the page shows while a video is made; `video` and `side_by_side` are set in the last one."""
+    """The page's outputs while a video is made; `video` and `side_by_side` are set in the last update."""
 
     text: str
     preview: RGB | None = None
@@ -82,11 +82,11 @@ class Update(NamedTuple):
 
 
 class Cancelled(Exception):
-    """The visitor pressed Cancel, or left."""
+    """The visitor pressed Cancel or closed the page."""
 
 
 class Progress:
-    """The pipeline's callback: puts updates into a queue, and ends the work when it was cancelled."""
+    """The pipeline's callback: puts updates into a queue, and raises `Cancelled` after a cancellation."""
 
     def __init__(self):
         self.updates: queue.SimpleQueue[Update | BaseException] = queue.SimpleQueue()
@@ -106,10 +106,10 @@ class Progress:
 
 
 class Studio:
-    """Everything behind the page.
+    """The state and the operations of the page.
 
     Args:
-        folder: where results go; in the page, uploads lie there, too.
+        folder: for results and uploads.
         detector: finds people, as in `Pipeline.stream`.
     """
 
@@ -162,7 +162,7 @@ class Studio:
         return np.concatenate([image, draw(keypoints, height, width, config.pose_style)], 1), video
 
     def animate(self, request: Request, session: str = "") -> Iterator[Update]:
-        """Makes the video and says how far it is. `cancel`, or closing the iterator, stops it and frees the device.
+        """Makes the video and yields its progress. `cancel`, or closing the iterator, stops it and frees the device.
 
         Raises:
             UserError: anything wrong with the input.
@@ -197,7 +197,7 @@ class Studio:
         session: str,
         progress: Progress,
     ) -> None:
-        """The thread that makes a video; the last update is its end or an exception."""
+        """The body of the thread that makes a video; the last update is the result or an exception."""
         updates = progress.updates
         try:
             with self.device_lock:
@@ -233,13 +233,13 @@ class Studio:
             updates.put(error)
 
     def cancel(self, session: str) -> str:
-        """Stops the session's video after the denoising step that is under way."""
+        """Stops the session's video after the current denoising step."""
         if progress := self.running.get(session):
             progress.cancelled.set()
         return "Cancelled"
 
     def close(self) -> None:
-        """Stops all videos and waits: a process cannot end well while the device computes."""
+        """Stops all videos and waits, as a process cannot exit cleanly while the device computes."""
         for session in list(self.running):
             self.cancel(session)
         self.device_lock.acquire(timeout=CLOSING_TIMEOUT)
@@ -252,7 +252,7 @@ class Studio:
             self.store.remove(file)
 
     def evict(self) -> None:
-        """Removes files that are too old or too many, and sessions that have none left."""
+        """Removes files beyond the limits of age and size, and sessions without files."""
         self.store.evict()
         for session, files in list(self.session_files.items()):
             if not any(file.exists() for file in list(files)):
@@ -290,7 +290,7 @@ class Studio:
         return file
 
     def _check_video(self, file: pathlib.Path) -> None:
-        """Raises UserError when it is too long, or has too many pixels."""
+        """Raises a UserError if the video is too long or has too many pixels."""
         seconds, rate = frame_count(file, 1), frame_rate(file)
         if seconds > self.limits.seconds:
             raise UserError(f"{file.name}: {seconds} s long, more than {self.limits.seconds} s: cut it.")
@@ -301,7 +301,7 @@ class Studio:
             raise UserError(f"{file.name}: too many pixels at {rate:.0f} frames/s: scale it down.")
 
     def sampling_config(self, request: Request) -> AnimationConfig:
-        """How the pipeline will sample.
+        """The sampling options of a request.
 
         Raises:
             UserError: it would take too much memory or time.
@@ -332,20 +332,20 @@ class Studio:
         return max(1, min(int(request.frames), self.limits.frames))
 
     def save_image(self, image: RGB, session: str) -> str:
-        """As a file, which goes with its session; of arrays, Gradio keeps files of its own."""
+        """Writes an image to a file of the session; for arrays, Gradio would create files that are never removed."""
         file = self.new_file("picture.png", session)
         write_image(file, image)
         return file
 
     def new_file(self, name: str, session: str) -> str:
-        """A path in a folder of its own."""
+        """A path in a new folder."""
         file = pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / name
         self.session_files.setdefault(session, set()).add(file)
         return str(file)
 
     @contextlib.contextmanager
     def with_client_paths(self, files: Iterable[pathlib.Path]) -> Iterator[None]:
-        """Errors name the visitor's files, not where they lie here."""
+        """Replaces this machine's paths in errors by the names of the visitor's files."""
         try:
             yield
         except UserError as error:
@@ -355,19 +355,19 @@ class Studio:
             raise UserError(re.sub(f"{re.escape(str(self.folder))}/([^/]*/)?", "", text)) from None
 
     def _limit_programs(self, size: str, frames: int, *choices: object) -> None:
-        """Every shape is compiled anew, and JAX keeps the programs: beyond some, all of them are dropped."""
+        """JAX compiles a program for every shape and keeps it: beyond a maximum number, all are dropped."""
         self.compiled_shapes.add((size, min(frames, self.pipeline.preset.sampling.window), *choices))
         if len(self.compiled_shapes) > limits.PAGE_PROGRAMS:
             self.compiled_shapes.clear()
             jax.clear_caches()
             gc.collect()
-            with contextlib.suppress(OSError, AttributeError):  # the C library of Linux keeps what was freed
+            with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed memory
                 ctypes.CDLL(None).malloc_trim(0)
 
 
 def size_choices(preset: Preset) -> dict[str, tuple[int, int]]:
-    """Width and height in pixels of the results on offer, the preset's first: portrait, square and landscape, of a few
-    areas. A list, so that visitors cannot have any number of sizes compiled."""
+    """Widths and heights in pixels that the page offers, the preset's first: portrait, square and landscape, of a few
+    areas. A fixed list limits the number of compiled programs."""
     width, height = preset.frames.width, preset.frames.height
     multiple, sizes = 2 * preset.model.vae.downscale, [(width, height)]
     for area in limits.PAGE_AREAS:
@@ -379,12 +379,12 @@ def size_choices(preset: Preset) -> dict[str, tuple[int, int]]:
 
 
 def shrink(image: RGB) -> RGB:
-    """Results are much smaller; around a large reference, much memory would be spent."""
+    """Reduces a large reference, as results are much smaller and memory is limited."""
     smaller = Image.fromarray(image)
     smaller.thumbnail((limits.PAGE_PICTURE_SIDE, limits.PAGE_PICTURE_SIDE), Image.Resampling.LANCZOS)
     return np.array(smaller)
 
 
 def assumed_canvas(driving: pathlib.Path, config: AnimationConfig) -> tuple[int, int] | None:
-    """Height and width taken for the pictures behind a .npy of poses, which never says them: the result's."""
+    """Height and width assumed for the canvas of a .npy of poses, which does not contain them: the result's."""
     return (config.height, config.width) if driving.suffix.lower() == ".npy" else None

@@ -1,7 +1,7 @@
-"""What visitors of the page leave on this machine's disk: how much, for how long, and from whose pages it comes.
+"""The files of the web page's visitors: limits of size and age, and checks of where uploads come from.
 
-Everything lies in one temporary folder that goes with the server: when it ends, or, if it was killed, when the next
-one starts.
+All files are in one temporary folder, which is removed when the server ends or, if it was killed, when the next one
+starts.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from urllib.parse import urlsplit
 from animate_jax import limits
 
 FOLDER_PREFIX = "animate_jax_web_"
-START_TIMEOUT = 60  # seconds in which the folder of a server that is starting may not be locked yet
-MULTIPART_BYTES = 100_000  # bytes of an upload around the file
+START_TIMEOUT = 60  # seconds for which the folder of a starting server may be unlocked
+MULTIPART_BYTES = 100_000  # overhead of an upload beyond the file, at most
 
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """An empty folder, removed at the end; those of servers that were killed are removed now."""
+    """Creates an empty folder and removes it at the end; first removes the folders of servers that were killed."""
     for old in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError):
             _remove_dead(old)
@@ -38,12 +38,12 @@ def temporary_folder() -> Iterator[Path]:
         tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True) as name,
         _open(Path(name)) as handle,
     ):
-        fcntl.flock(handle, fcntl.LOCK_EX)  # gone with the process, however it ends
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the process ends, in any way
         yield Path(name).resolve()
 
 
 def _remove_dead(folder: Path) -> None:
-    """Raises OSError when its server lives, or it is none of ours."""
+    """Raises OSError if its server is running, or it is not such a folder."""
     with _open(folder) as handle:
         status = os.fstat(handle)
         if status.st_uid == os.getuid() and time.time() - status.st_mtime > START_TIMEOUT:
@@ -61,11 +61,11 @@ def _open(folder: Path) -> Iterator[int]:
 
 
 class FileStore:
-    """The files in a folder: the oldest make room for new ones, and none stays for ever.
+    """The files in a folder, with limits of total size and age; the oldest are removed first.
 
     Args:
-        max_bytes: of one file; the limits of an address and of all are multiples.
-        keep: seconds since a file was made or used.
+        max_bytes: of one file; the limits per address and of all files are multiples.
+        keep: seconds after the creation or last use of a file.
     """
 
     def __init__(self, folder: Path, max_bytes: int, keep: float):
@@ -75,11 +75,11 @@ class FileStore:
         self.by_address: dict[str, list[Path]] = {}
 
     def keep_existing(self) -> None:
-        """What is there now is the page's, and stays."""
+        """Keeps the present files, which are the page's own, for ever."""
         self.permanent = set(self._files())
 
     def evict(self) -> None:
-        """Removes what is too old, and the oldest of what is too much."""
+        """Removes files that are too old, and the oldest beyond the total size."""
         with self.lock:
             files = sorted(((_used(file), file) for file in set(self._files()) - self.permanent), reverse=True)
             total = 0
@@ -92,7 +92,7 @@ class FileStore:
             self.by_address = {address: files for address, files in kept.items() if files}
 
     def add(self, address: str, files: Iterable[Path]) -> None:
-        """Notes what an address has sent, and removes the oldest of it if that is too much."""
+        """Records the uploads of an address, and removes its oldest beyond the limit."""
         with self.lock:
             sent = self.by_address.setdefault(address, [])
             for file in files:
@@ -104,7 +104,7 @@ class FileStore:
         self.evict()
 
     def remove(self, file: Path) -> None:
-        """And its folder, if it was alone there."""
+        """Removes a file, and its folder if that is then empty."""
         if file in self.permanent:
             return
         with contextlib.suppress(OSError):
@@ -122,7 +122,7 @@ NO_FILE = os.stat_result((0,) * 10)
 def _status(file: Path) -> os.stat_result:
     try:
         return file.lstat()
-    except OSError:  # it has just been removed
+    except OSError:  # removed meanwhile
         return NO_FILE
 
 
@@ -135,12 +135,12 @@ def _used(file: Path) -> float:
 
 
 class UploadGuard:
-    """ASGI middleware: refuses what other sites' pages send through a visitor's browser, and requests that are too
-    large, before they are read; notes in the store what was uploaded."""
+    """ASGI middleware: refuses cross-site requests, and requests that are too large before reading them; records
+    uploads in the store."""
 
     def __init__(self, app, store: FileStore):
         self.app, self.store = app, store
-        self.in_flight: dict[str, int] = {}  # address -> bytes under way
+        self.in_flight: dict[str, int] = {}  # address -> bytes being received
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
@@ -156,7 +156,7 @@ class UploadGuard:
         return await self.app(scope, receive, send)
 
     def check(self, headers: dict[str, str], address: str, is_upload: bool) -> tuple[int, int]:
-        """The status that refuses a request, or 0, and its length in bytes."""
+        """The HTTP status with which to refuse a request, or 0; and its length in bytes."""
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         host = urlsplit(f"//{headers.get('host', '')}").hostname
         if site == "cross-site" or (site is None and origin is not None and urlsplit(origin).hostname != host):
@@ -175,7 +175,7 @@ class UploadGuard:
         return (429, 0) if is_upload and too_many else (0, length)
 
     async def _upload(self, scope, receive, send, address: str, length: int) -> None:
-        """Counts the bytes while they come, and reads the files' paths in the application's answer."""
+        """Counts the bytes while receiving them, and reads the files' paths from the application's response."""
         answer = bytearray()
 
         async def send_and_keep(message) -> None:
@@ -189,7 +189,7 @@ class UploadGuard:
             self.in_flight[address] -= length
             if not self.in_flight[address]:
                 del self.in_flight[address]
-        with contextlib.suppress(ValueError):  # an error message is no JSON
+        with contextlib.suppress(ValueError):  # error messages are not JSON
             paths = json.loads(answer)
             await asyncio.to_thread(self.store.add, address, map(Path, paths if isinstance(paths, list) else []))
 
