@@ -24,7 +24,7 @@ import tyro
 
 from animate_jax.atomic import check_file
 from animate_jax.checkpoints import checkpoint
-from animate_jax.config import DType, MeshConfig, SamplerName, Speed, Switch
+from animate_jax.config import Compose, DType, MeshConfig, SamplerName, Speed, Switch
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pose.align import AlignMethod
@@ -62,6 +62,8 @@ class Arguments:
     frames: int | None = None  # make at most so many frames
     width: int | None = None  # of the result, in pixels
     height: int | None = None
+    compose: Compose = "off"  # on: the result at the picture's own size, with the picture's own pixels
+    background: str = "reference"  # of composed results: reference, driving (the video's scene), a color, or a file
     fps: float | None = None  # of the result; default: the model's, else the driving video's
     retarget: bool = True  # fit the motion to the reference's body
     align: AlignMethod = "bones"  # how: bone by bone; global: one scale; musepose: as its weights expect; none
@@ -99,6 +101,7 @@ def animate(args: Arguments) -> None:
         width=args.width, height=args.height, align=args.align if args.retarget else "none", person=args.person,
         detector=DWPose(args.dwpose) if args.dwpose else None, canvas=args.canvas and args.canvas[::-1],
         driving_kind=args.driving_kind, hands=args.hands, face=args.face, audio=args.audio,
+        compose=args.compose, background=args.background,
     )  # fmt: skip
     for output, stream in zip(outputs, streams, strict=True):
         if args.debug_dir:

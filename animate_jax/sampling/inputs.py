@@ -134,7 +134,18 @@ def _detect_motion(
 def crop_reference(
     reference: str | pathlib.Path | Image, options: AnimationConfig, detector: Detector | None = None
 ) -> tuple[Image, Keypoints]:
-    """The reference cropped around its person to the result's size, and the person's keypoints there.
+    """The reference cropped around its person to the size of the model's pictures, and the person's keypoints there.
+
+    Raises:
+        UserError: unreadable, or nobody in it.
+    """
+    return crop_around(*find_person(reference, options, detector), (options.height, options.width))
+
+
+def find_person(
+    reference: str | pathlib.Path | Image, options: AnimationConfig, detector: Detector | None = None
+) -> tuple[Image, Keypoints]:
+    """The reference as it is, and its person's keypoints.
 
     Raises:
         UserError: unreadable, or nobody in it.
@@ -143,15 +154,19 @@ def crop_reference(
     image = reference if isinstance(reference, np.ndarray) else read_image(reference)
     detected = (detector or _detector(drawn_parts(options)))(image[None])
     require_person(detected, name)
+    return image, detected[0].without(*_switched_off(options))
+
+
+def crop_around(image: Image, keypoints: Keypoints, size: tuple[int, int]) -> tuple[Image, Keypoints]:
+    """A picture cropped around its person to the proportions of `size` (height, width), and resized to it."""
     height, width = image.shape[:2]
-    box = crop_box(detected[0], (height, width), options.width / options.height)
+    box = crop_box(keypoints, (height, width), size[1] / size[0])
     left, top, right, bottom = box
     margin = int(max(-left, -top, right - width, bottom - height, 0)) + 1
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    cropped = resize_lanczos(padded, (options.height, options.width), tuple(side + margin for side in box))
+    cropped = resize_lanczos(padded, size, tuple(side + margin for side in box))
     scale = width / (right - left), height / (bottom - top)
-    keypoints = detected[0].affine(scale, (-left / (right - left), -top / (bottom - top)))
-    return cropped, keypoints.without(*_switched_off(options))
+    return cropped, keypoints.affine(scale, (-left / (right - left), -top / (bottom - top)))
 
 
 def drawn_parts(options: AnimationConfig) -> tuple[str, ...]:
@@ -168,6 +183,15 @@ def _detector(parts: Sequence[str]) -> Detector:
     return functools.partial(detect, **dict.fromkeys(parts, True))
 
 
+def fit_motion(
+    motion: DrivingMotion, reference: Keypoints, size: tuple[int, int], options: AnimationConfig, align: AlignMethod
+) -> Keypoints:
+    """The keypoints of a motion fitted to the reference's body, in a picture of that size (height, width)."""
+    fitted = align_motion(motion.keypoints, motion.canvas, reference, size, align).without(*_switched_off(options))
+    warn_of_fit(fitted, drawn_parts(options))
+    return fitted
+
+
 def draw_motion(
     motion: DrivingMotion, reference: Keypoints, options: AnimationConfig, align: AlignMethod = "bones"
 ) -> Poses:
@@ -176,9 +200,7 @@ def draw_motion(
     size = (options.height, options.width)
     if motion.keypoints is None:
         return resize_lanczos(motion.images, size)
-    fitted = align_motion(motion.keypoints, motion.canvas, reference, size, align).without(*_switched_off(options))
-    warn_of_fit(fitted, drawn_parts(options))
-    return LazyPoseImages(fitted, *size, options.pose_style)
+    return LazyPoseImages(fit_motion(motion, reference, size, options, align), *size, options.pose_style)
 
 
 def warp_reference(image: Image, keypoints: Keypoints, poses: Poses) -> LazyWarpedImages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -12,19 +13,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from animate_jax.checkpoints import checkpoint, hub
-from animate_jax.config import AnimationConfig, DType, Preset, Speed
+from animate_jax.config import AnimationConfig, Compose, DType, Preset, Speed
 from animate_jax.diffusion.windowed import Latents
 from animate_jax.errors import UserError
-from animate_jax.images import Image
+from animate_jax.images import Image, Images
 from animate_jax.models.params import abstract_model
 from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.rules import shardings
 from animate_jax.pose.align import AlignMethod
 from animate_jax.pose.detect import Detector
-from animate_jax.pose.draw import draw
+from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.warp import LazyWarpedImages
 from animate_jax.presets import speeds
+from animate_jax.sampling.backgrounds import Backdrop, backdrop, paint, place
+from animate_jax.sampling.compose import Composition, Scene, read_scene
 from animate_jax.sampling.denoiser import Denoiser, StepCallback
 from animate_jax.sampling.inputs import (
     DrivingKind,
@@ -35,6 +38,7 @@ from animate_jax.sampling.inputs import (
     crop_reference,
     draw_motion,
     drawn_parts,
+    fit_motion,
     read_motion,
     warp_reference,
 )
@@ -60,6 +64,7 @@ class Job(NamedTuple):
     motion: DrivingMotion
     poses: Poses  # the motion fitted to the character
     warped: LazyWarpedImages | None  # the reference in these poses, for models with `appearance`
+    composition: Composition | None = None  # of a result at the picture's own size
 
 
 class Pipeline(Denoiser):
@@ -119,6 +124,8 @@ class Pipeline(Denoiser):
         canvas: tuple[int, int] | None = None,
         driving_kind: DrivingKind | None = None,
         callback: StepCallback | None = None,
+        compose: Compose = "off",
+        background: str | pathlib.Path = "reference",
         **overrides: Any,
     ) -> AnimationStream | list[AnimationStream]:
         """Animates the person of `reference` with the motion of `driving`; the frames are decoded as they are taken.
@@ -138,6 +145,10 @@ class Pipeline(Denoiser):
             canvas: height, width of the pictures behind a keypoints file that does not tell them.
             driving_kind: what videos show: a person ("video") or drawn poses; None looks.
             callback: called after every evaluation, see `StepCallback`.
+            compose: "off" gives what the model decodes. "on" puts the reference's own pixels where the model
+                shows them, at the reference's own size: at most 768 pixels high, or `width` and `height`.
+            background: of composed results: "reference", "driving" (the driving video's scene, in which the character
+                takes the person's place), a color or a picture file.
             overrides: `speed` ("exact", "fast", "fastest"), and fields of `AnimationConfig`: width, height, steps,
                 guidance, window, overlap, hands, face, audio, ...
 
@@ -145,37 +156,46 @@ class Pipeline(Denoiser):
             UserError: anything wrong with the input, in one line.
         """
         check_request(fps, seed, person)
+        size = {name: overrides.pop(name, None) for name in ("width", "height")} if compose == "on" else {}
         options = self.options(**overrides)
-        size = options.height, options.width
-        reading = {"person": person, "detector": detector, "canvas": canvas, "driving_kind": driving_kind}
-        reading["parts"] = drawn_parts(options)
-        references = [crop_reference(image, options, detector) for image in as_list(reference)]
+        reading = {
+            "person": person, "detector": detector, "canvas": canvas, "driving_kind": driving_kind,
+            "size": (options.height, options.width), "parts": drawn_parts(options),
+        }  # fmt: skip
+        if compose == "on":
+            scenes = [read_scene(image, options, **size, detector=detector) for image in as_list(reference)]
+        elif str(background) != "reference":
+            raise UserError(f"--background {background}: is for composed results: add --compose on")
+        else:
+            references = [crop_reference(image, options, detector) for image in as_list(reference)]
         motions = [
             motion[:frames]
             if isinstance(motion, DrivingMotion)
-            else self.read_motion(motion, frames=frames, fps=fps, progress=progress, size=size, **reading)
+            else self.read_motion(motion, frames=frames, fps=fps, progress=progress, **reading)
             for motion in as_list(driving)
         ]
         if options.audio == "off":
             motions = [dataclasses.replace(motion, audio=None) for motion in motions]
-        characters = [self.character(*reference, options) for reference in references]
-        jobs = [self.job(character, motion, options, align) for character in characters for motion in motions]
+        if compose == "on":
+            if background == "driving":
+                drives = zip(as_list(driving), motions, strict=True)
+                behind = [backdrop(path, motion, **size) for path, motion in drives]
+            else:
+                behind = [background] * len(motions)
+            jobs = [
+                self.composed_job(scene, motion, options, align, picture)
+                for scene in scenes
+                for motion, picture in zip(motions, behind, strict=True)
+            ]
+        else:
+            characters = [self.character(*reference, options) for reference in references]
+            jobs = [self.job(character, motion, options, align) for character in characters for motion in motions]
         latents: dict[int, Latents] = {}
         for length in sorted({len(job.poses) for job in jobs}):
             group = {index: job for index, job in enumerate(jobs) if len(job.poses) == length}
             batch = self.sample_jobs(list(group.values()), options, seed, progress, callback)
             latents |= dict(zip(group, batch, strict=True))
-        streams = [
-            AnimationStream(
-                self.decode_chunks(latents[index], job.warped),
-                job.motion.fps,
-                job.character.image,
-                job.character.keypoints,
-                job.motion,
-                job.poses,
-            )
-            for index, job in enumerate(jobs)
-        ]
+        streams = [result_stream(job, self.decode_chunks(latents[index], job.warped)) for index, job in enumerate(jobs)]
         is_list = isinstance(reference, list | tuple) or isinstance(driving, list | tuple)
         return streams if is_list else streams[0]
 
@@ -190,6 +210,32 @@ class Pipeline(Denoiser):
         """A video to make: the motion fitted to the character."""
         poses = draw_motion(motion, character.keypoints, options, align)
         return Job(character, motion, poses, self.warp(character.image, character.keypoints, poses))
+
+    def composed_job(
+        self,
+        scene: Scene,
+        motion: DrivingMotion,
+        options: AnimationConfig,
+        align: AlignMethod = "bones",
+        background: Backdrop | str | pathlib.Path = "reference",
+    ) -> Job:
+        """A video to compose: the model sees the box around the person.
+
+        Raises:
+            UserError: no such background, or a motion of drawn poses.
+        """
+        if motion.keypoints is None:
+            raise UserError("--compose on: drawn poses do not say where joints are: drive with a video or keypoints")
+        fitted = fit_motion(motion, scene.keypoints, scene.size, options, align)
+        if isinstance(background, Backdrop):
+            scene, fitted = place(scene, fitted, background)
+        elif str(background) != "reference":
+            scene = scene.before(paint(background, scene.size))
+        composition = Composition.of(scene, fitted, options)
+        seen = composition.seen_by_model(options)
+        character = self.character(seen.picture, seen.reference, options)
+        poses = LazyPoseImages(seen.driven, options.height, options.width, options.pose_style)
+        return Job(character, motion, poses, seen if self.copies else None, composition)
 
     def sample_jobs(
         self,
@@ -232,6 +278,16 @@ class Pipeline(Denoiser):
         if found := problem(options):
             raise UserError(f"--{found[0].replace('_', '-')} {found[1]}: must be {found[2]}")
         return options
+
+
+def result_stream(job: Job, chunks: Iterator[Images]) -> AnimationStream:
+    """What the caller gets of a job whose frames the model decodes to `chunks`."""
+    if job.composition is None:
+        character = job.character
+        return AnimationStream(chunks, job.motion.fps, character.image, character.keypoints, job.motion, job.poses)
+    scene = job.composition.scene
+    frames = job.composition.frames(chunks)
+    return AnimationStream(frames, job.motion.fps, scene.picture, scene.keypoints, job.motion, job.composition.poses)
 
 
 def as_list(inputs: T | list[T] | tuple[T, ...]) -> list[T]:
