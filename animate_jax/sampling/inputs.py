@@ -186,7 +186,13 @@ def _detector(parts: Sequence[str]) -> Detector:
 def fit_motion(
     motion: DrivingMotion, reference: Keypoints, size: tuple[int, int], options: AnimationConfig, align: AlignMethod
 ) -> Keypoints:
-    """The keypoints of a motion fitted to the reference's body, in a picture of that size (height, width)."""
+    """The keypoints of a motion fitted to the reference's body, in a picture of that size (height, width).
+
+    Raises:
+        UserError: the motion is of drawn poses.
+    """
+    if motion.keypoints is None:
+        raise UserError("--compose on: drawn poses do not say where joints are: drive with a video or keypoints")
     fitted = align_motion(motion.keypoints, motion.canvas, reference, size, align).without(*_switched_off(options))
     warn_of_fit(fitted, drawn_parts(options))
     return fitted

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +156,8 @@ class Pipeline(Denoiser):
             UserError: anything wrong with the input, in one line.
         """
         check_request(fps, seed, person)
+        if compose not in get_args(Compose):
+            raise UserError(f"--compose {compose}: choose on or off")
         size = {name: overrides.pop(name, None) for name in ("width", "height")} if compose == "on" else {}
         options = self.options(**overrides)
         reading = {
@@ -224,8 +226,6 @@ class Pipeline(Denoiser):
         Raises:
             UserError: no such background, or a motion of drawn poses.
         """
-        if motion.keypoints is None:
-            raise UserError("--compose on: drawn poses do not say where joints are: drive with a video or keypoints")
         fitted = fit_motion(motion, scene.keypoints, scene.size, options, align)
         if isinstance(background, Backdrop):
             scene, fitted = place(scene, fitted, background)

@@ -15,7 +15,7 @@ from animate_jax.pose.detect import Detector
 from animate_jax.pose.draw import PARTS
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
-from animate_jax.web.studio import Request, Studio, VisitorLimits
+from animate_jax.web.studio import BACKGROUNDS, Request, Studio, VisitorLimits
 from animate_jax.web.uploads import UploadGuard, temporary_folder
 
 EVICT_EVERY = 60  # seconds
@@ -56,6 +56,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
                 with gr.Accordion("More", open=False), gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
                     size = gr.Dropdown(list(studio.sizes), label="Size")
+                    background = gr.Dropdown(list(BACKGROUNDS), label="Background, at the picture's own size")
                     align = gr.Dropdown(["bones", "global", "musepose", "none"], label="Fit the motion by")
                     person = gr.Dropdown(["largest", "center", "1", "2", "3"], label="Person in the video")
                     hands = gr.Dropdown(list(get_args(Switch)), label="Hands", visible="hands" in parts)
@@ -88,7 +89,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
         previewing = preview_button.click(_preview_poses(studio), inputs, [reference_pose, poses], **device)
         animating = start_button.click(
             _animate(studio),
-            [*inputs, steps, guidance, speed, seed, audio],
+            [*inputs, steps, guidance, speed, seed, audio, background],
             [status, preview, result, side_by_side, download],
             show_progress_on=status,
             **device,

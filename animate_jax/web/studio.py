@@ -25,12 +25,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from animate_jax import limits
-from animate_jax.config import AnimationConfig, Preset, Speed, Switch
+from animate_jax.config import AnimationConfig, Compose, Preset, Speed, Switch
 from animate_jax.errors import UserError
 from animate_jax.pose.detect import Detector
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.files import KEYPOINT_SUFFIXES
-from animate_jax.sampling.inputs import crop_reference, draw_motion, drawn_parts
+from animate_jax.sampling.compose import read_scene
+from animate_jax.sampling.inputs import crop_reference, draw_motion, drawn_parts, fit_motion
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.images import read_image, write_image
 from animate_jax.video.open import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_size, open_video
@@ -38,6 +39,8 @@ from animate_jax.video.read import frame_count, frame_rate
 from animate_jax.video.write import write_video
 from animate_jax.web.uploads import FileStore
 
+PICTURE_SIZE = "the picture's own"  # of results: composed
+BACKGROUNDS = ("reference", "driving", "white", "black", "green")  # of composed results; visitors name no files
 MOTION_SUFFIXES = (*VIDEO_SUFFIXES, *KEYPOINT_SUFFIXES)
 PREVIEW_EVERY = 2.0  # seconds
 KEEP_FILES = 3600.0  # seconds after the last use until uploads and results are removed
@@ -55,7 +58,7 @@ class VisitorLimits:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A visitor's inputs, in the order of the page's fields; the last five do not change the poses."""
+    """A visitor's inputs, in the order of the page's fields; the last six do not change the poses."""
 
     reference: str | None  # paths of uploaded files
     driving: str | None
@@ -70,6 +73,11 @@ class Request:
     speed: Speed = "exact"
     seed: int = 0
     audio: Switch = "auto"
+    background: str = "reference"  # one of `BACKGROUNDS`
+
+    @property
+    def compose(self) -> Compose:
+        return "on" if self.size == PICTURE_SIZE else "off"
 
 
 class Update(NamedTuple):
@@ -122,7 +130,8 @@ class Studio:
     ):
         self.pipeline, self.limits, self.folder, self.detector = pipeline, visitor_limits, folder, detector
         self.store = FileStore(folder, visitor_limits.megabytes * 1_000_000, KEEP_FILES)
-        self.sizes = size_choices(pipeline.preset)
+        model = pipeline.preset.frames
+        self.sizes = size_choices(pipeline.preset) | {PICTURE_SIZE: (model.width, model.height)}
         self.device_lock = threading.Lock()
         self.running: dict[str, Progress] = {}  # session -> its video
         self.session_files: dict[str, set[pathlib.Path]] = {}  # used or made by the session
@@ -138,7 +147,12 @@ class Studio:
         config = self.sampling_config(request)
         height, width = config.height, config.width
         with self.with_client_paths((reference, driving)), self.device_lock:
-            image, keypoints = crop_reference(shrink(read_image(reference)), config, self.detector)
+            image = shrink(read_image(reference))
+            if request.compose == "on":
+                scene = read_scene(image, config, detector=self.detector)
+                image, keypoints, (height, width) = scene.picture, scene.keypoints, scene.size
+            else:
+                image, keypoints = crop_reference(image, config, self.detector)
             motion = self.pipeline.read_motion(
                 driving,
                 frames=self.clamp_frames(request),
@@ -149,7 +163,11 @@ class Studio:
                 size=(height, width),
                 parts=drawn_parts(config),
             )
-            fitted = draw_motion(motion, keypoints, config, request.align)
+            if request.compose == "on":
+                fitted_keypoints = fit_motion(motion, keypoints, (height, width), config, request.align)
+                fitted = LazyPoseImages(fitted_keypoints, height, width, config.pose_style)
+            else:
+                fitted = draw_motion(motion, keypoints, config, request.align)
             if motion.keypoints is None:
                 detected = fitted
             else:
@@ -214,8 +232,9 @@ class Studio:
                     detector=self.detector,
                     canvas=assumed_canvas(files[1], config),
                     callback=progress,
-                    width=config.width,
-                    height=config.height,
+                    **({} if request.compose == "on" else {"width": config.width, "height": config.height}),
+                    compose=request.compose,
+                    background=request.background,
                     steps=request.steps,
                     guidance=request.guidance,
                     speed=request.speed,
@@ -308,6 +327,10 @@ class Studio:
         """
         if request.size not in self.sizes:
             raise UserError(f"Size {request.size}: choose one of {', '.join(self.sizes)}.")
+        if request.background not in BACKGROUNDS:
+            raise UserError(f"Background {request.background}: choose one of {', '.join(BACKGROUNDS)}.")
+        if request.background != "reference" and request.compose == "off":
+            raise UserError(f"Background {request.background}: goes with the size: {PICTURE_SIZE}.")
         width, height = self.sizes[request.size]
         config = self.pipeline.options(
             request.speed,

@@ -3,8 +3,10 @@
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from animate_jax.errors import UserError
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.warp import warp
+from animate_jax.sampling import compose as compose_module
 from animate_jax.sampling import inputs as module
-from animate_jax.sampling.inputs import DrivingMotion, crop_reference, draw_motion
+from animate_jax.sampling.compose import read_scene
+from animate_jax.sampling.inputs import DrivingMotion, crop_reference, draw_motion, fit_motion
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.torch_weights import fetching
 from animate_jax.video.images import read_image
@@ -431,3 +436,54 @@ def test_pose_pictures_without_joints_show_the_background(copying, anybody, pict
     made = copying(picture, drawn, progress=False).frames
     background = copying.warp(own, motion, drawn.images).background
     assert np.abs(made.astype(int) - background).max() <= 1
+
+
+def large_picture():
+    noise = np.random.default_rng(1).integers(0, 256, (20, 15, 3)).astype(np.uint8)
+    return cv2.resize(noise, (240, 321), interpolation=cv2.INTER_CUBIC)
+
+
+def test_composed_results_have_the_pictures_own_size_and_pixels(copying, anybody, monkeypatch):
+    monkeypatch.setattr(compose_module, "segment", lambda picture, person: None)
+    picture = large_picture()
+    made = copying(picture, walk(6), progress=False, compose="on")
+    assert made.frames.shape == made.poses.shape == (6, 320, 240, 3) and made.reference.shape == (320, 240, 3)
+    scene = read_scene(picture, copying.options(), detector=lambda frames: waving(1))
+    fitted = fit_motion(walk(6), scene.keypoints, scene.size, copying.options(), "bones")
+    expected, _ = warp(scene.picture, scene.mask, scene.keypoints, fitted)[:]
+    difference = np.abs(made.frames.astype(int) - expected)
+    assert difference.mean() < 4  # the warped, at its own size
+    enlarged = cv2.resize(cv2.resize(expected[3], (48, 64), interpolation=cv2.INTER_AREA), (240, 320))
+    assert difference[3].mean() < 0.3 * np.abs(enlarged.astype(int) - expected[3]).mean()
+    again = copying(picture, walk(6), progress=False, compose="on")
+    np.testing.assert_array_equal(again.frames, made.frames)
+
+
+def test_what_is_not_composed_is_what_the_model_decodes(pipeline, anybody, picture):
+    usual = pipeline(picture, walk(), progress=False)
+    np.testing.assert_array_equal(pipeline(picture, walk(), progress=False, compose="off").frames, usual.frames)
+
+
+def test_several_composed_results_before_other_backgrounds(copying, anybody, monkeypatch):
+    monkeypatch.setattr(compose_module, "segment", lambda picture, person: None)
+    pictures = [large_picture(), large_picture()[::-1].copy()]
+    options = {"progress": False, "compose": "on", "width": 120}
+    both = copying(pictures, walk(3), background="#00ff00", **options)
+    assert [made.frames.shape for made in both] == [(3, 160, 120, 3)] * 2
+    for made, reference in zip(both, pictures, strict=True):
+        np.testing.assert_array_equal(made.frames, copying(reference, walk(3), background="#00ff00", **options).frames)
+        green = (made.frames == np.uint8([0, 255, 0])).all(-1)
+        assert 0.3 < green.mean() < 0.95
+
+
+def test_impossible_compositions_are_refused_in_a_line(pipeline, anybody, picture):
+    drawn = DrivingMotion(10.0, images=np.zeros((3, 64, 48, 3), np.uint8))
+    for message, motion, options in (
+        ("--compose on: drawn poses do not say where joints are", drawn, {"compose": "on"}),
+        ("--background white: is for composed results: add --compose on", walk(), {"background": "white"}),
+        ("--background whitish: give reference, driving, a color", walk(), {"compose": "on", "background": "whitish"}),
+        ("--background driving: only a video", walk(), {"compose": "on", "background": "driving"}),
+        ("--height 9000: must be between 32 and 4096", walk(), {"compose": "on", "height": 9000}),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            pipeline(picture, motion, progress=False, **options)

@@ -13,9 +13,10 @@ from animate_jax.errors import UserError
 from animate_jax.presets import presets
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
+from animate_jax.video.images import read_image
 from animate_jax.video.read import frame_count, read_video
 from animate_jax.video.write import write_video
-from animate_jax.web.studio import Request, Studio, VisitorLimits, shrink, size_choices
+from animate_jax.web.studio import PICTURE_SIZE, Request, Studio, VisitorLimits, shrink, size_choices
 
 PICTURE, MOTION = str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")
 pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
@@ -117,6 +118,22 @@ def test_cancel(studio):
     assert studio.cancel("me") == "Cancelled"
     assert len(rest := list(updates)) < 500 and rest[-1].text == "Cancelled"
     assert not studio.device_lock.locked()
+
+
+def test_the_pictures_own_size_and_its_backgrounds(studio):
+    request = ask(size=PICTURE_SIZE, background="green", steps=1)
+    picture, _ = studio.preview_poses(request)
+    height, width = read_image(PICTURE).shape[:2]
+    assert picture.shape == (height, 2 * width, 3)
+    *_, last = studio.animate(request)
+    frames, _ = read_video(last.video)
+    assert frames.shape == (3, height, width, 3)
+    for message, size, background in (
+        ("Background /etc/passwd: choose one of reference, driving", PICTURE_SIZE, "/etc/passwd"),
+        ("Background white: goes with the size: the picture's own", "48 x 64", "white"),
+    ):
+        with pytest.raises(UserError, match=message):
+            studio.preview_poses(ask(size=size, background=background))
 
 
 def test_sizes_on_offer(micro):
