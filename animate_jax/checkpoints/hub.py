@@ -147,14 +147,21 @@ def download(file: File) -> pathlib.Path:
             raise UserError(f"{name}: another process is downloading it: wait for it") from None
         if stream.tell() > file.bytes:
             stream.truncate(0)
-        file_download.http_get(
-            hub.hf_hub_url(file.repository, file.path, revision=file.commit),
-            stream,
-            resume_size=stream.tell(),
-            headers=build_hf_headers(),
-            expected_size=file.bytes,
-            displayed_filename=file.path,
-        )
+        while True:  # a cut connection is tried again for as long as bytes come
+            received = stream.seek(0, os.SEEK_END)
+            try:
+                file_download.http_get(
+                    hub.hf_hub_url(file.repository, file.path, revision=file.commit),
+                    stream,
+                    resume_size=received,
+                    headers=build_hf_headers(),
+                    expected_size=file.bytes,
+                    displayed_filename=file.path,
+                )
+                break
+            except Exception as error:
+                if _is_full(error) or stream.tell() in (received, file.bytes):
+                    raise
         stream.flush()
         if (found := _hash(partial, file)) != file.etag:
             partial.unlink()
@@ -237,9 +244,13 @@ def _explanation(name: str, error: Exception) -> str:
         return "the hub has no such file"
     if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(error.__cause__, errors.OfflineModeIsEnabled):
         return "not here, and HF_HUB_OFFLINE keeps the hub from being asked"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if _is_full(error):
         return f"the disk is full: make room in {cache_folder()}, or set HF_HOME to another place"
     return f"not here, and the hub could not give it ({_reason(error)})"
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _reason(error: Exception) -> str:
