@@ -1,7 +1,9 @@
 """Published weights from a hub on this machine to a checkpoint: small random files under the families' true names."""
 
 import dataclasses
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from safetensors.torch import save_file
 from animate_jax.checkpoints import checkpoint, hub
 from animate_jax.commands.weights import main
 from animate_jax.errors import UserError
+from animate_jax.models.params import abstract_model
+from animate_jax.presets import find_preset
 from animate_jax.torch_weights import fetching, published
 from tests.hub_server import ask_here, serving, sha256
 
@@ -38,6 +42,35 @@ def home(server, monkeypatch, tmp_path):
     monkeypatch.setattr(fetching, "SPARE", 0)
     (tmp_path / "token").write_text("hf_secret")
     return tmp_path
+
+
+def test_the_page_has_the_table():
+    """docs/gpu.md says what the table says: bytes, and every repository at its commit."""
+    page = (ROOT / "docs/gpu.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([\d.]+) GB \| ([\d.]+) GB \|", page, re.M)
+    told = {name: (float(download), float(made)) for name, download, made in rows}
+    assert told == {
+        name: (round(sum(file.bytes for file in set(one.files.values())) / 1e9, 2), round(one.bytes / 1e9, 2))
+        for name, one in published.PUBLISHED.items()
+    }
+    for one in published.PUBLISHED.values():
+        for file in one.files.values():
+            assert re.search(rf"`{file.repository.name}`.*`{file.repository.revision[:7]}`", page)
+            assert len(file.repository.revision) == 40 and len(file.sha256 or "0" * 64) == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", published.PUBLISHED)
+def test_the_size_of_a_checkpoint(name):
+    """Parameters x 4 bytes; MusePose's own files are float16."""
+    one = published.PUBLISHED[name]
+    sizes = dict.fromkeys(one.files, 0)
+    for path, leaf in abstract_model(find_preset(one.preset).model)[1].items():
+        part = checkpoint.part_of(path)
+        half = name == "musepose" and part in ("denoising_unet", "reference_unet", "motion_module", "pose_guider")
+        if part in sizes:
+            sizes[part] += math.prod(leaf.shape) * (2 if half else 4)
+    assert sum(sizes.values()) == one.bytes
 
 
 def place(server, home, name, contents, monkeypatch):
