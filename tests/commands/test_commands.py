@@ -17,7 +17,9 @@ import animate_jax
 from animate_jax.__main__ import COMMANDS, main
 from animate_jax.commands import completion, doctor, train, web, weights
 from animate_jax.config import TrainConfig
+from animate_jax.errors import UserError
 from animate_jax.models.self_test import WrongResult
+from animate_jax.presets import find_preset
 from animate_jax.renamed import TRAIN_OPTIONS, current_flags
 from animate_jax.xla_flags import WITHOUT_YNNPACK
 
@@ -47,6 +49,24 @@ def test_every_command_is_called_in_the_same_way(name):
     main = importlib.import_module(f"animate_jax.commands.{name}").main
     parameters = inspect.signature(main).parameters
     assert list(parameters) == ["arguments", "program"] and parameters["program"].default == f"animate-jax {name}"
+
+
+def test_the_page_loads_as_sampling_does(monkeypatch):
+    """With the preset, the kind of numbers, the mesh and the detector that were asked for."""
+    loaded, served = MagicMock(return_value=MagicMock(web.Pipeline)), MagicMock(side_effect=UserError("as far as this"))
+    monkeypatch.setattr(web, "serving", served)
+    monkeypatch.setattr(web.Pipeline, "from_pretrained", loaded)
+    monkeypatch.setattr(web, "DWPose", lambda folder: f"DWPose in {folder}")
+    monkeypatch.setattr(web, "keep_compiled_programs", lambda: None)
+    flags = ["--checkpoint", "mine", "--preset", "moore", "--dtype", "bfloat16", "--dwpose", "models", "--port", "1"]
+    assert web.main(flags) == 2
+    load, *_, detector = served.call_args.args
+    load()
+    assert loaded.call_args.args == ("mine", find_preset("moore"), None, "bfloat16")
+    assert detector == "DWPose in models"
+    assert web.main(["--mesh.frames", "3"]) == 2
+    with pytest.raises(UserError, match=r"--mesh.frames 3: .* do not divide"):
+        served.call_args.args[0]()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from animate_jax.sampling.inputs import DrivingMotion, crop_reference, draw_moti
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.torch_weights import fetching
 from animate_jax.video.images import read_image
+from animate_jax.video.read import read_video
 from animate_jax.video.write import write_video
 from tests.conftest import random_params
 
@@ -255,6 +256,18 @@ def test_a_slow_video_keeps_its_rate(pipeline, anybody, tmp_path):
     write_video(tmp_path / "slow.mp4", frames, 5)
     motion = pipeline.read_motion(tmp_path / "slow.mp4", progress=False)
     assert motion.fps == 5 and len(motion) == 4
+
+
+@pytest.mark.parametrize("fps, rate, count", [(None, 10, 6), (15, 15, 9), (20.0, 20, 12), (60.0, 20, 12)])
+def test_rates_beyond_the_models_keep_time(pipeline, anybody, tmp_path, fps, rate, count):
+    """A video of 0.6 s drives as long, however many frames are made of it; it has no more than its own."""
+    frames = np.random.default_rng(0).integers(0, 256, (12, 64, 48, 3), np.uint8)
+    write_video(tmp_path / "fast.mp4", frames, 20)
+    motion = pipeline.read_motion(tmp_path / "fast.mp4", fps=fps, progress=False)
+    assert motion.fps == rate and len(motion) == count
+    write_video(tmp_path / "result.mp4", frames[:count], motion.fps)
+    made, made_rate = read_video(tmp_path / "result.mp4")
+    assert len(made) / made_rate == pytest.approx(0.6)
 
 
 def test_a_video_of_drawn_poses_is_taken_as_it_is(pipeline, anybody, picture, tmp_path):

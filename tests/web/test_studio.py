@@ -10,6 +10,7 @@ import pytest
 
 from animate_jax import limits
 from animate_jax.errors import UserError
+from animate_jax.pose.detect import detect
 from animate_jax.presets import presets
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
@@ -63,6 +64,21 @@ def test_the_poses_before_running(studio):
     assert len(frames) == 3 and fps == pytest.approx(10) and frames.shape[1] == 64
     for half in (frames[:, :, :-48], frames[:, :, -48:]):  # a person of some height in both
         assert np.ptp(np.nonzero(half.max((0, 2, 3)) > 64)[0]) > 32
+
+
+def test_another_detector(studio, tmp_path):
+    """Finds the person of the picture and of the video."""
+    asked = []
+
+    def detector(frames, *options):
+        asked.append(len(options))
+        return detect(frames)
+
+    other = Studio(studio.pipeline, studio.limits, studio.folder, detector)
+    picture, _ = other.preview_poses(ask())
+    assert asked == [0, 2]
+    np.testing.assert_array_equal(picture, studio.preview_poses(ask())[0])
+    assert len(asked) == 2
 
 
 def test_poses_of_a_npy_file(studio, tmp_path):
