@@ -1,5 +1,4 @@
-"""Damaged files through the program's own entry points; `tests/fuzz/fuzz.py` says what is tried, and how to repeat a
-case."""
+"""Damaged files, given to the program's own entry points; see `tests/fuzz/fuzz.py`."""
 
 import os
 import subprocess
@@ -37,10 +36,10 @@ def test_many(kind, seed, tmp_path):
 
 NOTICES = """
 import pathlib, sys, time
-import tests.fuzz.fuzz as fuzz
+from tests.fuzz import harness
 from animate_jax.errors import UserError
 
-fuzz.SECONDS, fuzz.MEGABYTES = 1, 90
+harness.SECONDS, harness.MEGABYTES = 1, 90
 folder = pathlib.Path(sys.argv[1])
 
 def refuse(path):
@@ -66,12 +65,12 @@ def leave(path):
     path.with_name("left").touch()
 
 for fault in (refuse, quarrel, crash, shout, wait, grow, leave):
-    kind = fuzz.Kind()
+    kind = harness.Kind()
     kind.files, kind.read = {"a": b"a"}, fault
     try:
-        fuzz.attempt(kind, "a", b"b", folder / "cases" / "x", folder / "noise")
+        harness.run_case(kind, "a", b"b", folder / "cases" / "x", folder / "noise")
         print(fault.__name__, "passed")
-    except fuzz.Failed as error:
+    except harness.Failed as error:
         print(fault.__name__, str(error).split()[0])
 """
 
@@ -81,5 +80,5 @@ def test_what_the_harness_notices(tmp_path):
         [sys.executable, "-c", NOTICES, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.splitlines() == [
-        "refuse passed", "quarrel no", "crash KeyError:", "shout said:", "wait took", "grow took", "leave left",
+        "refuse passed", "quarrel no", "crash KeyError:", "shout printed:", "wait took", "grow took", "leave left",
     ], done.stdout + done.stderr  # fmt: skip
