@@ -202,7 +202,7 @@ class DataConfig:
     seed: int = 0
     batch: int = 4  # clips per step, over all processes
     frames: int = 1  # frames to denoise per clip
-    consecutive: bool = False  # stage 2: neighbouring frames; otherwise drawn anywhere in the clip
+    consecutive: bool = False  # stage 2: neighboring frames; otherwise drawn anywhere in the clip
     clip_frames: int = 24  # rendered: length of a clip, from which reference and targets are sampled
     min_reference_distance: int = 30  # recorded, stage 1: in video frames; less in short clips
     stride: int | None = None  # recorded, stage 2: video frames from one frame to the next, less in short clips;

@@ -268,7 +268,7 @@ def theirs(args: Arguments, part: Part) -> dict[str, Any]:
                 normal(2 * frames, 320, height // 8, width // 8),
             )
             token = normal(2 * frames, 1, 768)
-            reference.lend(latents, token[:1], denoiser)  # both networks stay in memory, as in the peers
+            reference.lend(latents, token[:1], denoiser)  # both networks stay in memory, as there
 
             def call():
                 unconditional, conditional = denoiser(video, 500, token, pose, frames).chunk(2)
@@ -276,7 +276,7 @@ def theirs(args: Arguments, part: Part) -> dict[str, Any]:
 
         elif part == "reference":
             reference, token = build(lambda: TorchUNet(UNetConfig(), False)), normal(2, 1, 768)
-            latents = latents.repeat(2, 1, 1, 1)  # the peers run both halves of guidance
+            latents = latents.repeat(2, 1, 1, 1)  # the PyTorch implementations run both halves of guidance
 
             def call():
                 return reference(latents, 0, token, frames=1)

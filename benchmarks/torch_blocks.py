@@ -1,4 +1,4 @@
-"""Animate Anyone's denoising UNet out of diffusers' PyTorch modules, run as the PyTorch peers run it.
+"""Animate Anyone's denoising UNet out of diffusers' PyTorch modules, run as the PyTorch implementations run it.
 
 Stock modules throughout; only what diffusers lacks is written here: the reference's tokens in self-attention, and the
 temporal layers between the blocks. `tests/parity/test_torch_blocks.py` shows that it computes what ours computes.

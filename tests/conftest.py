@@ -81,7 +81,7 @@ def micro_copying() -> Preset:
 
 @pytest.fixture(scope="session")
 def micro_params() -> Params:
-    """Random parameters of a sensible size. None is zero, so poses and neighbouring frames change the result."""
+    """Random parameters of a sensible size. None is zero, so poses and neighboring frames change the result."""
     return random_params(MICRO)
 
 

@@ -191,7 +191,7 @@ def to_clip(fields: dict[str, Any]) -> RecordedClip:
 
 
 def parse(record: bytes) -> dict[str, Any]:
-    """The flat values of a serialised `tf.train.Example` by name: lists of bytes or of int, or float32 arrays.
+    """The flat values of a serialized `tf.train.Example` by name: lists of bytes or of int, or float32 arrays.
 
     Raises:
         google.protobuf.message.DecodeError: it is none.

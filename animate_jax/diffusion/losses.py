@@ -1,4 +1,4 @@
-"""What training minimises, and the noise it draws."""
+"""What training minimizes, and the noise it draws."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def draw_noise(
 ) -> Float[Array, "batch *positions channels"]:
     """Standard normal noise [B, ..., C], plus `offset` times one normal number per sample and channel.
 
-    The offset lets a model whose schedule never reaches pure noise learn the overall brightness; the peers
-    use 0.05, the same for all frames of a clip.
+    The offset lets a model whose schedule never reaches pure noise learn the overall brightness; the PyTorch
+    implementations use 0.05, the same for all frames of a clip.
     """
     key, offset_key = jax.random.split(key)
     noise = jax.random.normal(key, shape)
@@ -31,7 +31,7 @@ def loss_weight(
 ) -> Float[Array, " batch"]:
     """The weight of every sample's mean squared error.
 
-    "none" is 1. "min_snr" is Hang et al. 2023 in the peers' form, where the weight on the x0 error is
+    "none" is 1. "min_snr" is Hang et al. 2023 as in the PyTorch implementations: the weight on the x0 error is
     min(SNR, gamma) for "epsilon" and "x0", and for "v" min(SNR + 1, gamma), which stays positive at SNR 0.
     "x0" is min(SNR + 1, gamma) = min(1 / (1 - alpha_bar), gamma), for x0 prediction: the v loss, bounded.
     """

@@ -65,7 +65,7 @@ def ddim_step(schedule: Schedule, prediction: Sample, x_t: Sample, t: int | np.i
     """x at the previous timestep.
 
     The step is always train_steps // steps long, as in diffusers, although `timesteps` with trailing spacing
-    need not be integers that far apart: weights are compared with their peers under that rule. A step that
+    need not be integers that far apart: the PyTorch implementations sample under that rule. A step that
     ends before timestep 0 ends at alpha_bar = 1.
     """
     x0, epsilon = schedule.to_x0_epsilon(prediction, x_t, t)

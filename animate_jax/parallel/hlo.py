@@ -74,7 +74,7 @@ def meetings(left: int, right: int, result: int, stride: int, low: int, spread: 
 
 
 def allocated_bytes(buffers: str) -> float:
-    """Of the chip's main memory, from the compiler's list of buffers; those with a colour lie in other memories."""
+    """Of the chip's main memory, from the compiler's list of buffers; those with a color lie in other memories."""
     found = re.findall(r"^allocation \d+: size (\d+), (.*)$", buffers, re.MULTILINE)
     return float(sum(int(size) for size, about in found if "color" not in about and "thread-local" not in about))
 

@@ -19,7 +19,7 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 def joined() -> Iterator[None]:
     """Joins the job's other processes before the body, which must be the first to touch a device.
 
-    Cloud TPU pods, GKE, Slurm and MPI are recognised by JAX. Elsewhere the environment says it:
+    Cloud TPU pods, GKE, Slurm and MPI are recognized by JAX. Elsewhere the environment says it:
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without any of these the
     process is alone.
 
@@ -33,7 +33,7 @@ def joined() -> Iterator[None]:
     except (ValueError, RuntimeError):
         if address is not None:
             raise
-        # No cluster recognised, or JAX is in use already, as in a notebook: alone.
+        # No cluster recognized, or JAX is in use already, as in a notebook: alone.
     try:
         yield
         if jax.distributed.is_initialized():

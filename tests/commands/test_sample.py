@@ -41,9 +41,9 @@ def own_home(monkeypatch, tmp_path):
 @pytest.fixture
 def files(tmp_path):
     """Good and bad input, by name."""
-    grey = np.full((4, 96, 96, 3), 127, np.uint8)
+    gray = np.full((4, 96, 96, 3), 127, np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
-    write_video(tmp_path / "nobody.mp4", grey, 10)
+    write_video(tmp_path / "nobody.mp4", gray, 10)
     write_video(tmp_path / "whole.mp4", noise, 10)
     whole = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
@@ -53,12 +53,12 @@ def files(tmp_path):
     (tmp_path / "broken.json").write_text('{"people": [')
     (tmp_path / "odd.json").write_text(json.dumps({"people": [{"pose_keypoints_2d": [1, 2]}]}))
     (tmp_path / "broken.npz").write_bytes(b"PK")
-    write_image(tmp_path / "nobody.png", grey[0])
-    write_image(tmp_path / "own_sheet.png", grey[0])
-    PIL.Image.fromarray(grey[0]).save(tmp_path / "other_sheet.png")
+    write_image(tmp_path / "nobody.png", gray[0])
+    write_image(tmp_path / "own_sheet.png", gray[0])
+    PIL.Image.fromarray(gray[0]).save(tmp_path / "other_sheet.png")
     (tmp_path / "link.png").symlink_to("own_sheet.png")
     (tmp_path / "mine").mkdir()
-    write_image(tmp_path / "mine" / "reference.png", grey[0])
+    write_image(tmp_path / "mine" / "reference.png", gray[0])
     (tmp_path / "mine" / "driving.npz").write_bytes(b"precious")
     (tmp_path / "loop.png").symlink_to("loop.png")
     write_poses(tmp_path / "empty.json", Keypoints.empty(3), (320, 240))

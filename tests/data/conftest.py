@@ -41,7 +41,7 @@ def made_up_clip(number, frames, height=HEIGHT, width=WIDTH, keyframes=12):
     return {**fields, **texts, **numbers, "fps": np.float32(FPS), "start": np.float32(0)}
 
 
-def serialise(fields):
+def serialize(fields):
     """A `tf.train.Example`, as TFDS writes it."""
     example = example_message()()
     for name, value in fields.items():
@@ -62,7 +62,7 @@ def write_data_set(folder, clips, split="train", shards=2, name="clips"):
     for i, part in enumerate(dealt):
         writer = ArrayRecordWriter(str(folder / f"{name}-{split}.array_record-{i:05d}-of-{shards:05d}"), "group_size:1")
         for clip in part:
-            writer.write(clip if isinstance(clip, bytes) else serialise(clip))
+            writer.write(clip if isinstance(clip, bytes) else serialize(clip))
         writer.close()
     lengths = [str(len(part)) for part in dealt]
     template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"

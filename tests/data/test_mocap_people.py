@@ -128,7 +128,7 @@ def test_depth_is_there_where_the_person_is():
     clip = MocapPeople("train").clip(5, frames=2)
     np.testing.assert_array_equal(clip.depth > 0, clip.mask > 0)
     person = clip.depth[clip.depth > 0]
-    assert 0.4 < person.min() and np.ptp(person) < 4  # metres
+    assert 0.4 < person.min() and np.ptp(person) < 4  # meters
 
 
 def test_an_unknown_split_is_a_user_error():

@@ -35,8 +35,8 @@ def test_psnr_overflows_like_numpy(pictures):
 
 
 def test_ssim_is_scikit_images_default_of_grey_pictures(pictures):
-    grey = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in pictures]
-    expected = skimage.metrics.structural_similarity(*grey)
+    gray = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in pictures]
+    expected = skimage.metrics.structural_similarity(*gray)
     np.testing.assert_allclose(disco.ssim(*on_device(*pictures)), expected, rtol=1e-5)
     batch, truth = on_device(np.stack(pictures), np.stack([pictures[1]] * 2))
     np.testing.assert_allclose(disco.ssim(batch, truth), [expected, 1], rtol=1e-5)

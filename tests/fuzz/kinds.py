@@ -143,7 +143,7 @@ class DataSets(Kind):
 
     def __init__(self, folder: pathlib.Path):
         made = runpy.run_path(str(TESTS / "data" / "conftest.py"))
-        self.records = [made["serialise"](made["made_up_clip"](number, 12)) for number in range(2)]
+        self.records = [made["serialize"](made["made_up_clip"](number, 12)) for number in range(2)]
         self.write, self.preset = made["write_data_set"], MICRO
         self.write(folder / "clips" / "1.0.0", self.records)
         self.files = _tree(folder) | {"record": self.records[0]}

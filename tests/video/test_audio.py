@@ -17,7 +17,7 @@ from animate_jax.video.write import video_writer, write_video
 
 RATE = 48000
 BEEP = 1.0, 1.5  # seconds after the first picture
-GREY = np.full((32, 32, 3), 127, np.uint8)
+GRAY = np.full((32, 32, 3), 127, np.uint8)
 PACKET = 0.03  # seconds that a packet may last
 
 
@@ -33,7 +33,7 @@ def film(path, seconds=3, codec="aac", late=0.0, fps=10):
         sound.sample_rate, sound.pts = RATE, 0
         container.mux([*audio.encode(sound), *audio.encode(None)])
         for index in range(seconds * fps):
-            picture = av.VideoFrame.from_ndarray(GREY, format="rgb24")
+            picture = av.VideoFrame.from_ndarray(GRAY, format="rgb24")
             picture.pts, picture.time_base = index + round(late * fps), Fraction(1, fps)
             container.mux(video.encode(picture))
         container.mux(video.encode(None))
@@ -73,7 +73,7 @@ def heard(path):
 def test_the_sound_goes_with_the_pictures(tmp_path, name, codec, kept, late):
     """At 5 pictures a second instead of 10, and only 2 of the 3 seconds."""
     source = film(tmp_path / name, codec=codec, late=late)
-    write_video(tmp_path / "result.mp4", [GREY] * 10, 5, extract_audio(source, 3))
+    write_video(tmp_path / "result.mp4", [GRAY] * 10, 5, extract_audio(source, 3))
     found, *beep, last = heard(tmp_path / "result.mp4")
     assert found == (kept or "aac")
     assert beep == pytest.approx(heard(source)[1:3], abs=0.005 if kept else PACKET)  # AAC smears within a packet
@@ -89,9 +89,9 @@ def test_the_sound_goes_with_the_pictures(tmp_path, name, codec, kept, late):
 
 
 def test_without_sound(tmp_path):
-    write_video(tmp_path / "silent.mp4", [GREY] * 3, 10)
+    write_video(tmp_path / "silent.mp4", [GRAY] * 3, 10)
     assert extract_audio(tmp_path / "silent.mp4", 1) is None
-    write_video(tmp_path / "moving.gif", [GREY] * 3, 10, extract_audio(film(tmp_path / "film.mp4"), 1))
+    write_video(tmp_path / "moving.gif", [GRAY] * 3, 10, extract_audio(film(tmp_path / "film.mp4"), 1))
     with av.open(tmp_path / "moving.gif") as container:
         assert not container.streams.audio
 
@@ -106,7 +106,7 @@ def test_sound_that_cannot_be_read_is_told_and_left_out(tmp_path):
 def test_a_failed_video_leaves_no_file(tmp_path):
     audio = extract_audio(film(tmp_path / "film.mp4"), 3)
     with pytest.raises(RuntimeError), video_writer(tmp_path / "result.mp4", 10, audio) as write:
-        write(GREY)
+        write(GRAY)
         raise RuntimeError
     assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
 
@@ -117,9 +117,9 @@ def test_a_motion_carries_its_sound(tmp_path, monkeypatch):
     motion = read_motion(film(tmp_path / "film.mp4"), fps=5)
     assert len(motion) == 15 and motion.audio and motion[:12].audio and motion[3:].audio is None
     motion = motion[:12]
-    stream = AnimationStream(iter([motion.images]), motion.fps, GREY, Keypoints.empty(), motion, motion.images)
+    stream = AnimationStream(iter([motion.images]), motion.fps, GRAY, Keypoints.empty(), motion, motion.images)
     stream.save(tmp_path / "result.mp4", tmp_path / "beside.mp4")
-    stream = AnimationStream(iter([motion.images]), motion.fps, GREY, Keypoints.empty(), motion, motion.images)
+    stream = AnimationStream(iter([motion.images]), motion.fps, GRAY, Keypoints.empty(), motion, motion.images)
     stream.animation().save(tmp_path / "again.mp4")
     for name in ("result.mp4", "beside.mp4", "again.mp4"):
         _, begin, end, last = heard(tmp_path / name)
