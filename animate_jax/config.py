@@ -306,7 +306,7 @@ class TrainConfig:
     trainable: str = ".*"  # regular expression on parameter paths; the rest is frozen
     frozen: str | None = None  # regular expression: exceptions from `trainable`
     frozen_bf16: str | None = None  # regular expression: frozen parameters held (and saved) in bfloat16
-    init: str | None = None  # checkpoint to start from (weights only); None starts fresh
+    init: str | None = None  # checkpoint to start from (weights only), or what is fetched: sd15; None starts fresh
     allow_changes: bool = False  # go on though options that decide the result differ from the ones it began with
     steps: int = 1000
     seed: int = 0

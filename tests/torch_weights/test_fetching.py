@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from animate_jax.commands.weights import main
 from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model
 from animate_jax.presets import find_preset
+from animate_jax.sampling.inputs import EXAMPLE
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.torch_weights import fetching, published
 from tests.hub_server import ask_here, serving, sha256
 
@@ -173,6 +176,8 @@ def test_refused_licences(server, home, noise, capsys, monkeypatch):
         fetching.fetch("moore")
     assert server.bytes_sent() == []
     fetching.fetch("moore")
+    shutil.rmtree(home / "home" / "checkpoints" / "moore")
+    fetching.fetch("moore")  # no third answer is wanted
     with pytest.raises(StopIteration):
         next(answers)
 
@@ -328,6 +333,17 @@ def test_no_hub_at_all(server, home, noise, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
     with pytest.raises(UserError, match=r"^patrolli/AnimateAnyone/pose_guider\.pth: not here, and the .*refused"):
         find_file("patrolli/AnimateAnyone/pose_guider.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:no hands in any frame")
+def test_from_the_hub_to_a_video(server, home, moore):
+    fetching._accept({file.repository.name: file.repository.licence for file in moore.files.values()}, {}, True)
+    animation = Pipeline.from_pretrained("moore")(
+        EXAMPLE / "reference.png", EXAMPLE / "driving.mp4", frames=2, progress=False
+    )
+    assert animation.frames.shape == (2, 64, 64, 3) and animation.frames.std() > 1
+    assert len(server.bytes_sent()) == 6
 
 
 KILLED = """
