@@ -6,12 +6,11 @@
     animate-jax data         videos become a data set
     animate-jax evaluate     measures a checkpoint, or anybody's videos
     animate-jax web          the same as `sample`, as a page in the browser
-    animate-jax goodput      what a training run's time went into
-    animate-jax doctor       what this machine has, and what to do about what is missing
+    animate-jax goodput      how a training run's time was spent
+    animate-jax doctor       checks what this machine has, and says how to get what is missing
     animate-jax completion   prints the completion script of bash, zsh or fish
 
-`--help` after a command lists its options; `animate-jax --version`. With `--traceback` errors show where they come
-from.
+`--help` after a command lists its options; `animate-jax --version`. With `--traceback` errors have a traceback.
 """
 
 from __future__ import annotations
@@ -48,15 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(name: str, arguments: list[str], program: str) -> int:
-    """Does a command and returns its status. Ctrl-C is a line and 130 from the first moment on."""
+    """Runs a command and returns its status. Ctrl-C gives one line and status 130 from the start on."""
 
     def stop(*_) -> NoReturn:
-        # Nothing is begun yet. An exception would leave half a library behind, which may swallow it or print it.
+        # An exception during an import may be swallowed or printed by the library.
         os.write(2, f"{program}: interrupted\n".encode())
         os._exit(130)
 
     usual = signal.default_int_handler
-    # Elsewhere than in the main thread signals cannot be handled, and a shell's background job ignores this one.
+    # Only the main thread can handle signals, and a shell's background job ignores this one.
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is usual
     if ours:
         signal.signal(signal.SIGINT, stop)

@@ -35,11 +35,11 @@ class UNetConfig:
     num_attention_heads: int = 8  # diffusers calls this attention_head_dim
     cross_attention_dim: int = 768
     norm_num_groups: int = 32
-    # The paper's attention to ReferenceNet's features, or its ablations: added in place as ControlNet does, CLIP only.
+    # Attention to ReferenceNet's features (paper), or its ablations: addition as in ControlNet, or CLIP only.
     reference: ReferenceUse = "attention"
     position_embedding: bool = False  # fixed 2-D sinusoid at the entry of every spatial transformer
-    # Not the paper's: the reference, warped into each frame's pose part by part, is seen beside the pose, and the
-    # model may copy from it. For models that predict x0.
+    # Not in the paper: the reference warped part by part into each frame's pose is an additional input, from which the
+    # model may copy. For models that predict x0.
     appearance: Appearance = "none"
     # temporal layers
     motion_max_length: int = 32  # longest window in frames
@@ -59,8 +59,8 @@ class VAEConfig:
     layers_per_block: int = 2
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
-    # The encoder is a linear map of patches, whose inverse stands beside the decoder: latents are known before any
-    # training, and a small decoder starts at 33 dB where the plain one needs thousands of steps to get to 28.
+    # The encoder is a linear map of patches, and its inverse is added to the decoder: latents need no training, and a
+    # small decoder starts at 33 dB, where without it 28 dB takes thousands of steps.
     patch_shortcut: bool = False
 
     @property
@@ -84,7 +84,7 @@ class ImageEncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PoseGuiderConfig:
-    """ControlNet's stack, as in the PyTorch implementations: 3x3 convolutions, every second one halves the picture."""
+    """ControlNet's stack, as in the PyTorch implementations: 3x3 convolutions, every second one with stride 2."""
 
     block_out_channels: tuple[int, ...] = (16, 32, 96, 256)
     conditioning_channels: int = 320  # = the UNet's first level
@@ -96,7 +96,7 @@ class ModelConfig:
     vae: VAEConfig = VAEConfig()
     image_encoder: ImageEncoderConfig = ImageEncoderConfig()
     pose_guider: PoseGuiderConfig = PoseGuiderConfig()
-    reference_pose_guider: bool = False  # a second Pose Guider shows ReferenceNet the picture's own skeleton
+    reference_pose_guider: bool = False  # a second Pose Guider gives ReferenceNet the reference's pose
 
     @classmethod
     def sd15(cls) -> ModelConfig:
@@ -105,7 +105,7 @@ class ModelConfig:
 
     @classmethod
     def tiny(cls) -> ModelConfig:
-        """The small model that ships inside the package: the same classes at 128x96 pixels."""
+        """The small model that ships with the package: the same classes at 128x96 pixels."""
         channels = (96, 160)
         return cls(
             unet=UNetConfig(
@@ -139,7 +139,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FrameConfig:
-    """What the weights of a checkpoint family are for."""
+    """The frames that the weights of a checkpoint family are trained for."""
 
     width: int = 512
     height: int = 768
@@ -158,7 +158,7 @@ class SamplingConfig:
     overlap: int = 4  # frames shared by neighboring windows
     closed_loop: bool = False  # the last window wraps around to the first frames, as in the PyTorch implementations
     shared_noise: bool = False  # the same initial noise for every frame
-    guidance_rescale: float = 0.0  # share of the contrast that guidance adds to be taken back (Lin et al. 2023)
+    guidance_rescale: float = 0.0  # share of the added contrast that is removed again (Lin et al. 2023)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # guide only at these timesteps, as shares of the schedule
     sampler: SamplerName = "ddim"
     blend: Literal["center", "flat"] = "center"  # overlapping windows: weights highest mid-window, or equal
@@ -170,7 +170,7 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AnimationConfig(SamplingConfig, FrameConfig):
-    """How one animation is made: a family's frames and sampling, of which every field can be replaced per call."""
+    """Options of one animation: a family's frames and sampling, of which a call can replace every field."""
 
     hands: Switch = "auto"  # found and drawn where the pose style has them
     face: Switch = "auto"
@@ -195,7 +195,7 @@ class Preset:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What a training step is fed. Pictures have the preset's size and pose style."""
+    """Batches of training. Images have the preset's size and pose style."""
 
     root: str | None = None  # recorded clips: a data set's folder (TFDS layout) or gs:// address; None renders people
     split: str = "train"
@@ -220,7 +220,7 @@ class DataConfig:
 class OptimConfig:
     """AdamW with warm-up and gradient clipping; the paper's learning rate is 1e-5, constant."""
 
-    # "muon": fewer steps from scratch, each dearer: the small model needed 0.57 of AdamW's for the same loss.
+    # "muon": fewer but more expensive steps: from scratch the small model took 0.57 of AdamW's for the same loss.
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-5
     warmup: int = 1  # steps from 0 to the learning rate
@@ -238,7 +238,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How devices divide the work: `data` takes what these two leave (and spans several TPU slices)."""
+    """The device mesh: `data` takes the devices that these two leave (and spans several TPU slices)."""
 
     fsdp: int = 1  # devices that share one copy of parameters and moments
     frames: int = 1  # devices that share one clip: its frames in spatial layers, its pixels in temporal layers
@@ -258,9 +258,9 @@ class DiffusionLossConfig:
     noise_offset: float = 0.0  # the PyTorch implementations use 0.05
     condition_dropout: float = 0.1  # share of clips that see neither reference nor CLIP token
     shared_noise: bool = False  # stage 2: one noise for all frames of a clip
-    timestep_shift: float = 1.0  # above 1, noisy timesteps are drawn more often (Esser et al. 2024, equation 23)
-    # Share of clips that are denoised from what the model itself makes of pure noise, as while sampling, instead of
-    # from the truth: later steps learn to mend the first one (Bengio et al. 2015; Ren et al. 2024).
+    timestep_shift: float = 1.0  # above 1, noisy timesteps are sampled more often (Esser et al. 2024, equation 23)
+    # Share of clips that are denoised from the model's own prediction from pure noise, as in sampling, instead of from
+    # the truth: later steps learn to correct the first one (Bengio et al. 2015; Ren et al. 2024).
     scheduled_sampling: float = 0.0
     # Stage 2: of the predicted x0's mean absolute change from frame to frame where the true frames do not change.
     flicker_weight: float = 0.0
@@ -295,7 +295,7 @@ class PreviewConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run. `trainable` and `output` are all that a stage and a run need to differ in."""
+    """One training run."""
 
     stage: Literal["vae", "stage1", "stage2"]
     output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
@@ -307,7 +307,7 @@ class TrainConfig:
     frozen: str | None = None  # regular expression: exceptions from `trainable`
     frozen_bf16: str | None = None  # regular expression: frozen parameters held (and saved) in bfloat16
     init: str | None = None  # checkpoint to start from (weights only), or what is fetched: sd15; None starts fresh
-    allow_changes: bool = False  # go on though options that decide the result differ from the ones it began with
+    allow_changes: bool = False  # continue although options that change the result differ from the run's first ones
     steps: int = 1000
     seed: int = 0
     data: DataConfig = DataConfig()
@@ -321,18 +321,20 @@ class TrainConfig:
     remat: Remat = "none"  # what the UNets keep for the backward pass: all, layer inputs, or products with weights
     log_every: int = 50
     save_every: int = 500
-    save_minutes: float = 0.0  # besides, when the last save is so long ago; 0: by steps only
+    save_minutes: float = 0.0  # also after that time without a save; 0: by steps only
     keep_last: int = 2  # newest checkpoints kept
     keep_every: int = 0  # steps; checkpoints at its multiples are kept for good; 0: none
     preview: PreviewConfig = PreviewConfig()
-    plan: str | None = None  # TPU topology such as v5e:4x4: train nothing, print what training there takes
+    plan: str | None = (
+        None  # TPU topology such as v5e:4x4: prints the memory and time of training there, trains nothing
+    )
     profile: bool = False  # trace three steps into <output>/profile, as SIGUSR1 does at any time
-    hang_minutes: float = 30.0  # a step that takes longer writes down where every thread stands; 0: never
+    hang_minutes: float = 30.0  # a longer step writes the stack of every thread; 0: never
     wandb: bool = False  # log to Weights & Biases, too
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON-able values; of a run's preset, which has a place of its own, the name."""
+    """A dataclass as JSON-able values; of a run's preset, which is stored separately, the name."""
     if isinstance(config, TrainConfig) and isinstance(config.preset, Preset):
         config = dataclasses.replace(config, preset=config.preset.name)
     return dataclasses.asdict(config)

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes, and how files that are read and command lines show it."""
+"""Errors for the user, and how reading files and command lines turn exceptions into them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class InputWarning(UserWarning):
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, kind: str, advice: str) -> Iterator[None]:
-    """Everything that a block raises while it reads a user's file becomes one line.
+    """Turns every exception of a block that reads a user's file into one line.
 
-    Readers of hostile or damaged files raise nearly anything: RecursionError, MemoryError, struct.error, zlib.error,
-    a library's own. A `UserError` passes as it is, as it says more.
+    Damaged or hostile files raise nearly anything: RecursionError, MemoryError, struct.error, zlib.error, a library's
+    own. A `UserError` is passed on, as it is more precise.
 
     Args:
         kind: what the file was taken for, as in "not a readable {kind}".
@@ -47,14 +47,14 @@ def reading(path: str | os.PathLike, kind: str, advice: str) -> Iterator[None]:
     except PermissionError as error:
         raise UserError(f"{path}: may not be read ({error.strerror}): change its permissions") from error
     except Exception as error:
-        told = getattr(error, "strerror", None) or str(error)
-        reason = told.strip().partition("\n")[0][:200] or type(error).__name__
+        message = getattr(error, "strerror", None) or str(error)
+        reason = message.strip().partition("\n")[0][:200] or type(error).__name__
         raise UserError(f"{path}: not a readable {kind} ({reason}): {advice}") from error
 
 
 def exit_status(program: str, work: Callable[[], int | None], interrupted: str) -> int:
-    """Does the work of a command line: its status or 0; 2 after a `UserError`, 130 after Ctrl-C, told in a line, and
-    where it came from if `TRACEBACK` is set. An `InputWarning`, and what the package logs, are lines as well."""
+    """Runs a command: its status or 0; 2 after a `UserError`, 130 after Ctrl-C, each printed as one line, with a
+    traceback if `TRACEBACK` is set. An `InputWarning` and the package's log are printed as lines, too."""
     try:
         with _lines(program):
             return work() or 0

@@ -1,4 +1,4 @@
-"""How much of a user's file is believed: beyond these, a file is refused in one line before its contents cost anything.
+"""Limits of the files a user gives: larger ones are refused in one line before their contents take time or memory.
 
 docs/troubleshooting.md lists them. They are generous for real material and small beside a machine's memory.
 """

@@ -1,4 +1,4 @@
-"""A flag of XLA without which some versions of jaxlib compute wrongly on a CPU."""
+"""An XLA flag without which some versions of jaxlib compute wrong results on a CPU."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def avoid_wrong_fusions() -> None:
 
 
 def concerned(version: str) -> bool:
-    """Is this jaxlib, as "0.10.2" or "0.11.1.dev20260801", one that computes wrongly?"""
+    """Whether this version of jaxlib, as "0.10.2" or "0.11.1.dev20260801", is affected."""
     return FIRST_WRONG <= tuple(int(part) for part in re.match(r"\d+(\.\d+)*", version)[0].split(".")) < FIRST_RIGHT

@@ -75,7 +75,7 @@ def variants(sampling: SamplingConfig) -> dict[str, dict[str, Any]]:
 
 def main(args: Arguments) -> None:
     pipeline, weights = Pipeline.from_pretrained(args.checkpoint), lpips.load(args.lpips_weights)
-    options = pipeline.options(steps=args.steps, guidance=args.guidance)
+    options = pipeline.animation_config(steps=args.steps, guidance=args.guidance)
     cases, poses, conditioning = held_out(pipeline, args.videos, args.frames)
     distance = jax.jit(functools.partial(lpips.lpips, weights))
     features = load_video_network(args.video_weights) if args.fvd else None

@@ -11,7 +11,7 @@ from animate_jax.sampling.pipeline import Pipeline
 
 def held_out(pipeline: Pipeline, videos: int, frames: int) -> tuple[list[EvalClip], list[LazyPoseImages], Conditioning]:
     """Clips of `test_both`, what drives each, and the conditioning with a row for each."""
-    options = pipeline.options()
+    options = pipeline.animation_config()
     size = options.height, options.width
     cases = list(from_renderer("test_both", videos, frames, 24, size, options.fps or 10.0))
     poses = [LazyPoseImages(case.keypoints[1:], *size, options.pose_style) for case in cases]

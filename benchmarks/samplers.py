@@ -45,7 +45,7 @@ def main(args: Arguments) -> None:
     bar = tqdm(total=total, unit="step", dynamic_ncols=True)
 
     def videos(sampler: str, steps: int, guidance: float) -> list[np.ndarray]:
-        options = pipeline.options(sampler=sampler, steps=steps, guidance=guidance)
+        options = pipeline.animation_config(sampler=sampler, steps=steps, guidance=guidance)
         latents = pipeline.sample(conditioning, poses, options, 0, progress=False)
         bar.update(steps)
         return [pipeline.decode(video[None]) for video in latents]

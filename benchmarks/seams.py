@@ -40,7 +40,7 @@ def borders(pipeline: Pipeline, frames: int, options) -> list[int]:
 
 def main(args: Arguments) -> None:
     pipeline = Pipeline.from_pretrained(args.checkpoint)
-    base = pipeline.options(steps=args.steps)
+    base = pipeline.animation_config(steps=args.steps)
     stride = base.window - base.overlap
     offsets = [stride * i // args.offsets for i in range(args.offsets)]
     length = args.frames + offsets[-1]

@@ -107,7 +107,7 @@ def test_flicker(rng):
 
 @pytest.mark.slow
 def test_noise():
-    check(functools.partial(losses.draw_noise, shape=LATENTS, offset=0.05), jax.random.key(0))
+    check(functools.partial(losses.sample_noise, shape=LATENTS, offset=0.05), jax.random.key(0))
 
 
 def test_products_of_rows(rng):

@@ -9,7 +9,7 @@ import pytest
 import tyro
 import yaml
 
-from animate_jax.commands.train import configuration
+from animate_jax.commands.train import load_config
 from animate_jax.config import TrainConfig
 
 FILES = sorted((Path(__file__).parents[1] / "launch").iterdir())
@@ -42,7 +42,7 @@ def test_the_shell_parses(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_training_command_is_understood(path):
     name, *options = training(path)
-    config = tyro.cli(TrainConfig, default=configuration(name), args=options)
+    config = tyro.cli(TrainConfig, default=load_config(name), args=options)
     assert config.stage == "stage1" and config.mesh.fsdp > 1
     remote = [str(value).startswith("gs://") for value in (config.init, config.output, config.data.root)]
     assert all(remote) or not any(remote)

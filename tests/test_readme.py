@@ -74,7 +74,7 @@ def test_commands_exist(page, capfd):
         assert words[0] in COMMANDS, words
         place = [word for word in words[1:3] if not word.startswith("-") and words[0] in ("weights", "data", "train")]
         if words[0] == "train":
-            assert Path(place[0]).stem in train.shipped(), words
+            assert Path(place[0]).stem in train.config_names(), words
             place = place[:1]
         with pytest.raises(SystemExit):
             ended = importlib.import_module(f"animate_jax.commands.{words[0]}").main([*place, "--help"], "animate-jax")

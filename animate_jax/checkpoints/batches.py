@@ -1,4 +1,4 @@
-"""Arrays in batches of bytes: a model's weights need not fit into memory at once."""
+"""Arrays in batches of limited size, for models whose weights do not fit into memory at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-BATCH_BYTES = 384 * 2**20  # bytes read or converted at once; memory peaks at a few times that
+BATCH_BYTES = 384 * 2**20  # bytes read or converted at once; peak memory is a few times that
 
 
 def nbytes(leaf: Any) -> int:

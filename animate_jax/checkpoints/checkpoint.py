@@ -28,10 +28,10 @@ from animate_jax.models.params import Params, abstract_model
 from animate_jax.presets import preset_from_dict
 from animate_jax.storage import Address, Folder, check_writable, is_remote, talking_to, to_path, uploaded_folder
 
-APPEARANCE = "appearance"  # the part that is only trained here; PyTorch files hold the others
-# What Orbax writes for the item `params` alone.
-COMMIT = "commit_success.txt"  # Orbax's sign, in buckets, that a folder is complete
+APPEARANCE = "appearance"  # the only part that no PyTorch file has
+COMMIT = "commit_success.txt"  # Orbax's marker, in buckets, of a complete folder
 _OCDBT = r"manifest\.ocdbt|d(/[0-9a-f]+)?"
+# What Orbax writes for the item `params` alone.
 ORBAX_FILES = re.compile(
     r"_CHECKPOINT_METADATA|orbax\.checkpoint|commit_success\.txt|params"
     rf"(/(_METADATA|_sharding|array_metadatas(/process_\d+)?|{_OCDBT}|ocdbt\.process_[0-9a-f]+(/({_OCDBT}))?))?"
@@ -42,7 +42,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of
 
 
 def _unless_abandoned(hook: Callable[[sys.UnraisableHookArgs], object], raised: sys.UnraisableHookArgs) -> None:
-    """Keeps quiet about reads that Orbax abandons at the first damaged array: the error itself is raised elsewhere."""
+    """Ignores reads that Orbax abandons at the first damaged array, whose error is raised elsewhere."""
     if not (raised.exc_type is RuntimeError and str(raised.exc_value) == "Event loop is closed"):
         hook(raised)
 
@@ -60,11 +60,11 @@ logging.getLogger("asyncio").addFilter(_not_abandoned)
 
 
 def save(path: Address, params: Params, preset: Preset, dtype: DTypeLike | None = None) -> None:
-    """Writes a checkpoint directory, replacing one that is there; complete or not at all.
+    """Writes a checkpoint directory, complete or not at all, in place of an older one.
 
     Args:
         params: the whole model's parameters.
-        dtype: casts on the way, for example `jnp.bfloat16` to halve the size.
+        dtype: of the stored arrays, for example `jnp.bfloat16` for half the size.
 
     Raises:
         UserError: something else than a checkpoint is there.
@@ -77,10 +77,10 @@ def save(path: Address, params: Params, preset: Preset, dtype: DTypeLike | None 
 
 
 def save_batches(path: Address, batches: Iterable[Params], preset: Preset) -> None:
-    """`save` for a model that need not fit into memory: holds about four times the largest batch at once.
+    """`save` for a model that does not fit into memory: takes about four times the largest batch.
 
     Args:
-        batches: the parameters in groups, each path in one of them; possibly not all that the preset's model has.
+        batches: the parameters in groups, each path in one of them; some of the model's may be missing.
 
     Raises:
         UserError: something else than a checkpoint is there.
@@ -91,7 +91,7 @@ def save_batches(path: Address, batches: Iterable[Params], preset: Preset) -> No
             sums |= checksums(batch)
             ocp.partial.save(fresh, batch, custom_metadata={"preset": to_dict(preset)})
         ocp.partial.finalize(fresh)
-        # Orbax gives what comes in batches a name of its own; as "params" they are what `save` writes.
+        # Orbax saves batches under another name than `save` does.
         (fresh / "state").rename(fresh / "params")
         metadata = json.loads((fresh / "_CHECKPOINT_METADATA").read_text())
         handler = ocp.handlers.PyTreeHandler
@@ -112,7 +112,7 @@ def _writing(path: Address) -> Iterator[pathlib.Path]:
 
 
 def check_output(path: Address) -> None:
-    """Makes sure that a checkpoint may be written there, before much work depends on it.
+    """Makes sure that a checkpoint may be written there, before long work.
 
     Raises:
         UserError: something else is there, or a checkpoint with something else in it, such as a training run's.
@@ -124,8 +124,8 @@ def check_output(path: Address) -> None:
 
 
 def foreign_in_unmarked(path: Folder) -> list[str] | None:
-    """What a checkpoint without a marker (older, or a training run's) holds besides Orbax's files of `params`; None if
-    it carries no preset of ours."""
+    """Files in a checkpoint without a marker (older, or a training run's) that are not Orbax's of `params`; None if it
+    has no preset of ours."""
     try:
         json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]["preset"]["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -157,12 +157,12 @@ def _find(path: Folder) -> Folder:
 
 
 def _is_complete(path: Folder) -> bool:
-    """A local folder gets its name when it is complete; in a bucket a marker is written last."""
+    """A local folder is renamed when complete; in a bucket a marker is written last."""
     return (path / "params").is_dir() and (not is_remote(path) or (path / COMMIT).exists())
 
 
 def read_preset(path: Folder) -> Preset:
-    """The preset that a checkpoint carries, every field of it checked.
+    """A checkpoint's preset, with every field validated.
 
     Raises:
         UserError: the checkpoint is damaged or of another program.
@@ -175,7 +175,7 @@ def read_preset(path: Folder) -> Preset:
 
 
 def _metadata(path: Folder) -> dict[str, Any]:
-    """What of a checkpoint's metadata is ours: its preset, and its arrays' checksums if it is not older than they."""
+    """Our part of a checkpoint's metadata: its preset and, unless it is older, its arrays' checksums."""
     file = path / "_CHECKPOINT_METADATA"
     with reading(file, "checkpoint's description, so its preset cannot be read", WHOLE):
         if not file.exists():
@@ -196,14 +196,13 @@ def checksums(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, str]:
 
 
 def stored_checksums(path: Folder) -> dict[str, str]:
-    """What `checksums` gave when a checkpoint was saved; empty for older checkpoints and for those of several
-    processes."""
+    """The `checksums` of a checkpoint when it was saved; empty for older ones and for those of several processes."""
     known = _metadata(path).get("checksums")
     return known if isinstance(known, dict) else {}
 
 
 def damaged_arrays(known: Mapping[str, str], arrays: Mapping[str, np.ndarray | jax.Array]) -> list[str]:
-    """Those of a checkpoint's arrays, in the dtype in which they are stored, that are not what was once saved.
+    """The arrays of a checkpoint, in the dtype in which they are stored, that differ from what was saved.
 
     Args:
         known: `stored_checksums`.
@@ -221,9 +220,9 @@ def load(
     """Parameters (cast to `dtype`) and preset of a checkpoint.
 
     Args:
-        preset: replaces the numerical choices that the checkpoint carries; its model must have the same shapes.
-        shardings: where each array goes; default: whole on the first device.
-        optional: parts that the checkpoint need not have; those that it lacks are left out.
+        preset: replaces the checkpoint's own; its model must have the same shapes.
+        shardings: of each array; default: whole on the first device.
+        optional: parts that may be missing in the checkpoint; they are then missing in the result.
 
     Raises:
         UserError: no checkpoint there, a damaged one, or one whose arrays do not fit the model.
@@ -233,7 +232,7 @@ def load(
     stored = stored_arrays(path)
     expected = _check_fit(path, stored, preset, optional)
     shardings = shardings or dict.fromkeys(expected, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    if jax.process_count() > 1:  # each reads its share only, of which there is no checksum
+    if jax.process_count() > 1:  # each reads its shards only, which have no checksum
         target = {
             key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[key]) for key, leaf in expected.items()
         }
@@ -251,7 +250,7 @@ def load(
 def _check_fit(
     path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct], preset: Preset, optional: Collection[str]
 ) -> Params:
-    """The paths and shapes of the model without the optional parts that the checkpoint lacks.
+    """Paths and shapes of the model without the optional parts that are missing in the checkpoint.
 
     Raises:
         UserError: arrays are missing, unknown or of another shape.
@@ -275,8 +274,8 @@ def _check_fit(
 
 
 def part_of(path: str) -> str:
-    """The part that a parameter belongs to. Temporal layers are a part of their own, as in PyTorch files; so is what
-    sees and copies the warped reference."""
+    """The part that a parameter belongs to. Temporal layers are a separate part, as in PyTorch files, and so are the
+    layers for the warped reference."""
     if "appearance_" in path:
         return APPEARANCE
     part = path.partition(".")[0]
@@ -284,18 +283,18 @@ def part_of(path: str) -> str:
 
 
 def missing_parts(found: Iterable[str], expected: Iterable[str]) -> list[str]:
-    """Parts of the model of which a checkpoint holds nothing."""
+    """Parts of the model without any parameter in a checkpoint."""
     present = {part_of(path) for path in found}
     return [part for part in dict.fromkeys(map(part_of, expected)) if part not in present]
 
 
 def missing_parts_of(path: Folder, preset: Preset) -> list[str]:
-    """Parts of its model of which a checkpoint holds nothing."""
+    """Parts of its model without any parameter in a checkpoint."""
     return missing_parts(stored_arrays(path), abstract_model(preset.model)[1])
 
 
 def import_advice(path: Folder, missing: Iterable[str]) -> str:
-    """How to add the parts that a checkpoint lacks; the command has a flag for each part of PyTorch files."""
+    """How to add parts that are missing; the command has a flag for each part of PyTorch files."""
     flags = " ".join(f"--{part.replace('_', '-')} FILE" for part in missing if part != APPEARANCE)
     return f"add it with animate-jax weights import {flags} --output {path}" if flags else COPY
 
@@ -303,11 +302,11 @@ def import_advice(path: Folder, missing: Iterable[str]) -> str:
 def read_arrays(
     path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct], known: Mapping[str, str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Some arrays of a checkpoint as they are stored.
+    """Some arrays of a checkpoint, as stored.
 
     Args:
-        stored: part of what `stored_arrays` gives.
-        known: `stored_checksums`, for callers that read several times; default: read.
+        stored: some of `stored_arrays`.
+        known: `stored_checksums`, if already read.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -336,12 +335,12 @@ def stored_arrays(path: Folder) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def damaged(path: Folder, error: Exception) -> UserError:
-    """Orbax raises many kinds of errors; all mean that the files are not what they should be."""
+    """The error for any of the many exceptions that Orbax raises for damaged files."""
     return UserError(f"{path}: damaged or incomplete ({type(error).__name__}): {_restore_advice(path)}")
 
 
 def _restore_advice(path: Folder) -> str:
-    """What to do about a damaged checkpoint."""
+    """Advice for a damaged checkpoint."""
     if is_remote(path):
         return COPY
     steps = sorted((child for child in path.parent.iterdir() if child.name.isdigit()), key=lambda each: int(each.name))
@@ -350,7 +349,7 @@ def _restore_advice(path: Folder) -> str:
 
 
 def is_whole(path: Folder) -> bool:
-    """Can all that a checkpoint's `params` should hold be read, and is it what was saved?"""
+    """Whether all arrays of a checkpoint can be read and have their checksums."""
     try:
         stored = stored_arrays(path)
         for keys in group_by_bytes({key: nbytes(leaf) for key, leaf in stored.items()}):

@@ -26,7 +26,7 @@ class Arguments:
 
 named = tyro.conf.subcommand
 Configurations = tyro.extras.subcommand_type_from_defaults(
-    {name: train.configuration(name) for name in train.shipped()}
+    {name: train.load_config(name) for name in train.config_names()}
 )
 DataSets = tyro.extras.subcommand_type_from_defaults(
     {name: options(pathlib.Path(), pathlib.Path()) for name, options in DATASETS.items()}

@@ -6,7 +6,7 @@ and encodes its frames once, for long training at one size and framing:
 
     animate-jax data encode --data data/mine --checkpoint weights/sd15 --output data/mine_768 --size 768 768
 
-Interrupted, both go on where they stopped when the same command is given again. `--help` after `encode` or the data
+An interrupted command continues when it is given again. `--help` after `encode` or the data
 set's name lists every option; docs/data.md explains them.
 """
 

@@ -1,10 +1,10 @@
-"""What this machine has for `animate_jax`, and what to do about what is missing.
+"""Checks what `animate_jax` needs on this machine, and says how to get what is missing.
 
     animate-jax doctor
     animate-jax doctor --checkpoint ckpt/ --dwpose models/
 
-Status 1 when something that sampling needs is missing, or when a device computes wrongly: every one does a few small
-programs whose results NumPy knows.
+Status 1 if something that sampling needs is missing, or if a device's results of a few small programs differ from
+NumPy's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from animate_jax.torch_weights.fetching import find_checkpoint, is_fetched
 from animate_jax.xla_flags import WITHOUT_YNNPACK, concerned
 
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "av", "opencv-python-headless")
-# Extra -> the packages that tell whether it is installed, and what is then possible.
+# Extra -> the packages by which it is recognized, and its purpose.
 EXTRAS = {
     "convert": ("torch safetensors huggingface_hub", "PyTorch weights in and out"),
     "data": ("numba", "training of the small model on rendered people"),
@@ -75,7 +75,7 @@ def print_findings(args: Arguments) -> int:
 
 
 def findings(checkpoint_path: str = "tiny", dwpose_folder: pathlib.Path | None = None) -> Iterator[Finding]:
-    """What is there and what is missing; first what sampling needs."""
+    """What is installed and what is missing; first what sampling needs."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
     yield Finding(
         "ok", "versions", f"animate-jax {animate_jax.__version__}, Python {platform.python_version()}; {versions}"
@@ -94,7 +94,7 @@ def findings(checkpoint_path: str = "tiny", dwpose_folder: pathlib.Path | None =
 
 
 def accelerator() -> Iterator[Finding]:
-    """What JAX computes on, and whether it computes rightly."""
+    """JAX's devices, and whether they compute correctly."""
     try:
         devices = jax.devices()
     except RuntimeError as error:
@@ -119,7 +119,7 @@ def accelerator() -> Iterator[Finding]:
 
 
 def arithmetic(device: jax.Device) -> Finding:
-    """Whether a device computes as NumPy does."""
+    """Whether a device's results are NumPy's."""
     try:
         wrong = list(wrong_results(device))
     except RuntimeError as error:
@@ -127,14 +127,14 @@ def arithmetic(device: jax.Device) -> Finding:
         return Finding("bad", "arithmetic", f"{device}: cannot compute: {reason}: {remedy(device.platform)}")
     if not wrong:
         return Finding("ok", "arithmetic", f"{device} computes as NumPy does")
-    name, expected, got = wrong[0]
+    name, expected, actual = wrong[0]
     more = f", and {len(wrong) - 1} more wrong results" if wrong[1:] else ""
-    text = f"{device}: {name}: {got:.10g} instead of {expected:.10g}{more}: {remedy(device.platform)}"
+    text = f"{device}: {name}: {actual:.10g} instead of {expected:.10g}{more}: {remedy(device.platform)}"
     return Finding("bad", "arithmetic", text)
 
 
 def remedy(platform: str) -> str:
-    """What is known to help a device of that platform that computes wrongly."""
+    """Known remedies for wrong results on that platform."""
     version = importlib.metadata.version("jaxlib")
     if platform == "cpu" and concerned(version):
         if WITHOUT_YNNPACK in os.environ.get("XLA_FLAGS", "").split():
@@ -157,7 +157,7 @@ def graphics_card() -> str | None:
 
 
 def memory() -> Finding:
-    """Of the host; Linux knows what is available, others only what is there."""
+    """The host's memory; only Linux says how much is free."""
     page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
     try:
         lines = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())

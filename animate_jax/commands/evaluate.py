@@ -62,7 +62,7 @@ def _run(args: Arguments) -> None:
     size = (height, width) if width and height else None
     if args.results is None:
         pipeline = Pipeline.from_pretrained(args.checkpoint)
-        config = pipeline.options(steps=args.steps, guidance=args.guidance, width=width, height=height)
+        config = pipeline.animation_config(steps=args.steps, guidance=args.guidance, width=width, height=height)
         size = config.height, config.width
     data = args.truth or args.data
     fps = config.fps if config else None

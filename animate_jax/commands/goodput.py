@@ -1,4 +1,4 @@
-"""What a training run's time went into, over all its starts.
+"""How a training run's time was spent, over all its starts.
 
 animate-jax goodput runs/stage1
 """

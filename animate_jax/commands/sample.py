@@ -37,42 +37,42 @@ from animate_jax.storage import keep_compiled_programs
 from animate_jax.torch_weights.fetching import find_checkpoint
 from animate_jax.video.write import check_output, made_here, same_file
 
-WHOLE_WINDOWS = MeshConfig()
+DEFAULT_MESH = MeshConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     reference: tuple[pathlib.Path, ...] = (EXAMPLE / "reference.png",)  # picture of one person, or several pictures
     driving: tuple[pathlib.Path, ...] = (EXAMPLE / "driving.mp4",)  # video of a person, keypoints (.json, .npz, .npy),
-    # or drawn poses; of several references and motions every pair is made
-    driving_kind: DrivingKind | None = None  # what videos show: a person or drawn poses; default: looks
-    output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif; of several, theirs are added to the name
-    side_by_side: bool = False  # a second video that shows reference, pose and result beside each other
-    debug_dir: pathlib.Path | None = None  # keeps keypoints before and after retargeting, and the pose pictures
+    # or drawn poses; several references and motions give a video of every pair
+    driving_kind: DrivingKind | None = None  # what videos show: a person or drawn poses; default: detected
+    output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif; for several inputs, their names are added
+    side_by_side: bool = False  # also a video of reference, pose and result side by side
+    debug_dir: pathlib.Path | None = None  # saves keypoints before and after retargeting, and pose images
     checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
-    dtype: DType = "float32"  # of the weights and of all work; bfloat16 is for TPUs and GPUs
-    mesh: MeshConfig = WHOLE_WINDOWS  # how several devices divide windows (--mesh.frames: and the frames of each)
-    plan: str | None = None  # compiles a step for that TPU, as "v5e:1x1", and prints what it takes; nothing is made
-    speed: Speed = "exact"  # fast and fastest cost some quality, see docs/speed.md
+    dtype: DType = "float32"  # of weights and computation; bfloat16 is for TPUs and GPUs
+    mesh: MeshConfig = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
+    plan: str | None = None  # compiles a step for a TPU such as "v5e:1x1" and prints its memory and time; no video
+    speed: Speed = "exact"  # fast and fastest lose some quality, see docs/speed.md
     steps: int | None = None  # denoising steps
     sampler: SamplerName | None = None
     guidance: float | None = None  # classifier-free guidance; 1 or less switches it off
     seed: int = 0  # 0 to 4294967295
-    frames: int | None = None  # make at most so many frames
+    frames: int | None = None  # at most so many
     width: int | None = None  # of the result, in pixels
     height: int | None = None
     compose: Compose = "off"  # on: the result at the picture's own size, with the picture's own pixels
     background: str = "reference"  # of composed results: reference, driving (the video's scene), a color, or a file
-    fps: float | None = None  # of the result; default: the model's, else the driving video's
+    fps: float | None = None  # of the result; default: the model's, or the driving video's
     retarget: bool = True  # fit the motion to the reference's body
     align: AlignMethod = "bones"  # how: bone by bone; global: one scale; musepose: as its weights expect; none
-    person: str = "largest"  # who of several in the driving video: largest, center, or a number from the left
+    person: str = "largest"  # in the driving video, of several: largest, center, or a number from the left
     hands: Switch = "auto"  # found and drawn where the weights know them; off: not
     face: Switch = "auto"
     audio: Switch = "auto"  # the driving video's sound goes into the result; off: no sound
     dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: detects instead of BlazePose
-    canvas: tuple[int, int] | None = None  # width, height of the pictures behind a keypoints file that does not say
+    canvas: tuple[int, int] | None = None  # width, height of the video of a keypoints file that does not contain them
 
 
 def main(arguments: list[str], program: str = "animate-jax sample") -> int:
@@ -89,10 +89,10 @@ def animate(args: Arguments) -> None:
     check_request(args.fps, args.seed, args.person)
     preset = find_preset(args.preset) if args.preset else None
     if args.plan:
-        tell_plan(args)
-    outputs = names(args)
+        print_plan(args)
+    outputs = output_paths(args)
     keep_compiled_programs()
-    mesh = make_mesh(args.mesh)  # refuses what one device cannot do, too
+    mesh = make_mesh(args.mesh)  # also checks --mesh on one device
     mesh = mesh if mesh.size > 1 else None
     pipeline = Pipeline.from_pretrained(args.checkpoint, preset, mesh, args.dtype)
     streams = pipeline.stream(
@@ -105,57 +105,64 @@ def animate(args: Arguments) -> None:
     )  # fmt: skip
     for output, stream in zip(outputs, streams, strict=True):
         if args.debug_dir:
-            stream.save_poses(kept(args.debug_dir, output, outputs))
-        stream.save(output, beside(output) if args.side_by_side else None, sheet(output))
-        print(f"{len(stream)} frames in {time.monotonic() - started:.0f} s: {output}, contact sheet {sheet(output)}")
+            stream.save_poses(poses_folder(args.debug_dir, output, outputs))
+        stream.save(output, side_by_side_path(output) if args.side_by_side else None, sheet_path(output))
+        print(
+            f"{len(stream)} frames in {time.monotonic() - started:.0f} s: {output}, contact sheet {sheet_path(output)}"
+        )
 
 
-def tell_plan(args: Arguments) -> NoReturn:
+def print_plan(args: Arguments) -> NoReturn:
     from animate_jax.sampling.forecast import plan
 
     path = find_checkpoint(args.checkpoint)
     preset = find_preset(args.preset) if args.preset else checkpoint.read_preset(path)
     options = {name: getattr(args, name) for name in ("speed", "guidance", "width", "height")}
     print(plan(preset, args.plan, args.dtype, args.mesh, **options), flush=True)
-    os._exit(0)  # the compiler is still busy in a thread
+    os._exit(0)  # a thread of the compiler is still running
 
 
-def names(args: Arguments) -> list[pathlib.Path]:
-    """The video of every pair, reference by reference; all can be written, and nothing of the user's is replaced."""
+def output_paths(args: Arguments) -> list[pathlib.Path]:
+    """The video of every pair, reference by reference; makes sure that all can be written, and replace no user's file."""
     for name, files in (("reference", args.reference), ("driving", args.driving)):
         if not files:
             raise UserError(f"--{name}: no file is given: check the pattern that should have matched some")
     output, outputs = args.output, []
     check_output(output, (".mp4", ".gif"))
     for reference, driving in itertools.product(args.reference, args.driving):
-        told = [path.stem for path, all in ((reference, args.reference), (driving, args.driving)) if len(all) > 1]
-        outputs.append(output.with_name("_".join([output.stem, *told]) + output.suffix))
-    if len({str(path).casefold() for path in outputs}) < len(outputs):  # some file systems take A for a
+        chosen = (reference, args.reference), (driving, args.driving)
+        suffixes = [path.stem for path, paths in chosen if len(paths) > 1]
+        outputs.append(output.with_name("_".join([output.stem, *suffixes]) + output.suffix))
+    if len({str(path).casefold() for path in outputs}) < len(outputs):  # some file systems ignore case
         raise UserError("--reference or --driving: two files have one name, and so would their videos: rename one")
     inputs = (*args.reference, *args.driving)
     for path in outputs:
-        # What is written beside the video, whose name the user did not choose, replaces only the program's own files.
-        others = {"contact sheet": sheet(path)} | ({"side-by-side video": beside(path)} if args.side_by_side else {})
+        # The user did not choose the other files' names: they may only replace files of this program.
+        others = {"contact sheet": sheet_path(path)} | (
+            {"side-by-side video": side_by_side_path(path)} if args.side_by_side else {}
+        )
         for new in (path, *others.values()):
             check_file(new)
         if any(same_file(new, old) for new in (path, *others.values()) for old in inputs):
-            raise UserError(f"--output {path}: it or its contact sheet {sheet(path)} would replace an input: rename it")
+            raise UserError(
+                f"--output {path}: it or its contact sheet {sheet_path(path)} would replace an input: rename it"
+            )
         for what, new in others.items():
             if os.path.lexists(new) and not made_here(new):
                 raise UserError(f"--output {path}: its {what} would replace a file of yours, {new}: rename it")
         if args.debug_dir:
-            check_poses_folder(kept(args.debug_dir, path, outputs), inputs, outputs)
+            check_poses_folder(poses_folder(args.debug_dir, path, outputs), inputs, outputs)
     return outputs
 
 
-def beside(output: pathlib.Path) -> pathlib.Path:
+def side_by_side_path(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(f"{output.stem}_side_by_side{output.suffix}")
 
 
-def sheet(output: pathlib.Path) -> pathlib.Path:
+def sheet_path(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(f"{output.stem}_sheet.png")
 
 
-def kept(folder: pathlib.Path, output: pathlib.Path, outputs: list[pathlib.Path]) -> pathlib.Path:
-    """Where the poses of one of several videos are kept."""
+def poses_folder(folder: pathlib.Path, output: pathlib.Path, outputs: list[pathlib.Path]) -> pathlib.Path:
+    """The debug folder of one of several videos."""
     return folder / output.stem if len(outputs) > 1 else folder

@@ -23,7 +23,7 @@ from animate_jax.presets import preset_of
 from animate_jax.storage import keep_compiled_programs
 
 PACKAGE = pathlib.Path(__file__).parents[1]
-# Inside the package in a wheel, beside it in a clone.
+# In a wheel inside the package, in a clone beside it.
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
 
 
@@ -49,36 +49,36 @@ def main(arguments: list[str], program: str = "animate-jax train") -> int:
         if arguments[:1] in (["--help"], ["-h"]):
             print(__doc__)
             return 0
-        names = ", ".join(shipped())
+        names = ", ".join(config_names())
         print(f"usage: {program} CONFIG [options]   (CONFIG: a file, or one of {names})", file=sys.stderr)
         return 2
-    status = exit_status(program, lambda: plan_or_train(program, *arguments), "the last checkpoint is intact")
+    status = exit_status(program, lambda: run_command(program, *arguments), "the last checkpoint is intact")
     return processes.leave(status) if status else 0
 
 
-def shipped() -> list[str]:
-    """Names of the package's configurations."""
+def config_names() -> list[str]:
+    """Names of the configurations that ship with the package."""
     return sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
-def configuration(name: str) -> TrainConfig:
-    """That of a file, or of one of the package's by its name.
+def load_config(name: str) -> TrainConfig:
+    """The configuration in a file, or of one that ships with the package by its name.
 
     Raises:
         UserError: there is none.
     """
-    path = CONFIGS / f"{name}.py" if name in shipped() else pathlib.Path(name)
+    path = CONFIGS / f"{name}.py" if name in config_names() else pathlib.Path(name)
     if not path.is_file() or path.suffix != ".py":
-        raise UserError(f"{name}: no such configuration: give a .py file, or one of {', '.join(shipped())}")
+        raise UserError(f"{name}: no such configuration: give a .py file, or one of {', '.join(config_names())}")
     found = runpy.run_path(str(path))
     if "get_config" not in found:
         raise UserError(f"{path}: has no get_config(); copy one of the package's configs/")
     return found["get_config"]()
 
 
-def plan_or_train(program: str, name: str, *options: str) -> int:
+def run_command(program: str, name: str, *options: str) -> int:
     config = tyro.cli(
-        TrainConfig, default=configuration(name), args=options, prog=f"{program} {name}", registry=PRESET_NAMES
+        TrainConfig, default=load_config(name), args=options, prog=f"{program} {name}", registry=PRESET_NAMES
     )
     preset_of(config)  # refuses an unknown name before anything is read
     named = any(option.partition("=")[0] == "--preset" for option in options)
@@ -93,13 +93,12 @@ def plan_or_train(program: str, name: str, *options: str) -> int:
         from animate_jax.training.forecast import plan
 
         print(plan(with_carried_preset(config, named), config.plan), flush=True)
-        os._exit(0)  # the compiler is still busy in a thread
+        os._exit(0)  # a thread of the compiler is still running
 
 
 def with_carried_preset(config: TrainConfig, named: bool) -> TrainConfig:
-    """The run with the preset that its checkpoint carries, or that of `config.init`, unless --preset is `named` on the
-    command line. Weights that predict v must go on with v, and AnimateDiff's v1 and v3 have another model than any
-    named preset."""
+    """The run with its checkpoint's preset, or that of `config.init`, unless `named`: --preset is on the command line.
+    Weights that predict v must continue with v, and the model of AnimateDiff's v1 and v3 is in no named preset."""
     from animate_jax.checkpoints import checkpoint
     from animate_jax.training.progress import say
 
@@ -120,7 +119,7 @@ def with_carried_preset(config: TrainConfig, named: bool) -> TrainConfig:
 
 
 def train(config: TrainConfig) -> int:
-    """Gives the exit status back: that of a signal, if one ended the run."""
+    """Returns the exit status: a signal's, if one ended the run."""
     from animate_jax.data.loader import batches
     from animate_jax.parallel.mesh import make_mesh, rows_of_process
     from animate_jax.training.guards import Interrupt

@@ -29,17 +29,17 @@ from animate_jax.storage import keep_compiled_programs
 from animate_jax.web.page import serving
 from animate_jax.web.studio import VisitorLimits
 
-WHOLE_WINDOWS = MeshConfig()
+DEFAULT_MESH = MeshConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
-    dtype: DType = "float32"  # of the weights and of all work; bfloat16 is for TPUs and GPUs
-    mesh: MeshConfig = WHOLE_WINDOWS  # how several devices divide windows (--mesh.frames: and the frames of each)
+    dtype: DType = "float32"  # of weights and computation; bfloat16 is for TPUs and GPUs
+    mesh: MeshConfig = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
     dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: detects instead of BlazePose
-    host: str = "127.0.0.1"  # who may come: this machine only; 0.0.0.0: the network
+    host: str = "127.0.0.1"  # this machine only; 0.0.0.0: the network
     port: int = 7860  # 0 takes a free one
     limits: tyro.conf.OmitArgPrefixes[VisitorLimits] = dataclasses.field(default_factory=VisitorLimits)
     queue_size: int = 8  # visitors that may wait
@@ -52,7 +52,7 @@ def main(arguments: list[str], program: str = "animate-jax web") -> int:
 
 def _run(args: Arguments) -> None:
     def terminate(*_) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)  # not at once: what visitors have left is removed first
+        raise SystemExit(128 + signal.SIGTERM)  # so that visitors' files are removed first
 
     signal.signal(signal.SIGTERM, terminate)
     preset = find_preset(args.preset) if args.preset else None

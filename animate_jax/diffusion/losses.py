@@ -1,4 +1,4 @@
-"""What training minimizes, and the noise it draws."""
+"""Terms of the training losses, and the noise of training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from animate_jax.config import Weighting
 from animate_jax.diffusion.schedule import Schedule
 
 
-def draw_noise(
+def sample_noise(
     key: Key[Array, ""], shape: tuple[int, ...], offset: float = 0.0
 ) -> Float[Array, "batch *positions channels"]:
     """Standard normal noise [B, ..., C], plus `offset` times one normal number per sample and channel.
@@ -31,7 +31,7 @@ def loss_weight(
 ) -> Float[Array, " batch"]:
     """The weight of every sample's mean squared error.
 
-    "none" is 1. "min_snr" is Hang et al. 2023 as in the PyTorch implementations: the weight on the x0 error is
+    "none" is 1. "min_snr" is Hang et al. 2023 as in the PyTorch implementations, where the weight on the x0 error is
     min(SNR, gamma) for "epsilon" and "x0", and for "v" min(SNR + 1, gamma), which stays positive at SNR 0.
     "x0" is min(SNR + 1, gamma) = min(1 / (1 - alpha_bar), gamma), for x0 prediction: the v loss, bounded.
     """
@@ -56,7 +56,7 @@ def weighted_mse(
     """Every sample's weight times its mean squared error; the caller takes the mean.
 
     `spatial_weight` >= 0 broadcasts against the target (for example [B, F, H, W, 1]) and is scaled to mean 1
-    per sample, so it moves attention within a picture but not between samples.
+    per sample: it shifts weight within an image but not between samples.
     """
     error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
     if spatial_weight is not None:
@@ -68,9 +68,9 @@ def weighted_mse(
 def flicker(
     latents: Float[Array, "batch frames h w c"], truth: UInt8[Array, "batch frames height width 3"]
 ) -> Float[Array, " batch"]:
-    """Every clip's mean absolute change of the latents from frame to frame where the true frames stand still.
+    """Every clip's mean absolute change of the latents from frame to frame where the true frames do not change.
 
-    A position stands still if no level of its pixels changes by more than 2, as in evaluation's figure of this name.
+    A position does not change if no level of its pixels changes by more than 2, as in evaluation's metric of this name.
     """
     batch, frames, h, w, _ = latents.shape
     levels = truth.astype(jnp.int16)

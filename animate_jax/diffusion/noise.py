@@ -1,4 +1,4 @@
-"""Random numbers for videos of any length: drawn a few frames at a time, kept in host memory."""
+"""Random numbers for videos of any length, sampled a few frames at a time and kept in host memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Key
 
-CHUNK = 32  # frames drawn at once
+CHUNK = 32  # frames sampled at once
 
 
 def per_frame_normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float32[np.ndarray, "b f *rest"]:
-    """Standard normal [B, F, ...]. A frame's numbers depend on its video's key and on its own number alone."""
+    """Standard normal [B, F, ...]. A frame's values depend only on its video's key and its own index."""
     frames = np.arange(-(-shape[1] // CHUNK) * CHUNK).reshape(-1, CHUNK)
-    return np.concatenate([np.asarray(_draw(keys, chunk, shape[2:])) for chunk in frames], axis=1)[:, : shape[1]]
+    return np.concatenate([np.asarray(_sample(keys, chunk, shape[2:])) for chunk in frames], axis=1)[:, : shape[1]]
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _draw(keys: Key[Array, " b"], frames: Int[Array, " n"], shape: tuple[int, ...]) -> Float[Array, "b n *rest"]:
-    one = lambda key, frame: jax.random.normal(jax.random.fold_in(key, frame), shape)  # noqa: E731
-    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, frames)
+def _sample(keys: Key[Array, " b"], frames: Int[Array, " n"], shape: tuple[int, ...]) -> Float[Array, "b n *rest"]:
+    def of_frame(key, frame):
+        return jax.random.normal(jax.random.fold_in(key, frame), shape)
+
+    return jax.vmap(jax.vmap(of_frame, (None, 0)), (0, None))(keys, frames)
 
 
 def initial_noise(keys: Key[Array, " b"], shape: tuple[int, ...], shared: bool) -> Float32[np.ndarray, "b f *rest"]:

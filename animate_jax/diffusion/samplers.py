@@ -1,9 +1,8 @@
 """Samplers: from noise to a clean sample, one function each. The letters are those of the cited papers.
 
-A sampler is called as `sampler(predict, x, schedule, steps, keys)`, where `predict(x, t)` returns what the UNet
-predicts at timestep t. x lies in host memory: NumPy in, NumPy out. All are deterministic but `euler_ancestral`, the
-only one to use `keys`, one per video. Numerics are those of diffusers'
-schedulers of the same names, which the tests compare.
+A sampler is called as `sampler(predict, x, schedule, steps, keys)`, where `predict(x, t)` returns the UNet's
+prediction at timestep t. x is in host memory: NumPy in, NumPy out. All are deterministic but `euler_ancestral`, the
+only one to use `keys`, one per video. Numerics are those of diffusers' schedulers of the same names (compared in tests).
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from animate_jax.diffusion.noise import per_frame_normal
-from animate_jax.diffusion.schedule import Sample, Schedule
+from animate_jax.diffusion.schedule import FloatArray, Schedule
 from animate_jax.errors import UserError
 
-Predict = Callable[[Sample, np.integer], Sample]
-Sampler = Callable[[Predict, Sample, Schedule, int, Key[Array, " b"]], Sample]
+Predict = Callable[[FloatArray, np.integer], FloatArray]
+Sampler = Callable[[Predict, FloatArray, Schedule, int, Key[Array, " b"]], FloatArray]
 
 
 def timesteps(steps: int, schedule: Schedule, extra: int = 0) -> Int[np.ndarray, " steps"]:
     """The timesteps to denoise at, noisiest first, spaced as `schedule.config.timestep_spacing` says.
 
     "trailing" starts at the very last training step, which a zero-terminal-SNR schedule needs; "leading" is
-    Stable Diffusion's original choice, shifted by `steps_offset`; the multistep solvers leave room for one more step
+    Stable Diffusion's original choice, shifted by `steps_offset`; the multistep solvers compute one more step
     (`extra` = 1) and drop the least noisy. Raises UserError for an impossible number.
     """
     train_steps = schedule.config.train_steps
@@ -41,7 +40,7 @@ def timesteps(steps: int, schedule: Schedule, extra: int = 0) -> Int[np.ndarray,
                 f"is {train_steps - 1}; use fewer steps"
             )
     else:
-        # The spacing is a fraction, rounded to even as in diffusers; [:steps] drops arange's surplus.
+        # A fractional spacing, rounded to even as in diffusers; [:steps] drops arange's surplus.
         chosen = np.round(np.arange(train_steps, 0, -train_steps / steps))[:steps] - 1
     return chosen.astype(np.int32)
 
@@ -49,8 +48,8 @@ def timesteps(steps: int, schedule: Schedule, extra: int = 0) -> Int[np.ndarray,
 def alphas_and_sigmas(
     t: Int[np.ndarray, " steps"], schedule: Schedule
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Signal alpha and noise sigma at every timestep, and after the last: 1 and 0. Pure noise keeps a trace of signal,
-    as in diffusers, so that log(alpha / sigma) is finite."""
+    """Signal alpha and noise sigma at every timestep, followed by 1 and 0. As in diffusers, alpha is never exactly 0, so
+    that log(alpha / sigma) is finite."""
     alpha_bar = np.maximum(np.asarray(schedule.alphas_cumprod, np.float64)[t], 2.0**-24)
     return np.append(alpha_bar, 1.0) ** 0.5, np.append(1 - alpha_bar, 0.0) ** 0.5
 
@@ -61,12 +60,13 @@ def log_snr(alpha: Float[np.ndarray, " n"], sigma: Float[np.ndarray, " n"]) -> F
         return np.log(alpha) - np.log(sigma)
 
 
-def ddim_step(schedule: Schedule, prediction: Sample, x_t: Sample, t: int | np.integer, steps: int) -> Sample:
+def ddim_step(
+    schedule: Schedule, prediction: FloatArray, x_t: FloatArray, t: int | np.integer, steps: int
+) -> FloatArray:
     """x at the previous timestep.
 
-    The step is always train_steps // steps long, as in diffusers, although `timesteps` with trailing spacing
-    need not be integers that far apart: the PyTorch implementations sample under that rule. A step that
-    ends before timestep 0 ends at alpha_bar = 1.
+        The step is always train_steps // steps long, as in diffusers and the PyTorch implementations, although `timesteps`
+        with trailing spacing may differ by other amounts. A step that ends before timestep 0 ends at alpha_bar = 1.
     """
     x0, epsilon = schedule.to_x0_epsilon(prediction, x_t, t)
     previous = t - schedule.config.train_steps // steps
@@ -74,14 +74,18 @@ def ddim_step(schedule: Schedule, prediction: Sample, x_t: Sample, t: int | np.i
     return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * epsilon
 
 
-def ddim(predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
+def ddim(
+    predict: Predict, x: FloatArray, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None
+) -> FloatArray:
     """Song et al. 2020, without added noise (eta = 0)."""
     for t in timesteps(steps, schedule):
         x = ddim_step(schedule, predict(x, t), x, t, steps)
     return x
 
 
-def euler(predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
+def euler(
+    predict: Predict, x: FloatArray, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None
+) -> FloatArray:
     """Karras et al. 2022, algorithm 2 without churn. In this scaling of x it is DDIM between the actual timesteps."""
     t = timesteps(steps, schedule)
     alpha, sigma = alphas_and_sigmas(t, schedule)
@@ -92,7 +96,9 @@ def euler(predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key
     return x
 
 
-def euler_ancestral(predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"]) -> Sample:
+def euler_ancestral(
+    predict: Predict, x: FloatArray, schedule: Schedule, steps: int, keys: Key[Array, " b"]
+) -> FloatArray:
     """k-diffusion's ancestral Euler: a step down to sigma_down, and fresh noise sigma_up. Here sigma is noise over
     signal, and x is scaled to unit variance before and after."""
     t = timesteps(steps, schedule)
@@ -109,8 +115,8 @@ def euler_ancestral(predict: Predict, x: Sample, schedule: Schedule, steps: int,
 
 
 def dpm_solver(
-    predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None
-) -> Sample:
+    predict: Predict, x: FloatArray, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None
+) -> FloatArray:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, midpoint; first and last step are of first order."""
     t = timesteps(steps, schedule, extra=1)
     alpha, sigma = alphas_and_sigmas(t, schedule)
@@ -128,7 +134,9 @@ def dpm_solver(
     return x
 
 
-def unipc(predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None) -> Sample:
+def unipc(
+    predict: Predict, x: FloatArray, schedule: Schedule, steps: int, keys: Key[Array, " b"] | None = None
+) -> FloatArray:
     """UniPC of second order (Zhao et al. 2023, B2(h), data prediction): each step is predicted, and corrected with the
     prediction made at its end. First and last step are of first order."""
     t = timesteps(steps, schedule, extra=1)
@@ -159,8 +167,8 @@ def unipc(predict: Predict, x: Sample, schedule: Schedule, steps: int, keys: Key
     return x
 
 
-def predict_x0(prediction: Sample, x: Sample, schedule: Schedule, alpha: float, sigma: float) -> Sample:
-    """x0 out of what the UNet predicts; pure noise counts as `alphas_and_sigmas` has it."""
+def predict_x0(prediction: FloatArray, x: FloatArray, schedule: Schedule, alpha: float, sigma: float) -> FloatArray:
+    """x0 from the UNet's prediction, with alpha and sigma of `alphas_and_sigmas`."""
     kind = schedule.config.prediction
     if kind == "x0":
         return prediction
@@ -176,4 +184,4 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": euler,
     "euler_ancestral": euler_ancestral,
 }
-MULTISTEP = ("dpm_solver", "unipc")  # they leave room for one more timestep
+MULTISTEP = ("dpm_solver", "unipc")  # `timesteps` with extra = 1

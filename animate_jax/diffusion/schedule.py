@@ -1,4 +1,4 @@
-"""The noise schedule: how much signal and noise there is at every training step, and what the UNet predicts.
+"""The noise schedule: signal and noise at every training step, and the target of the UNet's prediction.
 
 Letters are those of DDPM (Ho et al. 2020): x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise.
 """
@@ -16,15 +16,15 @@ from jaxtyping import Array, Float, Int
 from animate_jax.config import ScheduleConfig
 from animate_jax.errors import UserError
 
-Sample = Float[Array | np.ndarray, "*shape"]
-# one for all samples, or one per sample
+FloatArray = Float[Array | np.ndarray, "*shape"]
+# One for all samples, or one per sample.
 Timestep = Int[Array | np.ndarray, "*batch"] | int | np.integer
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["alphas_cumprod"], meta_fields=["config"])
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Made by `make_schedule`; a pytree, so it may be an argument or a constant of a jitted function.
+    """From `make_schedule`; a pytree, so that it may be an argument or a constant of a jitted function.
 
     Timesteps are in 0..train_steps-1, one number or one per sample (leading axes); results are float32. NumPy arrays
     at a number's timestep stay NumPy arrays: sampling keeps a whole video in host memory.
@@ -33,20 +33,20 @@ class Schedule:
     config: ScheduleConfig
     alphas_cumprod: Float[Array | np.ndarray, " train_steps"]  # alpha_bar, falling from almost 1
 
-    def _signal_and_noise(self, x: Sample, t: Timestep) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+    def _signal_and_noise(self, x: FloatArray, t: Timestep) -> tuple[Array | np.ndarray, Array | np.ndarray]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply x."""
         numbers = np if isinstance(t, int | np.integer) and isinstance(self.alphas_cumprod, np.ndarray) else jnp
         alpha_bar = numbers.asarray(self.alphas_cumprod)[t]
         alpha_bar = alpha_bar.reshape(alpha_bar.shape + (1,) * (x.ndim - alpha_bar.ndim))
         return numbers.sqrt(alpha_bar), numbers.sqrt(1 - alpha_bar)
 
-    def add_noise(self, x0: Sample, noise: Sample, t: Timestep) -> Sample:
+    def add_noise(self, x0: FloatArray, noise: FloatArray, t: Timestep) -> FloatArray:
         """x_t, the noisy version of x0."""
         signal, sigma = self._signal_and_noise(x0, t)
         return signal * x0 + sigma * noise
 
-    def target(self, x0: Sample, noise: Sample, t: Timestep) -> Sample:
-        """What a perfect UNet would predict: the noise, v (Salimans & Ho 2022), or x0."""
+    def target(self, x0: FloatArray, noise: FloatArray, t: Timestep) -> FloatArray:
+        """The target of the prediction: the noise, v (Salimans & Ho 2022), or x0."""
         if self.config.prediction == "epsilon":
             return noise
         if self.config.prediction == "x0":
@@ -54,7 +54,7 @@ class Schedule:
         signal, sigma = self._signal_and_noise(x0, t)
         return signal * noise - sigma * x0
 
-    def to_x0_epsilon(self, prediction: Sample, x_t: Sample, t: Timestep) -> tuple[Sample, Sample]:
+    def to_x0_epsilon(self, prediction: FloatArray, x_t: FloatArray, t: Timestep) -> tuple[FloatArray, FloatArray]:
         """The clean sample and the noise that a prediction implies; exact also where alpha_bar is 0."""
         signal, sigma = self._signal_and_noise(x_t, t)
         if self.config.prediction == "epsilon":

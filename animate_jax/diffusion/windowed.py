@@ -26,14 +26,20 @@ PredictWindows = Callable[
 ]
 
 
-def sample_windowed(predict_windows: PredictWindows, noise: Latents, schedule: Schedule, options: SamplingConfig,
-           progress: Callable[[], None] | None = None, keys: Key[Array, " b"] | None = None,
-           windows_per_call: int = 1) -> Latents:  # fmt: skip
+def sample_windowed(
+    predict_windows: PredictWindows,
+    noise: Latents,
+    schedule: Schedule,
+    options: SamplingConfig,
+    progress: Callable[[], None] | None = None,
+    keys: Key[Array, " b"] | None = None,
+    windows_per_call: int = 1,
+) -> Latents:
     """The sampler of `options` with classifier-free guidance over overlapping windows.
 
-    The video's latents stay in host memory and `predict_windows` gets a few windows at a time, so that a device needs
-    the same memory for a video of any length. The predictions of overlapping windows are averaged before guidance, as
-    in the PyTorch implementations (unlike them also when guidance is off).
+    The video's latents stay in host memory and `predict_windows` gets a few windows at a time, so that device memory
+    does not depend on the video's length. The predictions of overlapping windows are averaged before guidance, as in
+    the PyTorch implementations (unlike them also when guidance is off).
 
     Args:
         predict_windows: see `PredictWindows`.
@@ -41,7 +47,7 @@ def sample_windowed(predict_windows: PredictWindows, noise: Latents, schedule: S
         options: sampler, steps, guidance, window, overlap and their variants are used.
         progress: called after every evaluation of `predict_windows`.
         keys: of the noise that "euler_ancestral" adds, one per video.
-        windows_per_call: so many windows go into one call; the last ones are repeated where there are fewer.
+        windows_per_call: windows in one call; the last window is repeated where there are fewer.
 
     Raises:
         UserError: impossible steps or windows.
@@ -78,15 +84,13 @@ def step_windows(frames: int, schedule: Schedule, options: SamplingConfig) -> li
     last, (low, high) = schedule.config.train_steps - 1, options.guidance_interval
     visited = timesteps(options.steps, schedule, extra=int(options.sampler in MULTISTEP))
     stride = options.window - options.overlap
-    return [
-        (
-            # Steps of the golden ratio: positions spread evenly after any number of steps.
-            windows(frames, options.window, options.overlap, options.closed_loop,
-                    round(step * 0.618 * stride) if options.shift_windows else 0),
-            bool(options.guidance > 1 and low <= t / last <= high),
-        )
-        for step, t in enumerate(visited)
-    ]  # fmt: skip
+    plan = []
+    for step, t in enumerate(visited):
+        # Multiples of the golden ratio: evenly spread positions after any number of steps.
+        shift = round(step * 0.618 * stride) if options.shift_windows else 0
+        placed = windows(frames, options.window, options.overlap, options.closed_loop, shift)
+        plan.append((placed, bool(options.guidance > 1 and low <= t / last <= high)))
+    return plan
 
 
 def num_function_evaluations(

@@ -1,4 +1,4 @@
-"""Long videos: which frames are denoised together, and what overlapping windows say together."""
+"""Long videos: which frames are denoised together, and how overlapping windows are combined."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def blend(
 ) -> Float[np.ndarray, "batch frames *rest"]:
     """The mean over windows of each frame's predictions, in host memory.
 
-    Every window counts the same if `flat`; otherwise a frame counts by its distance from the window's ends, so that
-    one window hands over to the next gradually. Raises ValueError if a frame is in no window.
+    Every window has the same weight if `flat`; otherwise a frame's weight is its distance from the window's ends, for a
+    gradual transition between windows. Raises ValueError if a frame is in no window.
 
     Args:
         predictions: one per window, taken one at a time.
@@ -56,7 +56,7 @@ def blend(
     shares = np.ones(size) if flat else np.minimum(np.arange(size), np.arange(size)[::-1]) + 1.0
     total = np.bincount(np.ravel(indices), np.tile(shares, len(indices)), minlength=frames)  # [frames]
     if len(total) != frames or not total.all():
-        raise ValueError(f"windows must cover exactly the frames 0..{frames - 1}; they weigh {total}")
+        raise ValueError(f"windows must cover exactly the frames 0..{frames - 1}; their total weights are {total}")
     result = None
     for prediction, window in zip(predictions, indices, strict=True):
         prediction = np.asarray(prediction)

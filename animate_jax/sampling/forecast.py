@@ -1,4 +1,4 @@
-"""`sample.py --plan TOPOLOGY`: a sampling step at full size, compiled for TPUs that are not there."""
+"""`--plan TOPOLOGY` of sampling: a step at full size, compiled for TPUs that need not be attached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from animate_jax.parallel.mesh import make_mesh
 from animate_jax.parallel.rules import shardings
 from animate_jax.sampling.pipeline import Pipeline
 
-CUTS = {
+REMEDIES = {
     "denoising UNet": "hold the weights in bfloat16 (--dtype), or raise --mesh.fsdp",
     "other networks": "hold the weights in bfloat16 (--dtype), or raise --mesh.fsdp",
     "conditioning": "make the picture smaller",
@@ -26,20 +26,20 @@ CUTS = {
 
 
 def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **overrides: Any) -> Plan:
-    """What denoising a window per group of chips takes in one guided step on `topology` ("v5e:1x1"), all networks
-    resident: memory by kind, work, communication, least time. `overrides` as in `Pipeline.stream`.
+    """Memory by kind, work, communication and least time of one guided step on `topology` ("v5e:1x1"), with a window
+    per group of chips and all networks in memory. `overrides` as in `Pipeline.stream`.
 
     Raises:
         UserError: impossible options, or the TPU compiler is not installed.
     """
-    jax.config.update("jax_platforms", "cpu")  # nothing runs; libtpu must not look for a TPU
+    jax.config.update("jax_platforms", "cpu")  # nothing is run, so libtpu need not find a TPU
     mesh = make_mesh(config, topology_devices(topology))
     rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     shapes = abstract_model(preset.model)[1]
     places = shardings(shapes, mesh)
     params = {path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=places[path]) for path, leaf in shapes.items()}
     pipeline = Pipeline(params, preset, mesh)
-    options = pipeline.options(**overrides)
+    options = pipeline.animation_config(**overrides)
 
     def inputs(*sides: int, dtype=dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sides, dtype, sharding=rows)
@@ -55,8 +55,8 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
         inputs(windows, side, side, 3), picture,
     )  # fmt: skip
     conditioning = jax.tree.map(lambda leaf: leaf.update(sharding=rows), conditioning)
-    seen = inputs(windows, *latents, preset.model.unet.in_channels)
-    warped = (seen, seen, inputs(windows, options.height, options.width, 2)) if pipeline.copies else ()
+    latent = inputs(windows, *latents, preset.model.unet.in_channels)
+    warped = (latent, latent, inputs(windows, options.height, options.width, 2)) if pipeline.copies_reference else ()
     pose = jax.eval_shape(pipeline._pose_features, params, picture, *warped)
     x = inputs(windows, options.window, *latents, preset.model.unet.in_channels)
     t = inputs(windows, 1, dtype=jnp.float32)
@@ -73,4 +73,4 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     def step(x, params, t, conditioning, pose):
         return pipeline._run_unet(params, x, t, conditioning, pose)
 
-    return compile_plan(step, (x, params, t, conditioning, pose), kinds, mesh, CUTS)
+    return compile_plan(step, (x, params, t, conditioning, pose), kinds, mesh, REMEDIES)

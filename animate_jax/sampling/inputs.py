@@ -1,4 +1,4 @@
-"""What a video is made from: the reference cropped around its person, and a driving motion as keypoints or images."""
+"""The inputs of a video: the reference cropped around its person, and a driving motion as keypoints or images."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class DrivingMotion:
-    """A driving motion: keypoints of somebody else's picture, or ready-made pose images."""
+    """A driving motion: keypoints of a video, or finished pose images."""
 
     fps: float
     keypoints: Keypoints | None = None
-    canvas: tuple[int, int] = (1, 1)  # height, width of the pictures the keypoints come from
+    canvas: tuple[int, int] = (1, 1)  # height, width of the keypoints' video
     images: Images | None = None
     audio: bytes | None = None  # the video's sound (`animate_jax.video.audio`), from the first frame on
 
@@ -76,15 +76,15 @@ def read_motion(
 ) -> DrivingMotion:
     """Reads a keypoints file (.json, .npz, .npy, a folder of them), a video of a person or of drawn poses.
 
-    Of a video, its beginning is looked at, then it is read once, frame by frame. Warns (`InputWarning`) of what will
-    look odd.
+    A video is read once, frame by frame, after a look at its beginning. Warns (`InputWarning`) of inputs that will give
+    a bad result.
 
     Args:
         frames: at most that many.
         fps: frames/s to read a video at, at most its own; None keeps the video's, and takes 30 for keypoints.
         person, detector, canvas, driving_kind: as in `Pipeline.stream`.
         size: height, width that drawn poses are resized to; None keeps theirs.
-        parts: what the built-in detector finds besides the body, see `drawn_parts`.
+        parts: what the built-in detector finds in addition to the body, see `drawn_parts`.
 
     Raises:
         UserError: missing or damaged, or nobody is in it.
@@ -179,7 +179,7 @@ def _switched_off(options: AnimationConfig) -> list[str]:
 
 
 def _detector(parts: Sequence[str]) -> Detector:
-    """The built-in one: it spends no time on parts that nobody draws."""
+    """The built-in one, for these parts only."""
     return functools.partial(detect, **dict.fromkeys(parts, True))
 
 
@@ -201,8 +201,7 @@ def fit_motion(
 def draw_motion(
     motion: DrivingMotion, reference: Keypoints, options: AnimationConfig, align: AlignMethod = "bones"
 ) -> Poses:
-    """The pose pictures that drive the result: keypoints are fitted to the reference's body, and drawn when they
-    are needed."""
+    """The pose images of the result: keypoints are fitted to the reference's body, and drawn when they are needed."""
     size = (options.height, options.width)
     if motion.keypoints is None:
         return resize_lanczos(motion.images, size)
@@ -214,8 +213,8 @@ def warp_reference(image: Image, keypoints: Keypoints, poses: Poses) -> LazyWarp
 
     Args:
         image, keypoints: from `crop_reference`.
-        poses: from `draw_motion`; ready-made pose pictures do not tell where joints are: their frames show the
-            reference's background alone.
+        poses: from `draw_motion`; for finished pose images, which have no keypoints, the result is the reference's
+            background.
     """
     driven = poses.keypoints if isinstance(poses, LazyPoseImages) else Keypoints.empty(len(poses))
     return warp(image, segment(image, keypoints), keypoints, driven)

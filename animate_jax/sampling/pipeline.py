@@ -1,4 +1,4 @@
-"""The notebook API: one image and a driving motion in, an animation out. Every stage can be called by itself."""
+"""The Python API: an image and a driving motion in, an animation out. Every stage can be called by itself."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 class Character(NamedTuple):
-    """Whom to animate: the cropped reference, its keypoints, and what the model computes of it once."""
+    """The cropped reference, its keypoints, and the conditioning on it."""
 
     image: Image
     keypoints: Keypoints
@@ -68,7 +68,7 @@ class Job(NamedTuple):
 
 
 class Pipeline(Denoiser):
-    """A loaded model, from files to videos; what happens on the device is `Denoiser`'s."""
+    """A loaded model, from files to videos; `Denoiser` has the computation on the device."""
 
     @classmethod
     def from_pretrained(
@@ -128,13 +128,13 @@ class Pipeline(Denoiser):
         background: str | pathlib.Path = "reference",
         **overrides: Any,
     ) -> AnimationStream | list[AnimationStream]:
-        """Animates the person of `reference` with the motion of `driving`; the frames are decoded as they are taken.
+        """Animates the person in `reference` with the motion of `driving`; frames are decoded as they are iterated.
 
-        Lists of references, of motions, or of both give a list with every pair, reference by reference. Motions of
-        equal length are denoised as one batch, which takes that many times the memory.
+        Lists of references or motions give a list of every pair, reference by reference. Motions of equal length are
+        denoised as one batch, with that many times the memory.
 
         Args:
-            reference: a picture file or uint8 RGB [H, W, 3], showing one person; cut to the result's proportions.
+            reference: an image file or uint8 RGB [H, W, 3] of one person; it is cropped to the result's proportions.
             driving: a video of a person, a keypoints file, a video of drawn poses, or a `DrivingMotion`.
             frames: at most that many frames.
             fps: of the result; default: the rate the weights were trained for, else the driving video's.
@@ -142,8 +142,8 @@ class Pipeline(Denoiser):
             align: how the driving keypoints are fitted to the reference's body, see `pose.align.align_motion`.
             person: of several in the driving video: "largest", "center", or a number from the left, from 1.
             detector: finds keypoints: `pose.dwpose.DWPose(folder)`, or by default `pose.detect.detect`.
-            canvas: height, width of the pictures behind a keypoints file that does not tell them.
-            driving_kind: what videos show: a person ("video") or drawn poses; None looks.
+            canvas: height, width of the video of a keypoints file that does not contain them.
+            driving_kind: what videos show: a person ("video") or drawn poses; None detects it.
             callback: called after every evaluation, see `StepCallback`.
             compose: "off" gives what the model decodes. "on" puts the reference's own pixels where the model
                 shows them, at the reference's own size: at most 768 pixels high, or `width` and `height`.
@@ -159,7 +159,7 @@ class Pipeline(Denoiser):
         if compose not in get_args(Compose):
             raise UserError(f"--compose {compose}: choose on or off")
         size = {name: overrides.pop(name, None) for name in ("width", "height")} if compose == "on" else {}
-        options = self.options(**overrides)
+        options = self.animation_config(**overrides)
         reading = {
             "person": person, "detector": detector, "canvas": canvas, "driving_kind": driving_kind,
             "size": (options.height, options.width), "parts": drawn_parts(options),
@@ -202,14 +202,14 @@ class Pipeline(Denoiser):
         return streams if is_list else streams[0]
 
     def character(self, image: Image, keypoints: Keypoints, options: AnimationConfig) -> Character:
-        """A reference from `crop_reference`, with what the model computes of it once."""
+        """A reference from `crop_reference`, with its conditioning."""
         pose = draw(keypoints, options.height, options.width, options.pose_style)
         return Character(image, keypoints, self.precompute_conditioning(image, pose, options))
 
     def job(
         self, character: Character, motion: DrivingMotion, options: AnimationConfig, align: AlignMethod = "bones"
     ) -> Job:
-        """A video to make: the motion fitted to the character."""
+        """The motion fitted to the character."""
         poses = draw_motion(motion, character.keypoints, options, align)
         return Job(character, motion, poses, self.warp(character.image, character.keypoints, poses))
 
@@ -235,7 +235,7 @@ class Pipeline(Denoiser):
         seen = composition.seen_by_model(options)
         character = self.character(seen.picture, seen.reference, options)
         poses = LazyPoseImages(seen.driven, options.height, options.width, options.pose_style)
-        return Job(character, motion, poses, seen if self.copies else None, composition)
+        return Job(character, motion, poses, seen if self.copies_reference else None, composition)
 
     def sample_jobs(
         self,
@@ -245,21 +245,23 @@ class Pipeline(Denoiser):
         progress: bool,
         callback: StepCallback | None,
     ) -> Latents:
-        """Jobs of one length as one batch, see `sample`."""
+        """Samples jobs of equal length as one batch, see `sample`."""
         conditioning = jax.tree.map(lambda *rows: jnp.concatenate(rows), *(job.character.conditioning for job in jobs))
         poses, warped = [job.poses for job in jobs], [job.warped for job in jobs]
         return self.sample(conditioning, poses, options, seed, progress, callback, warped)
 
     def read_motion(self, path: str | pathlib.Path, fps: Number | None = None, **options: Any) -> DrivingMotion:
-        """`inputs.read_motion` at the rate the weights were trained for, if there is one and no `fps` is given, with
-        the parts that their pose style draws."""
-        return read_motion(path, fps=fps or self.preset.frames.fps, **{"parts": drawn_parts(self.options()), **options})
+        """`inputs.read_motion`, by default at the rate the weights were trained for, with the parts that their pose
+        style draws."""
+        return read_motion(
+            path, fps=fps or self.preset.frames.fps, **{"parts": drawn_parts(self.animation_config()), **options}
+        )
 
     def warp(self, image: Image, keypoints: Keypoints, poses: Poses) -> LazyWarpedImages | None:
         """`inputs.warp_reference` for models with `appearance`; None for others."""
-        return warp_reference(image, keypoints, poses) if self.copies else None
+        return warp_reference(image, keypoints, poses) if self.copies_reference else None
 
-    def options(self, speed: Speed = "exact", **overrides: Any) -> AnimationConfig:
+    def animation_config(self, speed: Speed = "exact", **overrides: Any) -> AnimationConfig:
         """The preset's defaults with some replaced (None keeps a default), after those that `speed` replaces.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What the pipeline returns: an animation in memory, or one whose frames are decoded as they are written."""
+"""Results of the pipeline: an animation in memory, or one whose frames are decoded as they are written."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from animate_jax.video.images import write_image
 from animate_jax.video.write import encode_mp4, same_file, video_writer, write_video
 
 POSES_FOLDER = "debug folder"  # what `AnimationStream.save_poses` writes, in messages
-SHEET_HEIGHT = 192  # pixels that small pictures of a contact sheet are enlarged to
+SHEET_HEIGHT = 192  # pixels; smaller images of a contact sheet are enlarged
 
 
 @dataclasses.dataclass(frozen=True)
 class Animation:
-    """The result, with what it was made from at the same size."""
+    """The result, with its inputs at the same size."""
 
     frames: Images
     fps: float
@@ -41,7 +41,7 @@ class Animation:
         write_video(path, self.side_by_side() if side_by_side else self.frames, self.fps, self.audio)
 
     def side_by_side(self) -> Images:
-        """Frames that show reference, pose and result beside each other."""
+        """Frames with reference, pose and result side by side."""
         return np.stack([hconcat(self.reference, *pair) for pair in zip(self.poses, self.frames, strict=True)])
 
     def contact_sheet(self, columns: int = 8, zoom: int = 1) -> Image:
@@ -53,7 +53,7 @@ class Animation:
         write_image(path, self.contact_sheet(columns, zoom_factor(self.reference)))
 
     def show(self, zoom: int = 2, side_by_side: bool = False):
-        """Plays in a notebook, over and over."""
+        """Plays in a notebook, in a loop."""
         from IPython.display import HTML
 
         frames = (self.side_by_side() if side_by_side else self.frames).repeat(zoom, 1).repeat(zoom, 2)
@@ -64,14 +64,14 @@ class Animation:
 
 @dataclasses.dataclass(frozen=True)
 class AnimationStream:
-    """An animation whose frames are decoded when they are asked for: once, in order, a few at a time.
+    """An animation whose frames are decoded while they are iterated: once, in order, a few at a time.
 
     Attributes:
         chunks: the frames.
         fps: frames/s.
         reference, reference_keypoints: the cropped image, and its person.
-        motion: what drives, before it was fitted to the reference.
-        poses: its pictures; a `LazyPoseImages` holds the keypoints that were fitted.
+        motion: the driving motion, before it was fitted to the reference.
+        poses: its pose images; a `LazyPoseImages` has the fitted keypoints.
     """
 
     chunks: Iterator[Images]
@@ -92,10 +92,15 @@ class AnimationStream:
         frames = np.concatenate(list(self.chunks))
         return Animation(frames, self.fps, self.reference, self.poses[:], self.motion.audio)
 
-    def save(self, path: str | os.PathLike, side_by_side: str | os.PathLike | None = None,
-             contact_sheet: str | os.PathLike | None = None, columns: int = 8) -> None:  # fmt: skip
-        """Writes an .mp4 or .gif while frames come, and if wanted a second one that shows reference, pose and result
-        beside each other, and a contact sheet. Every file appears under its name when it is complete."""
+    def save(
+        self,
+        path: str | os.PathLike,
+        side_by_side: str | os.PathLike | None = None,
+        contact_sheet: str | os.PathLike | None = None,
+        columns: int = 8,
+    ) -> None:
+        """Writes an .mp4 or .gif while frames are decoded, and optionally a video of reference, pose and result side by
+        side, and a contact sheet. A file gets its name when it is complete."""
         chosen, shown = evenly_spaced(len(self), columns), []
         with contextlib.ExitStack() as files:
             write, write_beside = (
@@ -110,12 +115,12 @@ class AnimationStream:
                     shown.append(frame)
         if contact_sheet:
             zoom = zoom_factor(self.reference)
-            picture = make_contact_sheet(self.reference, chosen, self.poses[chosen], np.stack(shown), self.fps, zoom)
-            write_image(contact_sheet, picture)
+            sheet = make_contact_sheet(self.reference, chosen, self.poses[chosen], np.stack(shown), self.fps, zoom)
+            write_image(contact_sheet, sheet)
 
     def save_poses(self, folder: str | os.PathLike) -> None:
-        """Writes what drives: keypoints before and after they were fitted to the reference (`driving.npz`,
-        `fitted.npz`), the reference's (`reference.npz`, `.png`), and the pose pictures (`poses/00000.png`, ...).
+        """Writes the keypoints before and after they were fitted to the reference (`driving.npz`, `fitted.npz`), the
+        reference (`reference.npz`, `.png`), and the pose images (`poses/00000.png`, ...).
 
         Raises:
             UserError: the folder cannot be written, or see `check_poses_folder`.
@@ -134,7 +139,7 @@ class AnimationStream:
 def check_poses_folder(
     folder: pathlib.Path, inputs: Iterable[pathlib.Path] = (), outputs: Iterable[pathlib.Path] = ()
 ) -> None:
-    """Makes sure that the folder of `AnimationStream.save_poses` is new, empty, or whole from an earlier call.
+    """Makes sure that the folder of `AnimationStream.save_poses` is new, empty, or complete from an earlier call.
 
     Raises:
         UserError: it is not, cannot be written, or one of this call's inputs and outputs lies in it.
@@ -146,23 +151,27 @@ def check_poses_folder(
     check_folder(folder, POSES_FOLDER)
 
 
-def hconcat(*pictures: Image) -> Image:
-    return np.concatenate(pictures, axis=1)
+def hconcat(*images: Image) -> Image:
+    return np.concatenate(images, axis=1)
 
 
 def evenly_spaced(frames: int, columns: int) -> list[int]:
-    """Numbers of evenly spaced frames, the first and the last among them."""
+    """Indices of evenly spaced frames, including the first and the last."""
     return np.unique(np.linspace(0, frames - 1, columns).round().astype(int)).tolist()
 
 
-def zoom_factor(picture: Image) -> int:
-    return max(1, SHEET_HEIGHT // picture.shape[0])
+def zoom_factor(image: Image) -> int:
+    return max(1, SHEET_HEIGHT // image.shape[0])
 
 
-def make_contact_sheet(reference: Image, chosen: list[int], poses: Iterable[Image], frames: Iterable[Image], fps: float,
-          zoom: int) -> Image:  # fmt: skip
+def make_contact_sheet(
+    reference: Image, chosen: list[int], poses: Iterable[Image], frames: Iterable[Image], fps: float, zoom: int
+) -> Image:
     """The reference; driving poses above results, under their times."""
-    enlarge = lambda picture: picture.repeat(zoom, 0).repeat(zoom, 1)  # noqa: E731
+
+    def enlarge(image: Image) -> Image:
+        return image.repeat(zoom, 0).repeat(zoom, 1)
+
     rows = [reference, *poses], [np.full_like(reference, 255), *frames]
     labels = ["reference", *(f"{i / fps:.1f} s" for i in chosen)]
-    return contact_sheet([[enlarge(picture) for picture in row] for row in rows], labels)
+    return contact_sheet([[enlarge(image) for image in row] for row in rows], labels)

@@ -1,4 +1,4 @@
-"""PyTorch state dicts become parameters and back, weight by weight: nothing is missing, left over or reshaped."""
+"""Conversion between PyTorch state dicts and parameters, with every key and shape checked."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from animate_jax.torch_weights.tensor import StateDict, Tensor
 def match_keys(
     state_dict: StateDict, abstract: Mapping[str, Any], ignore: str = names.BUFFERS, source: str = "the file"
 ) -> dict[str, np.ndarray | Tensor]:
-    """Parameter path -> the tensor that fills it, still in torch's layout; reads shapes only.
+    """Parameter path -> its tensor, still in torch's layout; reads shapes only.
 
     Args:
         state_dict: every key is used exactly once, or matches the regular expression `ignore`.
         abstract: path -> anything with a shape; every path is filled exactly once.
-        source: what the error calls the state dict.
+        source: name of the state dict in errors.
 
     Raises:
-        UserError: names what is missing, left over, double or of another shape.
+        UserError: names the keys that are missing, unused, double or of another shape.
     """
     current_keys: dict[str, str] = {}
     double = []
@@ -69,7 +69,7 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _with_nearest(key: str, candidates: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, candidates[:1000], n=1)  # of many, it would take minutes
+    nearest = difflib.get_close_matches(key, candidates[:1000], n=1)  # with all candidates it may take minutes
     return f"{key} (nearest: {nearest[0]})" if nearest else key
 
 

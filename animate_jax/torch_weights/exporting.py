@@ -1,4 +1,4 @@
-"""A checkpoint becomes PyTorch files: a family's names and layout, bit for bit what was imported or trained."""
+"""Writes a checkpoint as PyTorch files in a family's names and layout, bit for bit as imported or trained."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _SAFETENSORS_NAMES = {
 def export_checkpoint(
     source: Address, family: FamilyName, output: str | pathlib.Path, form: Format | None = None
 ) -> list[str]:
-    """Writes the parts of a checkpoint as the family's files, complete or not at all.
+    """Writes the parts of a checkpoint as the family's files, all or none.
 
     Args:
         source: a checkpoint's directory or a training run's.
-        output: a directory that is not there yet.
-        form: of the files outside of folders; default: "pth", which needs torch.
+        output: a new directory.
+        form: format of the files outside of folders; default: "pth", which needs torch.
 
     Returns:
         A line for each file.
@@ -116,7 +116,7 @@ def tensors(source: Folder, leaves: Stored, bar: tqdm) -> Iterator[tuple[str, np
 def write_safetensors(
     path: pathlib.Path, source: Folder, leaves: Stored, tables: dict[str, np.ndarray], bar: tqdm
 ) -> None:
-    """Header first, then each tensor as it comes; the library would hold the whole file in memory."""
+    """Writes the header, then tensor by tensor; the library would hold the whole file in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     shapes = {torch_key(key): (names.torch_shape(key, leaf.shape), leaf.dtype) for key, leaf in leaves.items()}
@@ -140,7 +140,7 @@ def write_pth(path: pathlib.Path, source: Folder, leaves: Stored, tables: dict[s
         return torch.from_numpy(array)
 
     state_dict = {key: tensor(array) for key, array in tensors(source, leaves, bar)}
-    with path.open("wb") as file:  # whose errors say that the disk is full; torch's own do not
+    with path.open("wb") as file:  # its errors say that the disk is full; torch's own do not
         torch.save(state_dict | {key: tensor(table) for key, table in tables.items()}, file)
 
 

@@ -1,4 +1,4 @@
-"""The families of PyTorch files: the preset their checkpoints carry, and which files hold their parts.
+"""The families of PyTorch files: the preset of their checkpoints, and the files of their parts.
 
 A new family is a name in `FamilyName` and an entry of `FAMILIES`.
 """
@@ -21,12 +21,12 @@ Files = dict[str, str | pathlib.Path]  # part -> file or folder, here or on the 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Files without a suffix lie in a directory side by side; those in a folder are for diffusers or transformers."""
+    """Files without a folder are next to each other in a directory; folders are diffusers' or transformers'."""
 
     preset: str  # of a new checkpoint
     files: Mapping[str, str]  # part -> path in the directory, without its suffix
-    folders: Mapping[str, tuple[str, ...]]  # folder -> the parts that it holds, besides files named like parts
-    single_file: tuple[str, ...] = ()  # parts that one file may hold together
+    folders: Mapping[str, tuple[str, ...]]  # folder -> its parts, in addition to files named like parts
+    single_file: tuple[str, ...] = ()  # parts that may be in one file
     examples: str = "denoising_unet.pth, reference_unet.pth, ..."
 
 

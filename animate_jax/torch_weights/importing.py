@@ -1,4 +1,4 @@
-"""PyTorch files become a checkpoint, tensor by tensor."""
+"""Imports PyTorch files into a checkpoint, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Tensors = dict[str, Tensor | np.ndarray]  # parameter path -> tensor in torch's 
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """What became of one file."""
+    """The keys of one file that were used and ignored."""
 
     part: str
     path: pathlib.Path
@@ -57,17 +57,17 @@ class _Source:
 def import_checkpoint(
     files: Files, output: Address, preset: Preset, dtype: DTypeLike | None = None
 ) -> tuple[list[ImportReport], list[str]]:
-    """Writes the checkpoint `output` from files; parts already in it stay unless given anew.
+    """Writes the checkpoint `output` from files; parts that it already has stay unless given again.
 
     Args:
-        preset: what the checkpoint will carry; made to fit the motion module's length and version.
+        preset: of the checkpoint, adapted to the motion module's length and version.
         dtype: of the stored parameters; None keeps the files'.
 
     Returns:
-        What became of each file, and the parts still missing.
+        A report for each file, and the parts still missing.
 
     Raises:
-        UserError: a file is not what it should be or does not fit; nothing has been written then.
+        UserError: a file is of another kind or does not fit; nothing is written then.
     """
     checkpoint.check_output(output)
     sources = {part: _open(part, path) for part, path in files.items()}
@@ -93,7 +93,7 @@ def match_part(
 
     Args:
         expected: the whole model's paths, as `models.params.abstract_model` gives them.
-        with_motion: the denoising UNet's file also holds the temporal layers.
+        with_motion: the denoising UNet's file contains the temporal layers, too.
 
     Raises:
         UserError: the state dict does not fit, see `match_keys`.
@@ -124,7 +124,7 @@ def fit_preset_to_motion_module(preset: Preset, motion: Mapping[str, Any]) -> Pr
 
 
 def choose_preset(output: Address, family: FamilyName | None, name: str | None) -> Preset:
-    """The preset asked for, else the one that a checkpoint to be completed carries, else the family's.
+    """The preset of that name, else that of an existing checkpoint, else the family's.
 
     Raises:
         UserError: no preset has this name, or nothing says which one it is.
@@ -140,7 +140,7 @@ def choose_preset(output: Address, family: FamilyName | None, name: str | None) 
 
 
 def _open(part: str, path: str | pathlib.Path) -> _Source:
-    """Finds a part's file and its keys, and makes sure that it is of a kind that holds the part."""
+    """Finds a part's file and keys, and makes sure that its kind can have the part."""
     file, state_dict = find_file(path), read_state_dict(path)
     with reading(file, "weight file", "take a whole copy"):
         kind = key_layouts.identify(state_dict)
@@ -172,7 +172,7 @@ def _fill_part(
 
 
 def _unreplaced(output: Address, tensors: Tensors, expected: Params, preset: Preset) -> Params:
-    """What stays of a checkpoint that is there already: its parts that no file replaces.
+    """The parts of an existing checkpoint that no file replaces.
 
     Raises:
         UserError: it does not fit the preset.

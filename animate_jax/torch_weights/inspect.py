@@ -1,4 +1,4 @@
-"""Says what a weight file or a checkpoint is, from its keys and shapes."""
+"""Describes a weight file or a checkpoint from its keys and shapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from animate_jax.torch_weights.read import find_file, read_state_dict
 
 
 def inspect(path: str) -> str:
-    """A few lines: kind, parts that it can fill, tensors, parameters and dtypes.
+    """A few lines: kind, the parts it can be used for, tensors, parameters and dtypes.
 
     Raises:
         UserError: neither a weight file nor a checkpoint.

@@ -1,4 +1,4 @@
-"""What a state dict is, by its keys, and its keys renamed to ours.
+"""Identifies a state dict by its keys, and renames them to ours.
 
 Read: diffusers (also the VAE's old attention names), the original single file of Stable Diffusion ("LDM"),
 AnimateDiff's motion modules and diffusers' MotionAdapter, ControlNet in both layouts, CLIP with or without its text.
@@ -52,7 +52,7 @@ ACCEPTED_KINDS = {  # part -> the kinds of file that hold it
 }
 PARTS = tuple(ACCEPTED_KINDS)
 
-# Keys that no weight of the part has: reason -> regular expression. Every other key must be a weight.
+# Keys that are no weights of the part: reason -> regular expression. Every other key must be a weight.
 _IGNORED_RENAMED = {"tables computed here": names.BUFFERS}  # of the renamed keys
 _IGNORED = {  # kind -> of the file's own keys
     "sd1_file": {
@@ -81,7 +81,7 @@ def identify(state_dict: Mapping[str, Any]) -> str:
     """One of `KIND_NAMES`, from keys and shapes alone.
 
     Raises:
-        ValueError: a tensor that tells has fewer dimensions than in any file.
+        ValueError: a distinctive tensor has fewer dimensions than in any file.
     """
     keys = state_dict.keys()
 
@@ -92,7 +92,7 @@ def identify(state_dict: Mapping[str, Any]) -> str:
         return any(key.startswith(prefix) for key in keys)
 
     def width(ending: str) -> int | None:
-        """Length of the second axis: what a layer reads."""
+        """Input channels of a layer: the length of its second axis."""
         return next((_length(state_dict, key, 1) for key in keys if key.endswith(ending)), None)
 
     if any("lora" in key.lower() for key in keys):
@@ -141,7 +141,7 @@ def _length(state_dict: Mapping[str, Any], key: str, axis: int) -> int:
 
 
 def describe(state_dict: Mapping[str, Any], kind: str) -> str:
-    """Its `KIND_NAMES` entry, and the version where the keys tell it."""
+    """Its entry in `KIND_NAMES`, and a motion module's version."""
     if kind not in ("motion", "motion_adapter"):
         return KIND_NAMES[kind]
     mid, length = motion_facts(state_dict)
@@ -150,7 +150,7 @@ def describe(state_dict: Mapping[str, Any], kind: str) -> str:
 
 
 def motion_facts(state_dict: Mapping[str, Any]) -> tuple[bool, int | None]:
-    """(has it a middle block, longest window in frames or None if the file does not say).
+    """(whether it has a middle block, longest window in frames or None if unknown).
 
     Raises:
         ValueError: no window can be so long.
@@ -165,7 +165,7 @@ def rename_keys(state_dict: StateDict, kind: str, part: str, model: ModelConfig)
     """The tensors of one part under diffusers' keys (AnimateDiff's for temporal layers), and how many keys were
     ignored, by reason.
 
-    Keys that no rule knows stay as they are, so that filling the model names them.
+    Unknown keys stay as they are, so that `match_keys` reports them.
     """
     rename = _renaming(kind, part, model)
     ignored_before, ignored_after = dict(_IGNORED.get(kind, {})), dict(_IGNORED_RENAMED)
@@ -185,7 +185,7 @@ def rename_keys(state_dict: StateDict, kind: str, part: str, model: ModelConfig)
             continue
         if part == "vae" and "attentions.0.to_" in renamed and renamed.endswith("weight") and len(tensor.shape) > 2:
             tensor = _as_linear(tensor)
-        # Two names of one weight: kept apart, so that filling the model finds one too many.
+        # Two names of one weight are kept, so that `match_keys` reports them.
         result[key if renamed in result else renamed] = tensor
     if kind.startswith("controlnet"):
         guider = model.pose_guider
@@ -233,7 +233,7 @@ _TOP_LEVEL = {
 
 
 def _ldm_unet(key: str, per_level: int) -> str:
-    """`per_level`: resnets of an up block; a down block has as many entries with its downsampler."""
+    """`per_level`: resnets of an up block, which is also the number of entries of a down block with its downsampler."""
     if not key.startswith("model.diffusion_model."):
         return key
     name = key.removeprefix("model.diffusion_model.")

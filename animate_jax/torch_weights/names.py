@@ -1,4 +1,4 @@
-"""Torch keys and parameter paths are the same words; only the last word and the axes of kernels differ.
+"""Torch keys and parameter paths, which differ in the last word and in the axes of kernels only.
 
 torch  down_blocks.0.attentions.0.proj_in.weight  [out, in, height, width] or [out, in]
 ours   down_blocks.0.attentions.0.proj_in.kernel  [height, width, in, out] or [in, out]
@@ -10,9 +10,9 @@ import re
 
 import numpy as np
 
-# Buffers that some files carry and that are computed here.
+# Buffers of some files, which are computed here.
 BUFFERS = r"(?:\.|^)(?:pos_encoder\.pe|position_ids)$"
-# ReferenceNet has no output convolution, but a Stable Diffusion UNet to start it from has one.
+# In a Stable Diffusion UNet, but not in ReferenceNet.
 HEAD = r"^(?:conv_norm_out|conv_out)\."
 
 _OLD_VAE_ATTENTION = re.compile(r"(?<=attentions\.0\.)(query|key|value|proj_attn)(?=\.)")
@@ -20,13 +20,13 @@ _NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_att
 
 
 def torch_key(path: str) -> str:
-    """The torch key of a parameter path; an own parameter such as CLIP's `class_embedding` keeps its name."""
+    """The torch key of a parameter path; parameters of a module itself, as CLIP's `class_embedding`, keep their name."""
     module, _, leaf = path.rpartition(".")
     return f"{module}.weight" if leaf in ("kernel", "scale", "embedding") else path
 
 
 def current_key(key: str) -> str:
-    """A torch key as today's diffusers writes it (the VAE's attention was renamed after its weights came out)."""
+    """A torch key as current diffusers writes it (it renamed the VAE's attention)."""
     return _OLD_VAE_ATTENTION.sub(lambda match: _NEW_VAE_ATTENTION[match[0]], key)
 
 

@@ -1,4 +1,4 @@
-"""A tensor in a file: its place, type and shape. Nothing is read before it is asked for, and nothing is kept."""
+"""A tensor in a file: its offset, dtype and shape. It is read when it is used, and not cached."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ StateDict: TypeAlias = Mapping[str, Tensor | np.ndarray]  # torch keys -> arrays
 def checked_tensor(
     path: pathlib.Path, dtype: np.dtype, begin: int, size: int, shape: Any, strides: Any = None, first: Any = (0,)
 ) -> Tensor:
-    """A tensor as a file describes it, of which nothing is believed.
+    """A tensor as a file describes it, with everything checked.
 
     Args:
-        begin, size: the bytes of the file that it must lie in, and fill if it has no strides.
+        begin, size: the bytes of the file that it must lie in, and all of them if it has no strides.
         shape, strides: a list or a tuple of elements.
-        first: elements from `begin` to the first one, to be added up.
+        first: offsets of the first element from `begin`, in elements, which are added up.
 
     Raises:
-        ValueError: the shape is none, or reaches beyond those bytes.
+        ValueError: an impossible shape, or one that exceeds those bytes.
     """
     numbers = (*shape, *(strides or ()), *first)
     if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) or len(shape) > limits.TENSOR_DIMENSIONS:

@@ -1,5 +1,5 @@
-"""Runs the same random inputs through a checkpoint and through PyTorch, part by part: diffusers' and transformers'
-classes, filled from the files by torch's own loading, not by ours. Needs torch, diffusers and transformers.
+"""Compares a checkpoint with PyTorch on random inputs, part by part: with diffusers' and transformers' classes, loaded
+from the files by torch itself. Needs torch, diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def verify(source: Address, files: Files, size: int = 8) -> dict[str, float]:
 
 
 def _torch_load(path: pathlib.Path) -> dict[str, Any]:
-    """The file as torch reads it, independent of our reader where torch has one."""
+    """The file as torch reads it, independent of our reader where possible."""
     import torch
     from safetensors.torch import load_file
 
@@ -120,7 +120,7 @@ def _load(module: Any, state_dict: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _meta_device():
-    """Modules are built without memory; the files' tensors become their parameters."""
+    """Builds modules without memory, for tensors of files as parameters."""
     import torch
 
     with torch.device("meta"):

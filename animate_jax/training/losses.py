@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from animate_jax.config import TrainConfig
-from animate_jax.diffusion.losses import draw_noise, flicker, loss_weight, weighted_mse
+from animate_jax.diffusion.losses import flicker, loss_weight, sample_noise, weighted_mse
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.images import to_signed, to_unit
@@ -111,7 +111,7 @@ class DiffusionLoss(Loss):
         strata = (jax.random.permutation(keys[1], count) + jax.random.uniform(keys[4], (count,))) / count
         strata = options.timestep_shift * strata / (1 + (options.timestep_shift - 1) * strata)
         t = (strata * self.preset.schedule.train_steps).astype(jnp.int32)
-        noise = draw_noise(keys[2], (clips, frames, *latent), options.noise_offset)
+        noise = sample_noise(keys[2], (clips, frames, *latent), options.noise_offset)
         if self.temporal and options.shared_noise:
             noise = jnp.broadcast_to(noise[:, :1], noise.shape)
         sampled = {

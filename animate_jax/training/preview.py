@@ -141,7 +141,7 @@ class Preview:
         pipeline = self._pipeline
         if self._rebuild:
             return pipeline.decode(pipeline.encode(clip.frames[1:]))
-        options = pipeline.options()
+        options = pipeline.animation_config()
         conditioning = pipeline.precompute_conditioning(clip.frames[0], clip.poses[0], options)
         latents = pipeline.sample(conditioning, clip.poses[1:], options, 0, progress=False, warped=clip.warped)
         return pipeline.decode(latents, clip.warped)

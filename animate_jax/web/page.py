@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from animate_jax.config import Speed, Switch
 from animate_jax.errors import UserError
+from animate_jax.pose.align import AlignMethod
 from animate_jax.pose.detect import Detector
 from animate_jax.pose.draw import PARTS
 from animate_jax.sampling.inputs import EXAMPLE
@@ -57,7 +58,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
                     size = gr.Dropdown(list(studio.sizes), label="Size")
                     background = gr.Dropdown(list(BACKGROUNDS), label="Background, at the picture's own size")
-                    align = gr.Dropdown(["bones", "global", "musepose", "none"], label="Fit the motion by")
+                    align = gr.Dropdown(list(get_args(AlignMethod)), value="bones", label="Fit the motion by")
                     person = gr.Dropdown(["largest", "center", "1", "2", "3"], label="Person in the video")
                     hands = gr.Dropdown(list(get_args(Switch)), label="Hands", visible="hands" in parts)
                     face = gr.Dropdown(list(get_args(Switch)), label="Face", visible="face" in parts)

@@ -332,7 +332,7 @@ class Studio:
         if request.background != "reference" and request.compose == "off":
             raise UserError(f"Background {request.background}: goes with the size: {PICTURE_SIZE}.")
         width, height = self.sizes[request.size]
-        config = self.pipeline.options(
+        config = self.pipeline.animation_config(
             request.speed,
             width=width,
             height=height,

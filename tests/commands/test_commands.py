@@ -118,8 +118,8 @@ def test_errors_name_the_command(capfd, tmp_path):
 
 def test_the_shipped_configurations_are_those_beside_the_package():
     names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-    assert train.shipped() == names and "stage1" in names
-    assert train.configuration("stage1") == train.configuration(str(ROOT / "configs" / "stage1.py"))
+    assert train.config_names() == names and "stage1" in names
+    assert train.load_config("stage1") == train.load_config(str(ROOT / "configs" / "stage1.py"))
 
 
 def test_the_scripts_are_the_commands():

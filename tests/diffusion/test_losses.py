@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from animate_jax.config import ScheduleConfig
-from animate_jax.diffusion.losses import draw_noise, loss_weight, weighted_mse
+from animate_jax.diffusion.losses import loss_weight, sample_noise, weighted_mse
 from animate_jax.diffusion.schedule import make_schedule
 
 pytestmark = pytest.mark.compiles
@@ -65,15 +65,17 @@ def test_spatial_weight_selects():
 
 
 def test_noise_is_standard_normal():
-    noise = draw_noise(jax.random.key(0), (2, 4, 32, 32, 4))
+    noise = sample_noise(jax.random.key(0), (2, 4, 32, 32, 4))
     assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
 
 
 def test_noise_offset_is_one_number_per_sample_and_channel():
     shape = (2, 4, 8, 8, 3)
-    offset = draw_noise(jax.random.key(0), shape, offset=0.05) - draw_noise(jax.random.key(0), shape)
+    offset = sample_noise(jax.random.key(0), shape, offset=0.05) - sample_noise(jax.random.key(0), shape)
     assert np.ptp(offset, axis=(1, 2, 3)).max() < 1e-6
     assert len(np.unique(np.round(offset[:, 0, 0, 0], 4))) == 6
 
-    many = draw_noise(jax.random.key(1), (4000, 1, 1, 1), offset=0.05) - draw_noise(jax.random.key(1), (4000, 1, 1, 1))
+    many = sample_noise(jax.random.key(1), (4000, 1, 1, 1), offset=0.05) - sample_noise(
+        jax.random.key(1), (4000, 1, 1, 1)
+    )
     assert abs(many.std() - 0.05) < 0.003

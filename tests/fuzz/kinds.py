@@ -65,7 +65,7 @@ class Pictures(Kind):
     def read(self, path):
         read_image(path)
         if path.stem == "person":
-            crop_reference(path, pipeline().options())
+            crop_reference(path, pipeline().animation_config())
 
 
 class Videos(Kind):
@@ -112,7 +112,7 @@ class Poses(Kind):
         self.files = {name: (folder / name).read_bytes() for name in ("a.json", "a.npz", "a.npy")}
 
     def read(self, path):
-        options, reference = pipeline().options(), random_keypoints(1)[0]
+        options, reference = pipeline().animation_config(), random_keypoints(1)[0]
         motion = pipeline().read_motion(path, frames=4, progress=False, canvas=(64, 48))
         for align in ("bones", "global", "musepose", "none"):
             draw_motion(motion, reference, options, align)[:]
@@ -171,7 +171,7 @@ class Checkpoints(Kind):
 
     def read(self, path):
         params, preset = checkpoint.load(path / "checkpoint")
-        Pipeline(params, preset).options()
+        Pipeline(params, preset).animation_config()
 
 
 class Presets(Checkpoints):

@@ -32,7 +32,7 @@ poses, picture = (random.integers(0, 256, shape, np.uint8) for shape in ((10, 64
 
 
 def video(pipeline):
-    options = pipeline.options()
+    options = pipeline.animation_config()
     conditioning = pipeline.precompute_conditioning(picture, poses[0], options)
     latents = pipeline.sample(conditioning, poses, options, progress=False)
     return latents, pipeline.decode(latents)

@@ -6,7 +6,7 @@ import pytest
 
 from animate_jax.models.attention import merge_heads, split_heads
 from animate_jax.models.params import abstract_model, merge_model
-from animate_jax.sampling.attention_maps import features, reference_attention
+from animate_jax.sampling.attention_maps import block_features, reference_attention_maps
 from animate_jax.sampling.pipeline import Pipeline
 
 pytestmark = pytest.mark.compiles
@@ -18,8 +18,8 @@ PATH = "mid_block.attentions.0"
 def looked(micro_params, micro, compile_fast):
     pipeline = Pipeline(micro_params, micro)
     frames, poses = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 48, 3), np.uint8)
-    conditioning = pipeline.precompute_conditioning(frames[0], poses[0], pipeline.options())
-    return pipeline, conditioning, features(pipeline, frames, poses, conditioning)
+    conditioning = pipeline.precompute_conditioning(frames[0], poses[0], pipeline.animation_config())
+    return pipeline, conditioning, block_features(pipeline, frames, poses, conditioning)
 
 
 def test_features_of_every_transformer(looked):
@@ -31,7 +31,7 @@ def test_features_of_every_transformer(looked):
 def test_attention_to_the_reference_is_the_models(looked):
     """With the values it weighs, and what is left for the frame itself, it gives the layer's own output."""
     pipeline, conditioning, found = looked
-    shares = reference_attention(pipeline, found, conditioning, PATH)
+    shares = reference_attention_maps(pipeline, found, conditioning, PATH)
     assert shares.shape == (3, 2, 16 * 12, 16 * 12)
     total = shares.sum(-1)
     assert (shares >= 0).all() and 0 < total.min() and total.max() < 1

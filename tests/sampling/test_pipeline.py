@@ -109,7 +109,7 @@ def test_videos_of_any_length_are_made_window_by_window(frames, guidance, pipeli
     monkeypatch.setattr(
         pipeline, "_run_unet", lambda params, x, *rest: calls.append(x.shape) or denoise(params, x, *rest)
     )
-    options = pipeline.options(guidance=guidance)
+    options = pipeline.animation_config(guidance=guidance)
     animation = pipeline(picture, walk(frames), guidance=guidance, progress=False)
     assert len(animation.frames) == frames
     assert calls == [(1 + (guidance > 1), min(frames, 4), 16, 12, 4)] * num_function_evaluations(
@@ -299,7 +299,7 @@ def test_the_reference_is_cut_around_its_person(pipeline, monkeypatch):
         x, y = (found.body[0, point] * (400, 300)).round().astype(int)
         picture[y - 6 : y + 6, x - 6 : x + 6] = color
     monkeypatch.setattr(module, "detect", lambda frames, progress=None, person="largest": found)
-    cut, keypoints = crop_reference(picture, pipeline.options(width=192, height=256))
+    cut, keypoints = crop_reference(picture, pipeline.animation_config(width=192, height=256))
     assert cut.shape == (256, 192, 3)
     for point, channel in ((0, 0), (10, 1)):
         y, x = np.argwhere((cut[..., channel] > 200) & (cut[..., 2] < 50)).mean(0) + 0.5
@@ -312,13 +312,13 @@ def test_a_cut_beyond_the_picture_repeats_its_edge(pipeline, monkeypatch):
     picture[0], picture[-1] = (0, 0, 255), (255, 0, 0)
     narrow = waving(1).affine((0.2, 1), (0.4, 0))
     monkeypatch.setattr(module, "detect", lambda frames, progress=None, person="largest": narrow)
-    cut, keypoints = crop_reference(picture, pipeline.options(width=96, height=128))
+    cut, keypoints = crop_reference(picture, pipeline.animation_config(width=96, height=128))
     assert (cut[0, :, 2] > 200).all() and (cut[-1, :, 0] > 200).all()
     assert (keypoints.body > 0).all() and (keypoints.body < 1).all()
 
 
 def test_files_and_arrays_are_the_same_reference(pipeline):
-    options = pipeline.options()
+    options = pipeline.animation_config()
     (from_file, found), (from_array, _) = (crop_reference(r, options) for r in (ASTRONAUT, read_image(ASTRONAUT)))
     np.testing.assert_array_equal(from_file, from_array)
     nose = found.body[0]
@@ -347,10 +347,10 @@ def test_encoding_is_the_autoencoders(pipeline, picture):
 
 
 def test_options_replace_the_presets_defaults(pipeline, micro):
-    assert pipeline.options() == micro.animation
-    assert pipeline.options(steps=None, window=8) == dataclasses.replace(micro.animation, window=8)
+    assert pipeline.animation_config() == micro.animation
+    assert pipeline.animation_config(steps=None, window=8) == dataclasses.replace(micro.animation, window=8)
     with pytest.raises(TypeError, match="speed"):
-        pipeline.options(speed=2)
+        pipeline.animation_config(speed=2)
 
 
 @pytest.mark.parametrize(
@@ -417,14 +417,14 @@ def copying(micro_copying, compile_fast):
 
 def test_every_frame_sees_the_reference_in_its_own_pose(copying, anybody, picture, monkeypatch):
     monkeypatch.setattr(module, "segment", lambda picture, person: None)  # capsules
-    own, motion = crop_reference(picture, copying.options())
-    poses = draw_motion(walk(6), motion, copying.options())
+    own, motion = crop_reference(picture, copying.animation_config())
+    poses = draw_motion(walk(6), motion, copying.animation_config())
     warped = copying.warp(own, motion, poses)
     expected, masks = warped[:]
     assert len(np.unique(expected.reshape(6, -1), axis=0)) > 3 and (masks[..., 0] == 255).mean() > 0.1
     made = copying(picture, walk(6), progress=False).frames  # two windows
     assert np.abs(made.astype(int) - expected).max() <= 1
-    options = copying.options(steps=1)
+    options = copying.animation_config(steps=1)
     latents = copying.sample(
         copying.precompute_conditioning(own, poses[:1][0], options), poses, options, progress=False, warped=warped
     )
@@ -444,7 +444,7 @@ def test_several_references_keep_their_own_warp(copying, anybody, picture, monke
 
 def test_pose_pictures_without_joints_show_the_background(copying, anybody, picture, monkeypatch):
     monkeypatch.setattr(module, "segment", lambda picture, person: None)
-    own, motion = crop_reference(picture, copying.options())
+    own, motion = crop_reference(picture, copying.animation_config())
     drawn = DrivingMotion(10.0, images=np.zeros((3, 64, 48, 3), np.uint8))
     made = copying(picture, drawn, progress=False).frames
     background = copying.warp(own, motion, drawn.images).background
@@ -461,8 +461,8 @@ def test_composed_results_have_the_pictures_own_size_and_pixels(copying, anybody
     picture = large_picture()
     made = copying(picture, walk(6), progress=False, compose="on")
     assert made.frames.shape == made.poses.shape == (6, 320, 240, 3) and made.reference.shape == (320, 240, 3)
-    scene = read_scene(picture, copying.options(), detector=lambda frames: waving(1))
-    fitted = fit_motion(walk(6), scene.keypoints, scene.size, copying.options(), "bones")
+    scene = read_scene(picture, copying.animation_config(), detector=lambda frames: waving(1))
+    fitted = fit_motion(walk(6), scene.keypoints, scene.size, copying.animation_config(), "bones")
     expected, _ = warp(scene.picture, scene.mask, scene.keypoints, fitted)[:]
     difference = np.abs(made.frames.astype(int) - expected)
     assert difference.mean() < 4  # the warped, at its own size

@@ -29,7 +29,7 @@ def picture(seed=0):
 
 
 def latents(pipeline, frames=4, seed=0, shown=0, **overrides):
-    options = pipeline.options(**overrides)
+    options = pipeline.animation_config(**overrides)
     conditioning = pipeline.precompute_conditioning(picture(shown), POSES[0], options)
     result = pipeline.sample(conditioning, POSES[:frames], options, seed, progress=False)
     pipeline.decode(result)
@@ -94,7 +94,7 @@ def test_the_device_never_holds_the_features_of_a_long_video(pipeline, shift):
     def most(frames):
         held, before = [], sum(array.nbytes for array in jax.live_arrays())
         watch = lambda *_: held.append(sum(array.nbytes for array in jax.live_arrays()))  # noqa: E731
-        options = pipeline.options(steps=3, deepcache_interval=2, shift_windows=shift)
+        options = pipeline.animation_config(steps=3, deepcache_interval=2, shift_windows=shift)
         conditioning = pipeline.precompute_conditioning(picture(), POSES[0], options)
         made = pipeline.sample(conditioning, np.resize(POSES, (frames, 64, 48, 3)), options, 0, False, watch)
         return max(held) - before, made
@@ -145,9 +145,9 @@ def test_8_bit_products_of_the_bundled_model_can_be_traced():
 
 
 def test_speeds(pipeline, micro):
-    assert pipeline.options() == pipeline.options(speed="exact") == micro.animation
+    assert pipeline.animation_config() == pipeline.animation_config(speed="exact") == micro.animation
     for name, fields in speeds(micro.sampling).items():
-        assert dataclasses.asdict(pipeline.options(speed=name)).items() >= fields.items()
-    assert pipeline.options(speed="fastest", deepcache_interval=7).deepcache_interval == 7
+        assert dataclasses.asdict(pipeline.animation_config(speed=name)).items() >= fields.items()
+    assert pipeline.animation_config(speed="fastest", deepcache_interval=7).deepcache_interval == 7
     with pytest.raises(UserError, match="--deepcache-interval 0"):
-        pipeline.options(deepcache_interval=0)
+        pipeline.animation_config(deepcache_interval=0)
