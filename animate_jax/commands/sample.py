@@ -123,7 +123,7 @@ def print_plan(args: Arguments) -> NoReturn:
 
 
 def output_paths(args: Arguments) -> list[pathlib.Path]:
-    """The video of every pair, reference by reference; makes sure that all can be written, and replace no user's file."""
+    """The video of every pair, reference by reference; all can be written and replace no file of the user's."""
     for name, files in (("reference", args.reference), ("driving", args.driving)):
         if not files:
             raise UserError(f"--{name}: no file is given: check the pattern that should have matched some")
@@ -138,15 +138,14 @@ def output_paths(args: Arguments) -> list[pathlib.Path]:
     inputs = (*args.reference, *args.driving)
     for path in outputs:
         # The user did not choose the other files' names: they may only replace files of this program.
-        others = {"contact sheet": sheet_path(path)} | (
-            {"side-by-side video": side_by_side_path(path)} if args.side_by_side else {}
-        )
+        sheet = sheet_path(path)
+        others = {"contact sheet": sheet}
+        if args.side_by_side:
+            others["side-by-side video"] = side_by_side_path(path)
         for new in (path, *others.values()):
             check_file(new)
         if any(same_file(new, old) for new in (path, *others.values()) for old in inputs):
-            raise UserError(
-                f"--output {path}: it or its contact sheet {sheet_path(path)} would replace an input: rename it"
-            )
+            raise UserError(f"--output {path}: it or its contact sheet {sheet} would replace an input: rename it")
         for what, new in others.items():
             if os.path.lexists(new) and not made_here(new):
                 raise UserError(f"--output {path}: its {what} would replace a file of yours, {new}: rename it")

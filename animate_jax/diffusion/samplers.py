@@ -2,7 +2,7 @@
 
 A sampler is called as `sampler(predict, x, schedule, steps, keys)`, where `predict(x, t)` returns the UNet's
 prediction at timestep t. x is in host memory: NumPy in, NumPy out. All are deterministic but `euler_ancestral`, the
-only one to use `keys`, one per video. Numerics are those of diffusers' schedulers of the same names (compared in tests).
+only one to use `keys`, one per video. The numerics are those of diffusers' schedulers of the same names.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def timesteps(steps: int, schedule: Schedule, extra: int = 0) -> Int[np.ndarray,
 def alphas_and_sigmas(
     t: Int[np.ndarray, " steps"], schedule: Schedule
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Signal alpha and noise sigma at every timestep, followed by 1 and 0. As in diffusers, alpha is never exactly 0, so
-    that log(alpha / sigma) is finite."""
+    """Signal alpha and noise sigma at every timestep, followed by 1 and 0. As in diffusers, alpha is never exactly 0:
+    log(alpha / sigma) is finite."""
     alpha_bar = np.maximum(np.asarray(schedule.alphas_cumprod, np.float64)[t], 2.0**-24)
     return np.append(alpha_bar, 1.0) ** 0.5, np.append(1 - alpha_bar, 0.0) ** 0.5
 
