@@ -65,8 +65,8 @@ def ddim_step(
 ) -> FloatArray:
     """x at the previous timestep.
 
-        The step is always train_steps // steps long, as in diffusers and the PyTorch implementations, although `timesteps`
-        with trailing spacing may differ by other amounts. A step that ends before timestep 0 ends at alpha_bar = 1.
+    The step is always train_steps // steps long, as in diffusers and the PyTorch implementations, although `timesteps`
+    with trailing spacing may differ by other amounts. A step that ends before timestep 0 ends at alpha_bar = 1.
     """
     x0, epsilon = schedule.to_x0_epsilon(prediction, x_t, t)
     previous = t - schedule.config.train_steps // steps

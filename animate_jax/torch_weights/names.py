@@ -20,7 +20,7 @@ _NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_att
 
 
 def torch_key(path: str) -> str:
-    """The torch key of a parameter path; parameters of a module itself, as CLIP's `class_embedding`, keep their name."""
+    """The torch key of a parameter path; direct parameters, as CLIP's `class_embedding`, keep their name."""
     module, _, leaf = path.rpartition(".")
     return f"{module}.weight" if leaf in ("kernel", "scale", "embedding") else path
 
