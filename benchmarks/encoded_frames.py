@@ -10,20 +10,14 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from animate_jax.config import (
-    DataConfig,
-    ModelConfig,
-    Preset,
-    TrainConfig,
-)
+from animate_jax.config import DataConfig, ModelConfig, TrainConfig
+from animate_jax.data.batch import Batch
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.presets import presets  # fmt: skip
-from animate_jax.training.forecast import abstract_batch
 from animate_jax.training.losses import DiffusionLoss
-from animate_jax.training.program import make_program
+from animate_jax.training.step import make_program
 
 BOTH = TrainConfig("stage1", "", trainable=r"(?!vae\.)(?!image_encoder\.)(?!.*motion_modules)",
                    data=DataConfig(batch=1, frames=1), compute_dtype="bfloat16", remat="blocks")  # fmt: skip
@@ -34,32 +28,17 @@ CONFIGS = {
 }
 
 
-def encoded(batch: dict[str, jax.ShapeDtypeStruct], preset: Preset) -> dict[str, jax.ShapeDtypeStruct]:
-    """The same batch of encoded frames."""
-    clips, frames, height, width, _ = batch["poses"].shape
-    scale, channels = preset.model.vae.downscale, 2 * preset.model.vae.latent_channels
-    moments = (height // scale, width // scale, channels)
-    shapes = {"reference_moments": moments, "moments": (frames, *moments)}
-    shapes["clip_embedding"] = (preset.model.image_encoder.projection_dim,)
-    sharding = batch["poses"].sharding
-    new = {
-        name: jax.ShapeDtypeStruct((clips, *shape), jnp.float16, sharding=sharding) for name, shape in shapes.items()
-    }
-    return {name: batch[name] for name in ("reference_pose", "poses", "masks")} | new
-
-
 def main() -> None:
     mesh, paper = make_mesh(), presets()["paper"]
     everywhere, key = NamedSharding(mesh, PartitionSpec()), jax.random.key(0)
 
     def programs(config: TrainConfig, model: ModelConfig, side: int):
-        """(program, batches of pixels and of encoded frames)"""
+        """(program, batches of images and of encoded frames)"""
         frames = dataclasses.replace(paper.frames, width=side, height=side)
         preset = dataclasses.replace(paper, model=model, frames=frames)
         config = dataclasses.replace(config, preset=preset)
         program = make_program(config, DiffusionLoss(config), mesh)
-        pixels = abstract_batch(config, everywhere)
-        return program, (pixels, encoded(pixels, preset))
+        return program, [Batch.abstract(config, everywhere, encoded) for encoded in (False, True)]
 
     def row(name: str, pixels: float, latents: float, unit: str) -> None:
         saved = 100 * (1 - latents / pixels)
@@ -69,10 +48,7 @@ def main() -> None:
     with jax.set_mesh(mesh):
         for name, config in CONFIGS.items():
             program, batches = programs(config, paper.model, 768)
-            work = [
-                jax.jit(program.step).lower(program.abstract, each, key).cost_analysis()["flops"] / 1e12
-                for each in batches
-            ]
+            work = [program.step.lower(program.abstract, each, key).cost_analysis()["flops"] / 1e12 for each in batches]
             row(f"{name}, 768x768, {config.data.frames} frames", *work, "TFLOP")
 
 

@@ -24,7 +24,7 @@ from animate_jax.models.attention import Attention
 from animate_jax.models.kernels import splash
 from animate_jax.models.params import merge_model, split_model
 from animate_jax.models.vae import AutoencoderKL
-from animate_jax.parallel.forecast import FAST, topology_devices
+from animate_jax.parallel.forecast import LEAST_EFFORT, topology_devices
 from animate_jax.parallel.mesh import make_mesh
 
 Part = Literal["temporal", "reference", "decode"]
@@ -86,7 +86,7 @@ def cases(
         for frames in (1, 8, 24):
             inputs = params, shape(frames, 96, 64, 4)
             # With its usual effort the compiler takes a quarter of an hour and more for a single frame.
-            yield (f"VAE decode, {frames} frames at once, least effort", mock.MagicMock(), FAST,
+            yield (f"VAE decode, {frames} frames at once, least effort", mock.MagicMock(), LEAST_EFFORT,
                    lambda params, x: merge_model(graphdef, params).to_images(x), inputs)  # fmt: skip
 
 

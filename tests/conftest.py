@@ -47,6 +47,27 @@ MICRO = Preset(
 )  # fmt: skip
 
 
+# The model of the PyTorch implementations at such a size: two levels, attention in one of them.
+SMALL = dataclasses.replace(
+    MICRO,
+    name="small",
+    model=dataclasses.replace(
+        MICRO.model,
+        unet=UNetConfig(
+            block_out_channels=(8, 16), attention_levels=(True, False), num_attention_heads=2, cross_attention_dim=12,
+            norm_num_groups=4, motion_max_length=32, motion_num_attention_heads=2, motion_norm_num_groups=4,
+        ),
+        vae=VAEConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4),
+        image_encoder=dataclasses.replace(MICRO.model.image_encoder, projection_dim=12),
+        pose_guider=PoseGuiderConfig(block_out_channels=(4, 8), conditioning_channels=8),
+        reference_pose_guider=False,
+    ),
+    schedule=ScheduleConfig(),
+    frames=FrameConfig(64, 64),
+    sampling=SamplingConfig(steps=2, window=24),
+)  # fmt: skip
+
+
 def using(config: TrainConfig, preset: Preset) -> TrainConfig:
     """The run with another preset."""
     return dataclasses.replace(config, preset=preset)

@@ -90,7 +90,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(EXAMPLE / "reference.png", "person.png")
     shutil.copy(EXAMPLE / "driving.mp4", "dance.mp4")
-    for index, code in enumerate(blocks("python", page)):
+    runnable = [code for code in blocks("python", page) if "load_config(" not in code]  # see test_own_loop.py
+    for index, code in enumerate(runnable):
         block = Path(f"block{index}.py")
         short = "steps=1, frames=2" if "pipeline(" in code else "steps=1"
         block.write_text(code.replace("steps=2", short).replace("frames=24", "frames=2"))

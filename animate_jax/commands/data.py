@@ -80,7 +80,7 @@ def _encode(options: list[str], program: str) -> None:
     from animate_jax.training.encoding import EncodeArguments, encode
 
     args = tyro.cli(EncodeArguments, args=options, prog=f"{program} encode")
-    with processes.joined():
+    with processes.distributed():
         encode(args.data, localize(args.checkpoint), args.output, args.options)
 
 

@@ -6,6 +6,7 @@ where it stopped when started again with the same output directory. `--help` aft
 command is started on each (`animate_jax/parallel/processes.py`).
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -53,11 +54,11 @@ def main(arguments: list[str], program: str = "animate-jax train") -> int:
         print(f"usage: {program} CONFIG [options]   (CONFIG: a file, or one of {names})", file=sys.stderr)
         return 2
     status = exit_status(program, lambda: run_command(program, *arguments), "the last checkpoint is intact")
-    return processes.leave(status) if status else 0
+    return processes.exit_now(status) if status else 0
 
 
 def config_names() -> list[str]:
-    """Names of the configurations that ship with the package."""
+    """Names of the package's configurations."""
     return sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
@@ -77,6 +78,7 @@ def load_config(name: str) -> TrainConfig:
 
 
 def run_command(program: str, name: str, *options: str) -> int:
+    """Trains, or prints the plan. Returns the exit status."""
     config = tyro.cli(
         TrainConfig, default=load_config(name), args=options, prog=f"{program} {name}", registry=PRESET_NAMES
     )
@@ -87,7 +89,7 @@ def run_command(program: str, name: str, *options: str) -> int:
 
         config = dataclasses.replace(config, init=os.fspath(localize(config.init)))
     if config.plan is None:
-        with processes.joined():
+        with processes.distributed():
             return train(with_carried_preset(config, named))
     else:
         from animate_jax.training.forecast import plan
@@ -119,35 +121,34 @@ def with_carried_preset(config: TrainConfig, named: bool) -> TrainConfig:
 
 
 def train(config: TrainConfig) -> int:
-    """Returns the exit status: a signal's, if one ended the run."""
+    """Trains by `training/loop.py`. Returns the exit status: that of a signal, if one ended the run."""
     from animate_jax.data.loader import batches
     from animate_jax.parallel.mesh import make_mesh, rows_of_process
     from animate_jax.training.guards import Interrupt
     from animate_jax.training.loop import open_folder, run
-    from animate_jax.training.losses import DiffusionLoss, VAELoss
+    from animate_jax.training.losses import make_loss
     from animate_jax.training.preview import Preview
 
     keep_compiled_programs()
-    perceptual = None
-    if config.stage == "vae" or config.loss.perceptual_weight:
-        from animate_jax.perceptual import lpips
-
-        weights = lpips.load(config.lpips_weights)
-        perceptual = lambda a, b: lpips.lpips(weights, a, b, stages=4)  # noqa: E731
-    if config.data.root is not None:
-        from animate_jax.data.latents import encoding_of
-        from animate_jax.training.encoding import check_encoded
-
-        if encoding := encoding_of(config.data.root, config.data.split):
-            check_encoded(config, encoding)
-    loss = VAELoss(config, perceptual) if config.stage == "vae" else DiffusionLoss(config, perceptual)
-    mesh = make_mesh(config.mesh)
+    check_data(config)
+    loss, mesh = make_loss(config), make_mesh(config.mesh)
     data = batches(config, *rows_of_process(mesh))
     stop = Interrupt()
-    try:
-        with open_folder(config) as folder:
-            preview = Preview(config, folder.path) if config.preview.every else None
-            run(config, loss, data, mesh, preview, stop, folder)
-    finally:
-        data.close()
+    with contextlib.closing(data), open_folder(config) as folder:
+        preview = Preview(config, folder.path) if config.preview.every else None
+        run(config, loss, data, mesh, preview, stop, folder)
     return stop.status
+
+
+def check_data(config: TrainConfig) -> None:
+    """
+    Raises:
+        UserError: the data are encoded frames, which do not fit this run.
+    """
+    if config.data.root is None:
+        return
+    from animate_jax.data.latents import encoding_of
+    from animate_jax.training.encoding import check_encoded
+
+    if encoding := encoding_of(config.data.root, config.data.split):
+        check_encoded(config, encoding)

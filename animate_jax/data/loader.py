@@ -5,6 +5,7 @@ grain brings the order, the worker processes and the prefetching; samples are ma
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import sys
@@ -12,11 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import grain
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from animate_jax.config import TrainConfig
+from animate_jax.data.batch import Batch
 from animate_jax.data.samples import RecordedSamples, RenderedSamples, SkipDamaged, open_source
 from animate_jax.errors import UserError
 
@@ -73,7 +74,7 @@ class BatchIterator(grain.DatasetIterator):
         self._position, self._iterator = 0, None
         self.damaged: set[int] = set()
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> Batch:
         """
         Raises:
             UserError: too many clips are damaged.
@@ -84,7 +85,7 @@ class BatchIterator(grain.DatasetIterator):
         self._position += self._batch
         for message in filter(None, batch.pop("damaged", ())):
             self._count_damaged(*message.decode(errors="ignore").split("\t", 1))
-        return batch
+        return Batch(**batch)
 
     def _count_damaged(self, number: str, message: str) -> None:
         if int(number) in self.damaged:
@@ -111,8 +112,9 @@ class BatchIterator(grain.DatasetIterator):
     def close(self) -> None:
         """Ends the worker processes."""
         if self._iterator is not None:
+            gc.collect()  # makes JAX release arrays in the workers' shared memory, which is freed while they end
             self._iterator.close()
-        self._iterator = None
+            self._iterator = None
 
 
 def batches(config: TrainConfig, process: int = 0, processes: int = 1) -> BatchIterator:

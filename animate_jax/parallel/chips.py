@@ -1,4 +1,4 @@
-"""Published peaks of accelerators, per device that JAX sees: what utilization and plans are measured against."""
+"""Published peaks of accelerators, per device that JAX sees, for utilization and plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step would take on TPUs that are not there: it is compiled for them, and what the compiler made is read."""
+"""What a step would take on TPUs that are not there: it is compiled for them, and the compiled program is read."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from animate_jax.parallel import hlo
 from animate_jax.parallel.chips import Chip, find_chip
 from animate_jax.parallel.mesh import compiler_options
 
-# Minutes instead of hours. The memory it finds is that of a less careful compilation: rather too much than too little.
-FAST = {"exec_time_optimization_effort": -1.0}
+# Minutes instead of hours, and an upper estimate of the memory, as the compiler optimizes less.
+LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 UPDATE_FLOPS = 20  # of AdamW, clipping and averaging, per parameter
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything per chip and step; sizes in bytes."""
+    """What a step takes per chip; sizes in bytes."""
 
     mesh: dict[str, int]
     chip: Chip
     memory: dict[str, float]  # by kind
-    cuts: Mapping[str, str]  # what to do when that kind is too much
+    remedies: Mapping[str, str]  # what to do when that kind is too much
     overflow: str | None  # the compiler's words when the step does not fit
     flops: float = 0.0
-    recomputed: float = 0.0  # of the FLOPs, those that `remat` does for the second time
+    recomputed: float = 0.0  # of the FLOPs, those that `remat` repeats
     traffic: float = 0.0  # memory reads and writes
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)  # by kind
     compile_seconds: float = 0.0
@@ -60,7 +60,7 @@ class Plan:
         lines.append(f"  {'memory in all':<20}{total / 1e9:9.2f} GB of {self.chip.memory / 1e9:.0f} GB per chip")
         if self.overflow is not None:
             kind = max(self.memory, key=self.memory.__getitem__)
-            lines += [f"does not fit: {self.overflow}", f"largest: {kind}; {self.cuts[kind]}"]
+            lines += [f"does not fit: {self.overflow}", f"largest: {kind}; {self.remedies[kind]}"]
             return "\n".join(lines)
         again = f", of them {self.recomputed / 1e12:.2f} T for the second time" if self.recomputed else ""
         lines.append(f"  {'FLOPs':<20}{self.flops / 1e12:9.2f} T{again}")
@@ -91,22 +91,28 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     try:
         options: dict[str, Any] = {"num_slices": int(slices)} if slices else {}
         if set(re.findall(r"\d+", one.partition(":")[2])) == {"1"}:
-            options["chips_per_host_bounds"] = (1, 1, 1)  # a host has more chips unless told
+            options["chips_per_host_bounds"] = (1, 1, 1)  # by default a host has more chips
         return topologies.get_topology_desc(platform="tpu", topology_name=one, **options).devices
     except (ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:120]
         raise UserError(f"--plan {name}: no such TPU topology, try v5e:4x4 or v5p:2x2x4 ({reason})") from error
 
 
-def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapping[str, Any], mesh: Mesh,
-                 cuts: Mapping[str, str], out_shardings: Any = None) -> Plan:  # fmt: skip
-    """Compiles `step` for the mesh's chips, all but the machine code, and reads what it takes. The compiler then still
-    works in a thread: the process should be left with `os._exit`.
+def compile_plan(
+    step: Callable[..., Any],
+    arguments: Sequence[Any],
+    arguments_by_kind: Mapping[str, Any],
+    mesh: Mesh,
+    remedies: Mapping[str, str],
+    out_shardings: Any = None,
+) -> Plan:
+    """Compiles `step` for the mesh's chips, except for the machine code, and reads what it takes. The compiler goes on
+    in a thread afterwards: end the process with `os._exit`.
 
     Args:
-        arguments: `jax.ShapeDtypeStruct`s with shardings; the first is donated. Those without use stay resident.
-        kinds: the same leaves by what they are.
-        cuts: what to do when a kind is too much; with the kind "activations" for the rest.
+        arguments: `jax.ShapeDtypeStruct`s with shardings; the first is donated. Unused ones stay in memory.
+        arguments_by_kind: the same leaves by what they are: "weights", "batch", ...
+        remedies: what to do when a kind is too much; with the kind "activations" for the rest.
 
     Raises:
         UserError: the chip's peaks are unknown.
@@ -115,7 +121,7 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
     chip = find_chip(kind)
     if chip is None:
         raise UserError(f"--plan: no published peaks are known of {kind!r}")
-    held = {name: sum(map(local_bytes, jax.tree.leaves(tree))) for name, tree in kinds.items()}
+    argument_bytes = {name: sum(map(local_bytes, jax.tree.leaves(tree))) for name, tree in arguments_by_kind.items()}
     began = time.monotonic()
     try:
         with jax.set_mesh(mesh):
@@ -127,11 +133,11 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         used, words = overflow(str(error))
-        rest = max(used - sum(held.values()), 0.0)
-        return Plan(dict(mesh.shape), chip, {**held, "activations": rest}, cuts, words)
-    fresh = max(hlo.allocated_bytes(buffers) - sum(held.values()), 0.0)
+        rest = max(used - sum(argument_bytes.values()), 0.0)
+        return Plan(dict(mesh.shape), chip, {**argument_bytes, "activations": rest}, remedies, words)
+    temp_bytes = max(hlo.allocated_bytes(buffers) - sum(argument_bytes.values()), 0.0)
     return Plan(
-        dict(mesh.shape), chip, {**held, "activations": fresh}, cuts, None,
+        dict(mesh.shape), chip, {**argument_bytes, "activations": temp_bytes}, remedies, None,
         flops=hlo.product_flops(text) + hlo.kernel_flops(text),
         recomputed=hlo.recomputed_flops(text) or 0.0, traffic=hlo.memory_traffic(text),
         collectives=hlo.collective_bytes(text), compile_seconds=time.monotonic() - began,
@@ -139,13 +145,13 @@ def compile_plan(step: Callable[..., Any], arguments: Sequence[Any], kinds: Mapp
 
 
 def compile_to_text(lowered: jax.stages.Lowered, options: dict[str, Any], folder: pathlib.Path) -> tuple[str, str]:
-    """The optimized program and the list of its buffers.
+    """The optimized program and the list of its buffers, as text.
 
     Machine code would take several times as long as everything before it, and, at full size, more memory than most
-    computers have. The compiler cannot be told to stop before it, but writes down what it has by then.
+    computers have. The compiler cannot be stopped before it, but dumps what it has by then.
     """
     errors: list[BaseException] = []
-    options = options | FAST | {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
+    options = options | LEAST_EFFORT | {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
 
     def work() -> None:
         try:
@@ -167,7 +173,7 @@ def compile_to_text(lowered: jax.stages.Lowered, options: dict[str, Any], folder
 
 
 def unreadable() -> UserError:
-    """Another compiler than the one that JAX names writes down other things."""
+    """Other versions of the compiler than the one that JAX requires dump other files."""
     wanted = [line.partition(";")[0].strip() for line in metadata.requires("jax") or () if line.startswith("libtpu")]
     return UserError(
         f"--plan: the TPU compiler (libtpu {metadata.version('libtpu')}) wrote nothing that can be read here; "
@@ -176,14 +182,14 @@ def unreadable() -> UserError:
 
 
 def step_flops(step: jax.stages.Compiled, trainable: Any, passes: int = 1) -> float:
-    """What every device computes in a training step of `passes` micro-batches, rematerialised layers included."""
+    """FLOPs of every device in a training step of `passes` micro-batches, rematerialization included."""
     parameters = sum(local_bytes(leaf) // leaf.dtype.itemsize for leaf in jax.tree.leaves(trainable))
     counted = (step.cost_analysis() or {}).get("flops", 0.0)
-    return whole_step(counted, passes, UPDATE_FLOPS * parameters) + hlo.kernel_flops(step.as_text())
+    return flops_with_accumulation(counted, passes, UPDATE_FLOPS * parameters) + hlo.kernel_flops(step.as_text())
 
 
-def whole_step(counted: float, passes: int, update: int) -> float:
-    """The compiler counts the loop over micro-batches as one turn; the optimizer behind it does run only once."""
+def flops_with_accumulation(counted: float, passes: int, update: int) -> float:
+    """The compiler counts the loop over micro-batches as one pass; the optimizer's update does run only once."""
     return (counted - update) * passes + update
 
 

@@ -1,6 +1,6 @@
-"""Weights gathered whole and gradients summed, once each, by devices that each work on clips of their own.
+"""Weights gathered and gradients summed once per step, by devices that each process clips of their own.
 
-For the inside of a `jax.shard_map` over the mesh's `data` and `fsdp`: ZeRO (Rajbhandari et al. 2020, section 5) with
+To be called inside a `jax.shard_map` over the mesh's `data` and `fsdp`: ZeRO (Rajbhandari et al. 2020, section 5) with
 whole weights during the passes.
 """
 
@@ -18,33 +18,40 @@ Specs = Mapping[str, PartitionSpec]
 
 
 def gather(shards: Mapping[str, Array], specs: Specs, dtype: DTypeLike) -> dict[str, Array]:
-    """Whole arrays of the devices' shards; cast first, so that no more bytes are sent than are used."""
-    cast = {path: array.astype(dtype) for path, array in shards.items()}
-    return {
-        path: array if specs[path] == PartitionSpec()
-        else jax.lax.all_gather(array, "fsdp", axis=specs[path].index("fsdp"), tiled=True)
-        for path, array in cast.items()
-    }  # fmt: skip
+    """The whole arrays, in `dtype`; cast before they are sent, so that no more bytes are sent than are used."""
+
+    def gather_array(array: Array, spec: PartitionSpec) -> Array:
+        if spec == PartitionSpec():
+            return array
+        return jax.lax.all_gather(array, "fsdp", axis=spec.index("fsdp"), tiled=True)
+
+    return {path: gather_array(array.astype(dtype), specs[path]) for path, array in shards.items()}
 
 
 def mean_shards(arrays: Mapping[str, Array], specs: Specs, dtype: DTypeLike) -> dict[str, Array]:
-    """Each device's shard of the mean over devices, summed in `dtype`. Over `fsdp` first, which stays inside a slice:
-    between slices only shards are summed."""
+    """Each device's shard of the mean over devices, summed in `dtype`: over `fsdp` first, which stays inside a slice,
+    so that between slices only shards are summed."""
     count = jax.lax.axis_size(("data", "fsdp"))
 
-    def one(array: Array, spec: PartitionSpec) -> Array:
+    def sum_array(array: Array, spec: PartitionSpec) -> Array:
         if spec == PartitionSpec():
             return jax.lax.psum(array, ("data", "fsdp"))
         shard = sum_scatter(array, spec.index("fsdp"))
-        return jax.lax.psum(shard, "data") if jax.lax.axis_size("data") > 1 else shard  # not even a sum of one is free
+        return (
+            jax.lax.psum(shard, "data") if jax.lax.axis_size("data") > 1 else shard
+        )  # a sum over one device is not free either
 
-    return {path: one(array.astype(dtype), specs[path]).astype("float32") / count for path, array in arrays.items()}
+    return {
+        path: sum_array(array.astype(dtype), specs[path]).astype("float32") / count for path, array in arrays.items()
+    }
 
 
 def sum_scatter(array: Array, axis: int) -> Array:
-    """Each device's shard of the sum over `fsdp`. From 16 devices on in two rounds of about equally many, which send as
-    many bytes: over all chips of a slice at once, the TPU's compiler (libtpu 0.0.42) makes an all-reduce of it, twice
-    the bytes, and throws most of the result away."""
+    """Each device's shard of the sum over `fsdp`.
+
+    From 16 devices on in two rounds over about equally many devices, which send as many bytes as one: over all chips of
+    a slice at once, the TPU's compiler (libtpu 0.0.42) makes an all-reduce of it, which sends twice as many.
+    """
     size = jax.lax.axis_size("fsdp")
     inner = next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)
     if size < 16 or inner == 1:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from animate_jax.config import MeshConfig
 from animate_jax.errors import UserError
@@ -124,11 +125,11 @@ def rows_of_process(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     return parts.index(tuple(held[jax.process_index() if process is None else process])), len(parts)
 
 
-def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def to_devices(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
     """This process's rows of a batch (`rows_of_process`) -> global arrays."""
-    sharding = batch_sharding(mesh)
-    count = rows_of_process(mesh)[1]
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * count, *rows.shape[1:]))
-        for name, rows in batch.items()
-    }
+    sharding, count = batch_sharding(mesh), rows_of_process(mesh)[1]
+
+    def to_global(rows: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, rows, (len(rows) * count, *rows.shape[1:]))
+
+    return jax.tree.map(to_global, batch)

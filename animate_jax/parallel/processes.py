@@ -12,16 +12,15 @@ import jax
 from animate_jax.errors import UserError
 
 HEARTBEAT = 20  # seconds of silence after which a process counts as dead
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+ENV_VARS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Joins the job's other processes before the body, which must be the first to touch a device.
+def distributed() -> Iterator[None]:
+    """Connects to the job's other processes before the body, which must be the first to use a device.
 
-    Cloud TPU pods, GKE, Slurm and MPI are recognized by JAX. Elsewhere the environment says it:
-    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without any of these the
-    process is alone.
+    JAX recognizes Cloud TPU pods, GKE, Slurm and MPI. Elsewhere the environment variables JAX_COORDINATOR_ADDRESS
+    (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID name them. Otherwise there is only this process.
 
     Raises:
         UserError: the variables are incomplete or wrong; or another process was lost during the body.
@@ -33,11 +32,11 @@ def joined() -> Iterator[None]:
     except (ValueError, RuntimeError):
         if address is not None:
             raise
-        # No cluster recognized, or JAX is in use already, as in a notebook: alone.
+        # No cluster was recognized, or JAX is in use already, as in a notebook: this is the only process.
     try:
         yield
         if jax.distributed.is_initialized():
-            jax.distributed.shutdown()  # all together: whatever their status, none ends the others
+            jax.distributed.shutdown()  # waits for all, so that no process ends the others
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -49,25 +48,25 @@ def joined() -> Iterator[None]:
 
 
 def from_environment() -> tuple[str | None, int | None, int | None]:
-    """Coordinator's address, number of processes and this one's index; all None where nothing is said.
+    """Coordinator's address, number of processes and index of this one; all None where none is set.
 
     Raises:
         UserError: some are missing or impossible.
     """
-    address, *numbers = (os.environ.get(name) for name in VARIABLES)
+    address, *numbers = (os.environ.get(name) for name in ENV_VARS)
     if address is None and numbers == [None, None]:
         return None, None, None
     if address is None or not all(number and number.isdecimal() for number in numbers):
-        raise UserError(f"{', '.join(VARIABLES)}: set all three (host:port and two numbers), or none")
+        raise UserError(f"{', '.join(ENV_VARS)}: set all three (host:port and two numbers), or none")
     count, index = map(int, numbers)
     if index >= count:
         raise UserError(f"JAX_PROCESS_ID={index}: must be 0 to {count - 1}, as JAX_NUM_PROCESSES is {count}")
     return address, count, index
 
 
-def leave(status: int) -> int:
-    """The exit status of a failure. In a job of several processes it ends this one at once: the usual exit would first
-    wait for the others, which wait for this one. So they notice within seconds."""
+def exit_now(status: int) -> int:
+    """Ends a failed process at once if it is one of several: the usual exit would wait for the others, which wait for
+    this one. A single process gets the status back."""
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Where every parameter lives: one ordered table of path patterns."""
+"""How every parameter is divided over the mesh: one ordered table of path patterns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-SMALL = 2**18  # elements; smaller arrays are replicated, gathering them costs more than holding them
+MIN_SHARDED_SIZE = 2**18  # elements; smaller arrays are replicated: gathering them costs more than holding them
 
 RULES: tuple[tuple[str, PartitionSpec | None], ...] = (
     (r".*(bias|scale|class_embedding)$", PartitionSpec()),
@@ -16,7 +16,7 @@ RULES: tuple[tuple[str, PartitionSpec | None], ...] = (
 )
 
 
-def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The first rule that matches the path decides."""
     rule = next(rule for pattern, rule in RULES if re.fullmatch(pattern, path))
     if rule is not None:
@@ -25,7 +25,7 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     for side in shape:
         size *= side
     divisible = [axis for axis, side in enumerate(shape) if side % fsdp == 0]
-    if fsdp == 1 or size < SMALL or not divisible:
+    if fsdp == 1 or size < MIN_SHARDED_SIZE or not divisible:
         return PartitionSpec()
     axis = max(divisible, key=lambda axis: shape[axis])
     return PartitionSpec(*[None] * axis, "fsdp")
@@ -34,8 +34,8 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """A tree of shardings for a state or parameter tree; moments and averages follow their parameter's path."""
 
-    def one(path, leaf):
+    def leaf_sharding(path, leaf):
         name = str(getattr(path[-1], "key", path[-1])) if path else ""
-        return NamedSharding(mesh, spec(name, leaf.shape, mesh))
+        return NamedSharding(mesh, param_spec(name, leaf.shape, mesh))
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)

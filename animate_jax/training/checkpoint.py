@@ -1,4 +1,4 @@
-"""A run's checkpoints: everything needed to go on exactly where it stopped, and to sample from it."""
+"""A run's checkpoints: everything that is needed to go on exactly where it stopped, and to sample from it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Awaitable
 from concurrent import futures
 from typing import Any
@@ -20,20 +21,20 @@ from animate_jax.presets import preset_of
 from animate_jax.storage import to_path
 from animate_jax.training.options import differences
 from animate_jax.training.progress import reason, say
-from animate_jax.training.state import State, sampling_params
+from animate_jax.training.state import TrainState, sampling_params
 
 if not os.environ.get(TRACEBACK):
     for _library in ("absl", "asyncio"):  # they tell errors that are told here, at a hundred lines each
         logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 
-class Checkpoints:
+class RunCheckpoints:
     """`<run>/checkpoints/<step>/{params, train, data}`.
 
     `params` is the whole model as it is sampled from (averaged weights), so a run's directory is also a sampling
     checkpoint; `train` adds what only training needs; `data` is the position of the loader. Saving is asynchronous
     and a step's directory appears only when complete: a process killed at any moment leaves the last one whole.
-    Kept are the newest `config.keep_last` and every multiple of `config.keep_every`.
+    The newest `config.keep_last` and every multiple of `config.keep_every` are kept.
     """
 
     def __init__(self, config: TrainConfig):
@@ -47,7 +48,8 @@ class Checkpoints:
         self._metadata = {"preset": to_dict(preset_of(config)), "config": to_dict(config)}
         self._waiter = futures.ThreadPoolExecutor(1)
         self._saving: futures.Future | None = None  # the save under way
-        self._failed = False  # the one before
+        self._failed = False  # the save before
+        self._seconds, self._saved = 60 * config.save_minutes, time.monotonic()
         self._orbax = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -57,12 +59,12 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # of saves that were killed
         )
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> RunCheckpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        # Where another process has failed it may never come here, and closing waits for it. And what cannot be closed
-        # after a failure has been told.
+        # After a failure of one process, closing could wait for the others for ever; and its own errors would hide the
+        # one that is being raised.
         if kind is None:
             self._orbax.close()
         elif jax.process_count() == 1:
@@ -70,34 +72,42 @@ class Checkpoints:
                 self._orbax.close()
         self._waiter.shutdown(wait=False)
 
-    def save(self, state: State, data: Any) -> None:
-        """Every process must call it at the same step. See `check` for whether it succeeded.
+    @property
+    def overdue(self) -> bool:
+        """Whether the last save, or the start, is longer ago than `config.save_minutes`."""
+        return bool(self._seconds) and time.monotonic() - self._saved > self._seconds
+
+    def save(self, state: TrainState, data: Any) -> None:
+        """Begins to save; `check` tells whether it succeeded. Every process must call it at the same step.
+
+        Args:
+            data: an iterator whose position is saved, see `IteratorCheckpoint`.
 
         Raises:
-            UserError: the one before failed twice.
+            UserError: the save before failed twice.
         """
         self.check(state, data, wait=True)
-        step = int(state["step"])
+        self._saved, step = time.monotonic(), int(state.step)
         if self._orbax.latest is not None and self._orbax.latest.step == step:
             return
-        items = {"params": sampling_params(state), "train": only_for_training(state), "data": Position(data)}
+        items = {"params": sampling_params(state), "train": training_only(state), "data": IteratorCheckpoint(data)}
         metadata = self._metadata
         if jax.process_count() == 1:  # of several, none has whole arrays
             metadata = metadata | {"checksums": checksums(items["params"])}
         try:
-            # Forced: while the previous save is under way, Orbax would otherwise skip this one without a word.
+            # Forced: while the previous save is under way, Orbax would otherwise skip this one silently.
             saved = self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
             self._saving = self._waiter.submit(saved.result)
         except Exception as error:
             self._saving = futures.Future()
             self._saving.set_exception(error)
 
-    def check(self, state: State, data: Any, wait: bool = False) -> None:
-        """Looks whether the last save has failed by now, or waits for its end. A process that is alone then saves this
+    def check(self, state: TrainState, data: Any, wait: bool = False) -> None:
+        """Checks whether the last save has failed by now, or at its end with `wait`. A single process then saves this
         state instead, once.
 
         Raises:
-            UserError: it has failed, for the second time or among several processes.
+            UserError: it has failed for the second time, or among several processes.
         """
         if self._saving is None or not (wait or self._saving.done()):
             return
@@ -119,19 +129,22 @@ class Checkpoints:
             self.check(state, data, wait)
 
     def _changes(self, path: Any) -> list[str]:
-        """What differs from the options that a checkpoint was made with, as far as it tells them."""
+        """What differs from the options that a checkpoint was made with, as far as they are known."""
         try:
             stored = json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
             return differences(stored, self._metadata)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return []  # what is wrong with it, restoring says
+            return []  # restoring will say what is wrong with it
 
-    def restore(self, state: State, layout: State, data: Any) -> State | None:
-        """The latest state in the shapes of `state` and the shardings of `layout`, with the data iterator moved to its
-        place; None when the run has no checkpoint yet. Mesh and number of processes may have changed.
+    def restore(self, abstract: TrainState, data: Any) -> TrainState | None:
+        """The latest state, and `data` moved to its position; None when the run has no checkpoint yet. Mesh and number
+        of processes may have changed.
+
+        Args:
+            abstract: shapes, dtypes and shardings.
 
         Raises:
-            UserError: it was started with other options that decide the result; or it cannot be read.
+            UserError: the run was started with other options that decide the result; or it cannot be read.
         """
         latest = self._orbax.latest
         if latest is None:
@@ -145,11 +158,11 @@ class Checkpoints:
             )
         if changes:
             say(f"goes on with other options than before: {'; '.join(changes)}")
-        wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout)
-        items = {"params": sampling_params(wanted), "train": only_for_training(wanted), "data": Position(data)}
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), abstract)
+        items = {"params": sampling_params(wanted), "train": training_only(wanted), "data": IteratorCheckpoint(data)}
         try:
             loaded = self._orbax.load_checkpointables(latest.step, items)
-            if jax.process_count() == 1 and not changes:  # with which dtypes may have changed
+            if jax.process_count() == 1 and not changes:  # changed options may be other dtypes
                 if wrong := damaged_arrays(stored_checksums(directory / str(latest.step)), loaded["params"]):
                     raise ValueError(f"{len(wrong)} arrays are not what was saved, first {wrong[0]!r}")
         except UserError:
@@ -171,22 +184,24 @@ class Checkpoints:
                 f"move this folder away {other}"
             ) from error
         params = loaded["params"]
-        return {
+        return TrainState(
             **loaded["train"],
-            "frozen": {path: params[path] for path in state["frozen"]},
-            "ema": {path: params[path] for path in state["ema"]},
-        }
+            frozen={path: params[path] for path in abstract.frozen},
+            ema={path: params[path] for path in abstract.ema},
+        )
 
 
-def only_for_training(state: State) -> State:
-    """What `params` does not hold: step, raw trainable weights, moments."""
-    return {name: part for name, part in state.items() if name not in ("frozen", "ema")}
+def training_only(state: TrainState) -> dict[str, Any]:
+    """What `sampling_params` does not hold: step, raw trainable weights, moments."""
+    return {"step": state.step, "trainable": state.trainable, "opt": state.opt}
 
 
-class Position:
-    """A grain iterator as Orbax saves it (one file per process), restored also when the number of processes changed.
+class IteratorCheckpoint:
+    """The position of a grain iterator, which Orbax saves in one file per process. If the number of processes changes,
+    all restore the position of the first, which is exact for iterators whose processes have the same positions.
 
-    The processes go in step and the iterator is elastic, so that any one's position is everyone's.
+    Args:
+        data: has the methods `save` and `load` of grain's iterators, and `set_state`.
     """
 
     def __init__(self, data: Any):
@@ -200,7 +215,7 @@ class Position:
             return await self._data.load(directory)
         state = json.loads(next(directory.glob("process_0-of-*.json")).read_text())
 
-        async def move() -> None:
+        async def set_state() -> None:
             self._data.set_state(state)
 
-        return move()
+        return set_state()

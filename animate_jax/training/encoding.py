@@ -1,4 +1,4 @@
-"""`animate-jax data encode`: what the frozen autoencoder and CLIP make of every frame of a data set, computed once."""
+"""`animate-jax data encode`: encodes every frame of a data set once, with the frozen autoencoder and CLIP."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from animate_jax.video.clip_image import clip_pixels
 
 PARTS = ("vae", "image_encoder")
 ENCODERS = re.compile(r"(vae\.(encoder|quant_conv)|image_encoder)\.")
-SMALL = 2**14  # elements of the arrays by which encoders are told apart: biases and scales of norms
-ALIKE = 2**-8  # relative change of a root mean square that rounding to bfloat16 cannot exceed
+MAX_COMPARED_SIZE = 2**14  # elements of the arrays by which encoders are compared: biases and scales of norms
+TOLERANCE = 2**-8  # relative change of a root mean square that rounding to bfloat16 cannot exceed
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodeOptions:
-    """How frames are encoded; training on them is bound to it."""
+    """How frames are encoded, which training on them has to agree with."""
 
     split: str = "train"  # the others are copied as they are
     size: tuple[int, int] | None = None  # width and height; default: those of the checkpoint's preset
@@ -63,11 +63,11 @@ class EncodeArguments:
 
 
 def encode(root: str, weights: Address, output: Address, options: EncodeOptions) -> None:
-    """Writes the data set `root` with its `options.split` encoded by autoencoder and CLIP of the checkpoint `weights`.
-    Several processes divide the shards. Interrupted, the same call goes on after the last complete shard.
+    """Writes a copy of the data set `root` whose `options.split` is encoded by autoencoder and CLIP of a checkpoint.
+    Several processes divide the shards. After an interruption, the same call goes on after the last complete shard.
 
     Raises:
-        UserError: no such data set or checkpoint, an impossible size, or `output` holds something else.
+        UserError: no such data set or checkpoint, an impossible size, or `output` has other contents.
     """
     source, target, weights = find_data_set(root), epath.Path(to_path(output)), checkpoint.find(weights)
     if (target / INFO).exists():
@@ -84,8 +84,8 @@ def encode(root: str, weights: Address, output: Address, options: EncodeOptions)
         split: [target / shard_name(info["name"], split, number, count) for number in range(count)]
         for split in (options.split, frames_split(options.split))
     }
-    lead, mine = jax.process_index() == 0, range(jax.process_index(), count, jax.process_count())
-    with tqdm(desc="clips of this process", unit="clip", disable=not lead) as bar:
+    is_main_process, mine = jax.process_index() == 0, range(jax.process_index(), count, jax.process_count())
+    with tqdm(desc="clips of this process", unit="clip", disable=not is_main_process) as bar:
 
         def counted(numbers: range) -> Iterator[int]:
             for number in numbers:
@@ -98,7 +98,7 @@ def encode(root: str, weights: Address, output: Address, options: EncodeOptions)
             if number in mine and not files[0].exists():
                 write_shard(encoder(clips, counted(range(first, first + length))), *files)
     multihost_utils.sync_global_devices("all shards are written")
-    if lead:
+    if is_main_process:
         for file in source.iterdir():
             if ".array_record" in file.name and file.name not in dict(clips.shards):
                 file.copy(target / file.name, overwrite=True)
@@ -124,7 +124,7 @@ def _finish(target: epath.Path, info: dict[str, Any], places: dict[str, list[epa
 
 
 class Encoder:
-    """The frozen parts of a checkpoint, whole on every device of this process, in float32.
+    """The frozen parts of a checkpoint in float32, on every device of this process.
 
     Raises:
         UserError: impossible options, or a checkpoint without these parts.
@@ -152,11 +152,11 @@ class Encoder:
         )
         graphdef, shapes = abstract_model(model)
 
-        def run(params: Params, pictures: Array, pixels: Array) -> Array:
-            # What is not asked of the rest of the model is not computed.
+        def run(params: Params, images: Array, pixels: Array) -> Array:
+            # Only these parts of the model are computed; the others need no arrays.
             model = merge_model(graphdef, {key: params.get(key, leaf) for key, leaf in shapes.items()})
-            moments = jnp.concatenate(model.vae.encode(to_signed(pictures)), -1)
-            rows = jnp.concatenate([moments.reshape(len(pictures), -1), model.image_encoder(pixels)], -1)
+            moments = jnp.concatenate(model.vae.encode(to_signed(images)), -1)
+            rows = jnp.concatenate([moments.reshape(len(images), -1), model.image_encoder(pixels)], -1)
             return rows.astype(options.dtype)
 
         self._run = jax.jit(run)
@@ -167,37 +167,36 @@ class Encoder:
         )  # fmt: skip
 
     def __call__(self, clips: RecordedClips, numbers: Iterable[int]) -> Iterator[tuple[bytes, Box, Iterator[bytes]]]:
-        """What `write_shard` wants of the clips with these numbers; damaged ones are told and left out."""
-
+        """The clips with these numbers as `write_shard` takes them; damaged ones are reported and left out."""
         width, height = self.encoding.width, self.encoding.height
 
         def decode(number: int) -> tuple[bytes, Box, UInt8[np.ndarray, "f h w 3"]] | None:
             try:
                 clip = clips[number]
                 box = center_crop_box(clip.width, clip.height, width, height)
-                pictures = read_crop(clip, range(len(clip)), box, width, height)
+                images = read_crop(clip, range(len(clip)), box, width, height)
             except UserError as error:
                 say(f"left out: {error}")
                 return None
-            return clips.records[number], box, pictures
+            return clips.records[number], box, images
 
-        for record, box, pictures in filter(None, one_ahead(decode, numbers)):
+        for record, box, images in filter(None, map_ahead(decode, numbers)):
             if self.encoding.mirrored:
-                pictures = np.concatenate([pictures, flip_horizontally(pictures)])
-            yield record, box, self._frames(pictures)
+                images = np.concatenate([images, flip_horizontally(images)])
+            yield record, box, self._frames(images)
 
-    def _frames(self, pictures: UInt8[np.ndarray, "f h w 3"]) -> Iterator[bytes]:
+    def _frames(self, images: UInt8[np.ndarray, "f h w 3"]) -> Iterator[bytes]:
         running = []
-        for first in range(0, len(pictures), self._batch):
-            part = pictures[first : first + self._batch]
+        for first in range(0, len(images), self._batch):
+            part = images[first : first + self._batch]
             part = np.concatenate([part, np.repeat(part[-1:], self._batch - len(part), 0)])  # compiled once
             pixels = np.stack([clip_pixels(each, self._clip_side, self.encoding.clip_resize) for each in part])
             running.append(self._run(self._params, *jax.device_put((part, pixels), self._rows)))
-        return (row.tobytes() for row in np.concatenate(running)[: len(pictures)])
+        return (row.tobytes() for row in np.concatenate(running)[: len(images)])
 
 
-def one_ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`map`, in a thread that is one item ahead."""
+def map_ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`map`, computed in a thread that is one item ahead."""
     with ThreadPoolExecutor(1) as thread:
         coming = None
         for item in items:
@@ -209,17 +208,20 @@ def one_ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[
 
 
 def encoders_of(path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, float]:
-    """What tells a checkpoint's autoencoder and CLIP from others, whether or not they were rounded to bfloat16."""
-    small = {key: leaf for key, leaf in stored.items() if ENCODERS.match(key) and math.prod(leaf.shape) <= SMALL}
+    """Path -> root mean square of small arrays of a checkpoint's autoencoder and CLIP, which identify them also when
+    rounded to bfloat16."""
+    small = {
+        key: leaf for key, leaf in stored.items() if ENCODERS.match(key) and math.prod(leaf.shape) <= MAX_COMPARED_SIZE
+    }
     arrays = checkpoint.read_arrays(path, small)
     return {key: float(np.sqrt(np.mean(np.square(array.astype(np.float64))))) for key, array in sorted(arrays.items())}
 
 
 def check_encoded(config: TrainConfig, encoding: Encoding) -> None:
-    """May this run train on encoded frames?
+    """Checks that a run can be trained on encoded frames.
 
     Raises:
-        UserError: it needs pixels, trains what encoded them, or starts from other weights than these.
+        UserError: it needs images, trains the encoders, or starts from other ones.
     """
     root = f"--data.root {config.data.root}: holds encoded frames"
     options = {name: getattr(config.loss, name) for name in ("flicker_weight", "perceptual_weight", "pixels_weight")}
@@ -237,7 +239,7 @@ def check_encoded(config: TrainConfig, encoding: Encoding) -> None:
     path = checkpoint.find(config.init)
     own = encoders_of(path, checkpoint.stored_arrays(path))
     other = [
-        key for key, value in encoding.encoders.items() if not math.isclose(own.get(key, -1), value, rel_tol=ALIKE)
+        key for key, value in encoding.encoders.items() if not math.isclose(own.get(key, -1), value, rel_tol=TOLERANCE)
     ]
     if other:
         raise UserError(f"{root} of another autoencoder or CLIP than {path}'s ({other[0]!r} differs): {AGAIN}")

@@ -1,7 +1,7 @@
-"""What a run's time went into:  animate-jax goodput RUN
+"""Where a run's time went:  animate-jax goodput RUN
 
-`<run>/events.jsonl` tells what happened when, over all starts; from it, the share of the time between the first start
-and the last sign of life that steps took which count, and what the rest was: goodput.
+`<run>/events.jsonl` records what happened when, over all starts. Goodput is the share of the time, from the first start
+to the last event, that was spent on steps that count: not on steps done again after a restart, or on anything else.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ EVENTS = "events.jsonl"
 
 
 class Events:
-    """Appends a line per event to `<directory>/events.jsonl`, at once; nothing where it is not `active`.
+    """Appends a line per event to `<directory>/events.jsonl`, at once, if `active`.
 
-    Kinds: start, restore, initialise, compile, steps (so many, up to a step), save, preview, stop. `seconds` is what
-    the loop spent on it, `time` when it ended.
+    Kinds: start, restore, initialise, compile, steps (a number of them, up to a step), save, preview, stop. `seconds`
+    is the time that the loop spent on it, `time` when it ended.
     """
 
     def __init__(self, directory: str | pathlib.Path, active: bool = True):
@@ -62,7 +62,7 @@ class Events:
 
 
 def read(run: str | pathlib.Path) -> list[dict[str, Any]]:
-    """A run's events; a line that was cut off by a crash is left out."""
+    """A run's events; lines that were cut off by a crash are left out."""
     events = []
     for line in (to_path(run) / EVENTS).read_text().splitlines():
         with contextlib.suppress(ValueError):
@@ -71,11 +71,11 @@ def read(run: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def account(events: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Seconds by what they went into, as in `NAMES`; their sum is the time from the first to the last event."""
+    """Seconds by kind, as in `NAMES`; their sum is the time from the first to the last event."""
     spent = dict.fromkeys(NAMES, 0.0)
     starts = [i for i, event in enumerate(events) if event["event"] == "start"]
     attempts = [events[a:b] for a, b in zip(starts, [*starts[1:], len(events)], strict=True)]
-    # Steps that a later start, going on from an earlier checkpoint, did again.
+    # Steps after the checkpoint that a later start went on from were done again.
     kept, reached = [], float("inf")
     for attempt in reversed(attempts):
         kept.append(reached)

@@ -1,4 +1,4 @@
-"""What a run is guarded against: signals, a second start, steps that never end, and too little memory."""
+"""What a run is guarded against: signals, a second start, steps that hang, and too little memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from animate_jax.errors import UserError
-from animate_jax.training.state import State
+from animate_jax.training.state import TrainState
 
 GB = 1e9
 
 
 class Interrupt:
-    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a wish to stop after the current step; a second one ends at once.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop after the step; a second one ends at once.
 
     Attributes:
         number: the signal, or None.
@@ -56,10 +56,10 @@ class Interrupt:
         """The exit status of a process that this ended, as shells and schedulers know it: 143 after SIGTERM."""
         return 128 + (self.number or signal.SIGTERM) if self.stopped else 0
 
-    def anyone(self, mesh: Mesh, *wishes: bool) -> np.ndarray | jax.Array:
-        """Does any process wish to stop, and which of the other `wishes` has any? All get the same answers, once they
-        are computed. Every process must call it."""
-        own = np.array([self.asked, *wishes])
+    def any_process(self, mesh: Mesh, *requests: bool) -> np.ndarray | jax.Array:
+        """Whether any process was asked to stop, and which of the other `requests` any process has: the same answers in
+        all processes, once they are computed. Every process must call it."""
+        own = np.array([self.asked, *requests])
         if jax.process_count() == 1:
             return own
         everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -81,8 +81,8 @@ def _any_row(rows: jax.Array) -> jax.Array:
 
 
 @contextlib.contextmanager
-def alone(output: str | os.PathLike) -> Iterator[None]:
-    """Holds `<output>/run.lock` while the body trains there; the system lets go of it whatever ends the process.
+def run_lock(output: str | os.PathLike) -> Iterator[None]:
+    """Holds the lock `<output>/run.lock` during the body; the system frees it however the process ends.
 
     Raises:
         UserError: another process holds it.
@@ -112,11 +112,7 @@ def _holder(path: pathlib.Path) -> str:
 
 
 class Watchdog:
-    """Writes down where every thread stands when a step takes longer than so many minutes, and lets it go on.
-
-    Args:
-        minutes: 0 never does.
-    """
+    """Prints the stack of every thread when a step takes longer than `minutes` (0: never); the step goes on."""
 
     def __init__(self, minutes: float):
         self._seconds = 60 * minutes
@@ -134,25 +130,23 @@ class Watchdog:
                 faulthandler.dump_traceback_later(self._seconds, file=sys.stderr)
 
     def disarm(self) -> None:
-        """Before what may take long."""
+        """Before what may take longer than a step."""
         faulthandler.cancel_dump_traceback_later()
 
 
-def check_memory(state: State, layout: State, mesh: Mesh) -> None:
-    """Stops before the system stops the process without a word.
+def check_memory(state: TrainState, mesh: Mesh) -> None:
+    """Stops a run that would be killed for its memory, before it loads anything.
 
     Args:
-        state: shapes and dtypes.
-        layout: their shardings.
+        state: shapes, dtypes and shardings.
 
     Raises:
-        UserError: weights, moments and gradients alone are more than there is.
+        UserError: weights, moments and gradients alone exceed the memory of a device, or of this machine.
     """
-    gradients = state["trainable"], layout["trainable"]
+    gradients = state.trainable
     needed = sum(
-        np.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaves, places in ((state, layout), gradients)
-        for leaf, place in zip(jax.tree.leaves(leaves), jax.tree.leaves(places), strict=True)
+        np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves((state, gradients))
     )
     device = mesh.local_devices[0]
     if device.platform == "cpu":
@@ -168,7 +162,7 @@ def check_memory(state: State, layout: State, mesh: Mesh) -> None:
 
 
 def host_memory_free() -> int | None:
-    """Bytes that this machine, or the container around this process, can still give; None where it does not tell."""
+    """Free bytes of this machine, or of the container around this process; None where unknown."""
     try:
         with open("/proc/meminfo") as lines:
             sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
@@ -182,7 +176,7 @@ def host_memory_free() -> int | None:
 
 
 def memory_used() -> dict[str, float]:
-    """Of this process, and at most of its first device where that is known, in GB."""
+    """Memory of this process, and the peak of its first device where that is known, in GB."""
     used = {}
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/statm") as file:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
 from animate_jax.config import TrainConfig
+from animate_jax.data.batch import Batch
 from animate_jax.diffusion.losses import flicker, loss_weight, sample_noise, weighted_mse
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
@@ -18,9 +19,10 @@ from animate_jax.images import to_signed, to_unit
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.sharding import shard_frames, sum_over_shards
 from animate_jax.models.vae import AutoencoderKL
+from animate_jax.perceptual import lpips
 from animate_jax.presets import preset_of
 
-Batch = dict[str, Array]
+Randomness = dict[str, Array]  # as many rows as the batch
 Metrics = dict[str, Array]
 LossAndMetrics = tuple[Float[Array, ""], Metrics]
 PerceptualDistance = Callable[  # of images in [-1, 1]
@@ -29,7 +31,7 @@ PerceptualDistance = Callable[  # of images in [-1, 1]
 
 
 class Loss:
-    """Everything random is sampled for the whole batch first, so that cutting the batch changes nothing.
+    """A loss whose random numbers are drawn for the whole batch first, so that dividing the batch changes nothing.
 
     Attributes:
         mean_over_rows: the mean of `compute` over equal parts of a batch is that of the batch, metrics included.
@@ -37,16 +39,27 @@ class Loss:
 
     mean_over_rows = False
 
-    def sample_randomness(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        """Random arrays, as many rows as the batch has."""
+    def sample_randomness(self, batch: Any, key: Key[Array, ""]) -> Randomness:
         raise NotImplementedError
 
-    def compute(self, model: AnimateAnyone, batch: Batch) -> LossAndMetrics:
-        """Of a batch and what was sampled for it: the mean over the rows, and metrics."""
+    def compute(self, model: Any, batch: Any, randomness: Randomness) -> LossAndMetrics:
+        """The mean over the rows of the batch, and metrics."""
         raise NotImplementedError
 
-    def __call__(self, model: AnimateAnyone, batch: Batch, key: Key[Array, ""]) -> LossAndMetrics:
-        return self.compute(model, {**batch, **self.sample_randomness(batch, key)})
+    def __call__(self, model: Any, batch: Any, key: Key[Array, ""]) -> LossAndMetrics:
+        return self.compute(model, batch, self.sample_randomness(batch, key))
+
+
+def make_loss(config: TrainConfig) -> Loss:
+    """The loss of `config.stage`, with LPIPS where it is part of it.
+
+    Raises:
+        UserError: impossible options, or the weights of LPIPS are missing.
+    """
+    if config.stage != "vae" and not config.loss.perceptual_weight:
+        return DiffusionLoss(config)
+    distance = functools.partial(lpips.lpips, lpips.load(config.lpips_weights), stages=4)
+    return VAELoss(config, distance) if config.stage == "vae" else DiffusionLoss(config, distance)
 
 
 class WarpedReference(NamedTuple):
@@ -59,12 +72,7 @@ class WarpedReference(NamedTuple):
 class DiffusionLoss(Loss):
     """Stage 1 (single frames, each with its own timestep, no temporal layers) and stage 2 (clips, one timestep).
 
-    Follows Hu et al. 2023, section 3.3; most options of `config.loss` are those of the PyTorch implementations. Batches
-    are uint8: `reference` [B, H, W, 3], `reference_pose` likewise, `clip_pixels` [B, S, S, 3] float, `frames` and
-    `poses` [B, F, H, W, 3], `masks` [B, F, H, W] the person; of models with `appearance` also `background`
-    [B, H, W, 3], `warp` [B, F, H, W, 3] and `warp_masks` [B, F, H, W, 2]. Of encoded frames (data/latents.py)
-    `reference_moments` [B, h, w, 2c], `moments` [B, F, h, w, 2c] and `clip_embedding` [B, D] stand for reference,
-    frames and CLIP's pixels.
+    Follows Hu et al. 2023, section 3.3; most options of `config.loss` are those of the PyTorch implementations.
 
     Args:
         perceptual: needed if `config.loss.perceptual_weight` is not 0.
@@ -102,8 +110,8 @@ class DiffusionLoss(Loss):
         if width % self.downscale or height % self.downscale:
             raise UserError(f"--size {width} {height}: width and height must be multiples of {self.downscale}")
 
-    def sample_randomness(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        options, (clips, frames, height, width, _) = self.options, batch["poses"].shape
+    def sample_randomness(self, batch: Batch, key: Key[Array, ""]) -> Randomness:
+        options, (clips, frames, height, width, _) = self.options, batch.poses.shape
         latent = height // self.downscale, width // self.downscale, self.preset.model.vae.latent_channels
         keys = jax.random.split(key, 5)
         # Stratified over the batch: every step sees all noise levels.
@@ -130,13 +138,13 @@ class DiffusionLoss(Loss):
             )
         return sampled
 
-    def compute(self, model: AnimateAnyone, batch: Batch) -> LossAndMetrics:
-        options, t, (clips, frames) = self.options, batch["t"], batch["poses"].shape[:2]
-        reference, x0, clip = self._encode(model, batch)
+    def compute(self, model: AnimateAnyone, batch: Batch, randomness: Randomness) -> LossAndMetrics:
+        options, t, (clips, frames) = self.options, randomness["t"], batch.poses.shape[:2]
+        reference, x0, clip = self._encode(model, batch, randomness["posterior"])
         per_frame = jnp.broadcast_to(t, (clips, frames))
-        reference_pose, poses = (to_unit(batch[name]).astype(self.dtype) for name in ("reference_pose", "poses"))
+        reference_pose, poses = (to_unit(images).astype(self.dtype) for images in (batch.reference_pose, batch.poses))
         conditioning = model.precompute_conditioning(
-            reference.astype(self.dtype), clip.astype(self.dtype), reference_pose, batch["keep_condition"]
+            reference.astype(self.dtype), clip.astype(self.dtype), reference_pose, randomness["keep_condition"]
         )
         warped = self._warped(model, batch) if self.appearance else WarpedReference()
         pose = model.pose_features(shard_frames(poses), *warped.latents)
@@ -144,18 +152,19 @@ class DiffusionLoss(Loss):
         def denoise(x: Array, t: Array) -> Array:
             return model.denoise(x.astype(self.dtype), t.astype(jnp.float32), conditioning, pose, self.temporal)
 
-        noise = batch["noise"]
+        noise = randomness["noise"]
         if options.scheduled_sampling:
-            noise = self._with_own_error(denoise, x0, noise, t, per_frame, batch["use_own_sample"])
+            noise = self._with_own_error(denoise, x0, noise, t, per_frame, randomness["use_own_sample"])
         x_t = self.schedule.add_noise(x0, noise, per_frame)
         prediction = denoise(x_t, t)
-        total, metrics = self._denoising(prediction, x0, noise, per_frame, batch)
+        total, metrics = self._denoising(prediction, x0, noise, per_frame, batch.masks, randomness)
         predicted_x0 = self.schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0]
         if self.temporal and options.flicker_weight:
-            metrics["flicker"] = flicker(predicted_x0, batch["frames"]).mean()
+            assert batch.frames is not None
+            metrics["flicker"] = flicker(predicted_x0, batch.frames).mean()
             total += options.flicker_weight * metrics["flicker"]
         if options.perceptual_weight or options.pixels_weight:
-            truth, decoded = self._decoded_crops(model, predicted_x0, batch, warped)
+            truth, decoded = self._decoded_crops(model, predicted_x0, batch, randomness, warped)
             if options.perceptual_weight:
                 assert self.distance is not None
                 metrics["lpips"] = self.distance(truth, decoded).mean()
@@ -165,27 +174,28 @@ class DiffusionLoss(Loss):
                 total += options.pixels_weight * metrics["l1"]
         return total, metrics
 
-    def _encode(self, model: AnimateAnyone, batch: Batch) -> tuple[Array, Array, Array]:
-        """Latents of reference [B, h, w, c] and frames [B, F, h, w, c], and what CLIP takes or has made of it."""
-        # Apart, so that the frames can be divided over devices.
-        reference_noise, noise = batch["posterior"][:, :1], batch["posterior"][:, 1:]
-        if "moments" in batch:
-            reference = from_moments(model.vae, batch["reference_moments"][:, None], reference_noise)
-            return (
-                reference[:, 0],
-                from_moments(model.vae, shard_frames(batch["moments"]), noise),
-                batch["clip_embedding"],
-            )
+    def _encode(
+        self, model: AnimateAnyone, batch: Batch, noise: Float[Array, "b _ y x c"]
+    ) -> tuple[Float[Array, "b y x c"], Float[Array, "b f y x c"], Array]:
+        """Latents of reference and frames, and the reference's CLIP embedding or what CLIP makes it of."""
+        # Separately, so that the frames can be divided over devices.
+        reference_noise, noise = noise[:, :1], noise[:, 1:]
+        if batch.moments is not None:
+            assert batch.reference_moments is not None and batch.clip_embedding is not None
+            reference = from_moments(model.vae, batch.reference_moments[:, None], reference_noise)
+            return reference[:, 0], from_moments(model.vae, shard_frames(batch.moments), noise), batch.clip_embedding
 
         def encoded(images: Array, noise: Array) -> Array:
             return jax.lax.stop_gradient(encode(model.vae, to_signed(images).astype(self.dtype), noise))
 
-        reference = encoded(batch["reference"][:, None], reference_noise)
-        return reference[:, 0], encoded(shard_frames(batch["frames"]), noise), batch["clip_pixels"]
+        assert batch.reference is not None and batch.frames is not None and batch.clip_pixels is not None
+        reference = encoded(batch.reference[:, None], reference_noise)
+        return reference[:, 0], encoded(shard_frames(batch.frames), noise), batch.clip_pixels
 
     def _warped(self, model: AnimateAnyone, batch: Batch) -> WarpedReference:
-        images = shard_frames(to_signed(batch["warp"])), to_signed(batch["background"])[:, None]
-        masks = shard_frames(to_unit(batch["warp_masks"]))
+        assert batch.warp is not None and batch.background is not None and batch.warp_masks is not None
+        images = shard_frames(to_signed(batch.warp)), to_signed(batch.background)[:, None]
+        masks = shard_frames(to_unit(batch.warp_masks))
         latents = (jax.lax.stop_gradient(latents_of(model.vae, x.astype(self.dtype))) for x in images)
         return WarpedReference((*images, masks), (*latents, masks.astype(self.dtype)))
 
@@ -202,16 +212,22 @@ class DiffusionLoss(Loss):
         return noise + jnp.where(own, ratio * (sample - x0), 0)
 
     def _denoising(
-        self, prediction: Array, x0: Array, noise: Array, per_frame: Array, batch: Batch
+        self,
+        prediction: Array,
+        x0: Array,
+        noise: Array,
+        per_frame: Array,
+        masks: UInt8[Array, "b f h w"],
+        randomness: Randomness,
     ) -> tuple[Array, Metrics]:
         """The weighted mean squared error, and the plain one by quarters of the noise levels."""
         options = self.options
         target = self.schedule.target(x0, noise, per_frame)
         # An own sample says no more about x0 than pure noise did, so it weighs as much.
-        own = batch["use_own_sample"][..., 0, 0, 0] if options.scheduled_sampling else None
+        own = randomness["use_own_sample"][..., 0, 0, 0] if options.scheduled_sampling else None
         effective_t = per_frame if own is None else jnp.where(own, self.last, per_frame)
         weight = loss_weight(self.schedule, effective_t.reshape(-1), options.weighting, options.gamma)
-        person = self._person_weight(batch["masks"]) if options.person_weight else None
+        person = self._person_weight(masks) if options.person_weight else None
         error = weighted_mse(merge_frames(prediction), merge_frames(target), jnp.ones_like(weight), person)
         quarter = per_frame.reshape(-1) * 4 // self.preset.schedule.train_steps
         # NaN where no sample of the batch falls into that quarter of the noise levels.
@@ -228,23 +244,29 @@ class DiffusionLoss(Loss):
         return merge_frames(1 + self.options.person_weight * inside)
 
     def _decoded_crops(
-        self, model: AnimateAnyone, predicted_x0: Array, batch: Batch, warped: WarpedReference
+        self,
+        model: AnimateAnyone,
+        predicted_x0: Array,
+        batch: Batch,
+        randomness: Randomness,
+        warped: WarpedReference,
     ) -> tuple[Float[Array, "n s s 3"], Float[Array, "n s s 3"]]:
         """The same random squares of the true frames and of what the prediction decodes to."""
-        chosen, size = batch["decoded_frames"][:, : self.options.perceptual_frames], self.options.perceptual_crop
+        chosen, size = randomness["decoded_frames"][:, : self.options.perceptual_frames], self.options.perceptual_crop
 
         def crop(x: Array, step: int) -> Array:
             """`step` is 1 for latents, and their size in pixels for pixels."""
 
-            def of_clip(x: Array, chosen: Array, key: Array) -> Array:
+            def crop_clip(x: Array, chosen: Array, key: Array) -> Array:
                 return random_crop(x[chosen], size * step // self.downscale, step, key, "--loss.perceptual-crop")
 
-            return merge_frames(jax.vmap(of_clip)(x, chosen, batch["crop_keys"]))
+            return merge_frames(jax.vmap(crop_clip)(x, chosen, randomness["crop_keys"]))
 
-        truth = crop(to_signed(batch["frames"]), self.downscale)
+        assert batch.frames is not None
+        truth = crop(to_signed(batch.frames), self.downscale)
         decoded = model.vae.to_images(crop(predicted_x0, 1).astype(self.dtype))
         if self.appearance:
-            shape = batch["poses"].shape[:2]
+            shape = batch.poses.shape[:2]
             parts = (jnp.broadcast_to(x, (*shape, *x.shape[2:])) for x in warped.images)
             decoded = model.appearance_blend(decoded, *(crop(x, self.downscale).astype(self.dtype) for x in parts))
         return truth, decoded.astype(jnp.float32)
@@ -257,7 +279,7 @@ def merge_frames(x: Float[Array, "b f *rest"]) -> Float[Array, "bf *rest"]:
 def encode(
     vae: AutoencoderKL, pictures: Float[Array, "b f h w 3"], noise: Float[Array, "b f y x c"]
 ) -> Float[Array, "b f y x c"]:
-    """Scaled latents drawn from the posterior, as the PyTorch implementations train, in float32; [-1, 1] pictures."""
+    """Scaled latents drawn from the posterior, as the PyTorch implementations train, in float32; images in [-1, 1]."""
     moments = jnp.concatenate(vae.encode(merge_frames(pictures)), -1)
     return from_moments(vae, moments.reshape(*noise.shape[:-1], -1), noise)
 
@@ -271,7 +293,7 @@ def from_moments(
 
 
 def latents_of(vae: AutoencoderKL, pictures: Float[Array, "b f h w 3"]) -> Float[Array, "b f y x c"]:
-    """Scaled latents without chance; [-1, 1] pictures."""
+    """Scaled latents, the mean of the posterior; images in [-1, 1]."""
     latents = vae.to_latents(merge_frames(pictures))
     return latents.reshape(*pictures.shape[:2], *latents.shape[1:])
 
@@ -283,19 +305,20 @@ class VAELoss(Loss):
         self.options, self.distance = config.vae_loss, perceptual
         self.dtype = jnp.dtype(config.compute_dtype)
 
-    def sample_randomness(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        return {"keys": jax.random.split(key, (len(batch["frames"]), 2))}
+    def sample_randomness(self, batch: Batch, key: Key[Array, ""]) -> Randomness:
+        return {"keys": jax.random.split(key, (len(batch.poses), 2))}
 
-    def compute(self, model: AnimateAnyone, batch: Batch) -> LossAndMetrics:
-        options = self.options
+    def compute(self, model: AnimateAnyone, batch: Batch, randomness: Randomness) -> LossAndMetrics:
+        options, keys, frames = self.options, randomness["keys"], batch.frames
+        assert frames is not None
 
         def crop(frames: Array, key: Key[Array, ""]) -> Array:
             return random_crop(frames, options.crop, model.vae.config.downscale, key)
 
-        images = merge_frames(jax.vmap(crop)(to_signed(batch["frames"]), batch["keys"][:, 0]))
+        images = merge_frames(jax.vmap(crop)(to_signed(frames), keys[:, 0]))
         mean, log_variance = (x.astype(jnp.float32) for x in model.vae.encode(images.astype(self.dtype)))
-        shape = (batch["frames"].shape[1], *mean.shape[1:])
-        noise = merge_frames(jax.vmap(lambda key: jax.random.normal(key, shape))(batch["keys"][:, 1]))
+        shape = (frames.shape[1], *mean.shape[1:])
+        noise = merge_frames(jax.vmap(lambda key: jax.random.normal(key, shape))(keys[:, 1]))
         latents = mean + jnp.exp(0.5 * log_variance) * noise
         result = model.vae.decode(latents.astype(self.dtype)).astype(jnp.float32)
         difference = result - images

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: JSON lines always, TensorBoard beside them, Weights & Biases on demand; process 0 only."""
+"""Writers of a run's metrics (JSON lines, TensorBoard, on demand Weights & Biases), profiles and step times."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class MetricWriter:
     Lines are flushed one by one. NaN and infinity are written as null, because JSON has neither.
 
     Args:
-        step: where the run begins or goes on. What a killed run had written about later steps is removed: they are
-            done again.
-        wandb: None, or the configuration to show there; the run goes by its directory's name, in the project of the
+        step: where the run begins or goes on. Lines that a killed run had written about later steps are removed, as
+            these steps are done again.
+        wandb: None, or the configuration to show there; the run has its directory's name, in the project of the
             environment variable WANDB_PROJECT.
 
     Raises:
@@ -57,7 +57,7 @@ class MetricWriter:
         directory.mkdir(parents=True, exist_ok=True)
         lines = directory / METRICS
         if lines.exists():
-            forget(lines, step)
+            truncate_after(lines, step)
         self._lines = lines.open("a")
         self._board = SummaryWriter(str(directory), purge_step=step + 1)
         self._wandb = start_wandb(directory, wandb) if wandb is not None else None
@@ -84,11 +84,11 @@ class MetricWriter:
             self._wandb.log(values, step=step)
 
 
-def forget(lines: pathlib.Path, step: int) -> None:
-    """Drops the lines of steps after `step`, and a last one that was cut off while being written.
+def truncate_after(lines: pathlib.Path, step: int) -> None:
+    """Removes the lines of later steps, and a last line that was cut off while it was written.
 
     Raises:
-        UserError: another line is none of ours.
+        UserError: another line is not a step's metrics.
     """
     old = lines.read_text().splitlines(keepends=True)
     kept = []
@@ -105,7 +105,7 @@ def forget(lines: pathlib.Path, step: int) -> None:
 
 
 def start_wandb(directory: pathlib.Path, config: dict[str, Any]) -> Any:
-    """The run there goes by this one's own random number, as many folders are called `stage1`."""
+    """Starts or resumes the run there, under a random number of its own, as many folders have the same name."""
     try:
         import wandb
     except ImportError:
@@ -119,8 +119,8 @@ def start_wandb(directory: pathlib.Path, config: dict[str, Any]) -> Any:
 
 
 class Profile:
-    """Traces three steps into `<directory>/profile`, for XProf, TensorBoard or Perfetto: if `wanted`, after the first
-    two, which compile and warm up; and whenever the process gets SIGUSR1."""
+    """Profiles three steps into `<directory>/profile`, for XProf, TensorBoard or Perfetto: with `wanted` after the
+    first two, which compile and warm up, and whenever the process receives SIGUSR1."""
 
     def __init__(self, directory: str | pathlib.Path, first: int, wanted: bool):
         self._directory = pathlib.Path(directory) / "profile"
@@ -145,7 +145,7 @@ class Profile:
             self._end = None
 
     def before(self, step: int, state: Any) -> None:
-        """Call before every step with the state that goes into it."""
+        """Before every step, with the state that goes into it."""
         if step == self._end:
             jax.block_until_ready(state)
             self._stop()
@@ -157,11 +157,11 @@ class Profile:
 
 
 class Clock:
-    """How fast the steps since the last line of the log were; compiling, saving and previews do not count.
+    """How fast the steps since the last restart were; compiling, saving and previews do not count.
 
     Args:
         images: per step, over all devices.
-        device_kind: decides whether model FLOP utilisation is known.
+        device_kind: of which model FLOP utilization is known if its peak is.
     """
 
     def __init__(self, images: int, device_kind: str):
@@ -169,7 +169,7 @@ class Clock:
         self._again: float | None = None
         self.restart()
 
-    def begin(self, step: jax.stages.Compiled, trainable: Params, passes: int = 1) -> None:
+    def start(self, step: jax.stages.Compiled, trainable: Params, passes: int = 1) -> None:
         """`passes` micro-batches make a step."""
         if self._chip:
             self._flops, self._again = step_flops(step, trainable, passes), recomputed_flops(step.as_text())

@@ -1,4 +1,4 @@
-"""Which of a run's options may differ when it goes on, and what a user is told about those that may not."""
+"""Which of a run's options may differ when it goes on."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from animate_jax.renamed import current_options, current_preset
 
-# These decide neither the data's order nor what a step computes. Whatever is not listed is compared.
+# These decide neither the order of the data nor what a step computes. All others are compared.
 FREE = (
     "output", "init", "steps", "accumulate", "remat", "lpips_weights", "log_every", "save_every", "save_minutes",
     "keep_last", "keep_every", "hang_minutes", "allow_changes", "plan", "profile", "wandb", "data.num_workers",
     "data.max_bad",
 )  # fmt: skip
 FREE_GROUPS = ("mesh.", "preview.")
-# Compared as the preset that they lead to.
+# Compared as part of the preset, which they change.
 IN_PRESET = ("preset", "size", "prediction", "zero_terminal_snr")
 # What training takes from a preset, and the flag that replaces it.
 PRESET_FLAGS = {
@@ -27,7 +27,7 @@ PRESET_PARTS = ("model.", "schedule.", "frames.")
 def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two runs' `{"preset": ..., "config": ...}` and decides the result, as "--flag old -> new".
 
-    Options that one of them does not know, of an older or newer version of the program, are left out.
+    Options that only one of them has, of an older or newer version of the program, are left out.
     """
     stored = {**stored, "preset": current_preset(stored["preset"])}
     stored, now = ({part: _flat(values[part]) for part in ("config", "preset")} for values in (stored, now))

@@ -1,4 +1,4 @@
-"""What the weights can do so far: fixed held-out clips are animated and measured while training."""
+"""Previews while training: fixed held-out clips are animated and compared with the true frames."""
 
 from __future__ import annotations
 
@@ -31,44 +31,48 @@ from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.images import write_image
 from animate_jax.video.write import write_video
 
-GAP = 4  # rendered: frames between the reference and the first frame to make
+REFERENCE_GAP = 4  # frames between the reference and the first frame to make, in rendered clips
 
 
-class Ready(NamedTuple):
-    """What `LazyWarpedImages` makes of a clip, made beforehand."""
+class WarpedImages(NamedTuple):
+    """The values of `LazyWarpedImages`, computed in advance."""
 
     background: UInt8[np.ndarray, "h w 3"]
-    pictures: UInt8[np.ndarray, "f h w 3"]
+    images: UInt8[np.ndarray, "f h w 3"]
     masks: UInt8[np.ndarray, "f h w 2"]
 
     def __getitem__(self, frames) -> tuple[np.ndarray, np.ndarray]:
-        return self.pictures[frames], self.masks[frames]
+        return self.images[frames], self.masks[frames]
 
 
-class HeldOut(NamedTuple):
-    """A reference frame and, behind it, the frames to make."""
+class PreviewClip(NamedTuple):
+    """A reference frame, followed by the frames to make."""
 
     frames: UInt8[np.ndarray, "_ h w 3"]
     poses: UInt8[np.ndarray, "_ h w 3"]
     mask: UInt8[np.ndarray, "_ h w"]  # of the frames to make: the person
-    warped: LazyWarpedImages | Ready | None = None  # into the poses of the frames to make
+    warped: LazyWarpedImages | WarpedImages | None = None  # into the poses of the frames to make
 
 
-def rendered_clips(config: TrainConfig) -> list[HeldOut]:
+def rendered_clips(config: TrainConfig) -> list[PreviewClip]:
     options, frames = config.preview, preset_of(config).frames
     source = open_source(dataclasses.replace(config, data=dataclasses.replace(config.data, split=options.split)))
-    picked = [0, *range(GAP, GAP + options.frames)]
-    clips = [source.clip(index, GAP + options.frames, picked) for index in range(options.clips)]
+    picked = [0, *range(REFERENCE_GAP, REFERENCE_GAP + options.frames)]
+    clips = [source.clip(index, REFERENCE_GAP + options.frames, picked) for index in range(options.clips)]
     size = frames.height, frames.width
     return [
-        HeldOut(clip.frames, draw(clip.keypoints, *size, frames.pose_style), clip.mask[1:],
-                warp(clip.frames[0], clip.mask[0], clip.keypoints[0], clip.keypoints[1:]))
+        PreviewClip(
+            clip.frames,
+            draw(clip.keypoints, *size, frames.pose_style),
+            clip.mask[1:],
+            warp(clip.frames[0], clip.mask[0], clip.keypoints[0], clip.keypoints[1:]),
+        )
         for clip in clips
-    ]  # fmt: skip
+    ]
 
 
-def recorded_clips(config: TrainConfig) -> list[HeldOut]:
-    """The first clips of a split that is not trained on; none without one."""
+def recorded_clips(config: TrainConfig) -> list[PreviewClip]:
+    """The first clips of a split that is not trained on, if the data set has one."""
     options, data = config.preview, config.data
     if data.root is None:
         return []
@@ -84,13 +88,20 @@ def recorded_clips(config: TrainConfig) -> list[HeldOut]:
             continue
         sample = SkipDamaged(clips, RecordedSamples(dataclasses.replace(config, data=data)), len(clips) // 2)
         samples = [sample(i, i) for i in range(min(options.clips, len(clips)))]
-        behind = lambda one, more: np.concatenate([one[None], more])  # noqa: E731
         return [
-            HeldOut(behind(s["reference"], s["frames"]), behind(s["reference_pose"], s["poses"]), s["masks"],
-                    Ready(s["background"], s["warp"], s["warp_masks"]) if "warp" in s else None)
+            PreviewClip(
+                prepend(s["reference"], s["frames"]),
+                prepend(s["reference_pose"], s["poses"]),
+                s["masks"],
+                WarpedImages(s["background"], s["warp"], s["warp_masks"]) if "warp" in s else None,
+            )
             for s in samples
-        ]  # fmt: skip
+        ]
     return []
+
+
+def prepend(image: UInt8[np.ndarray, "h w 3"], images: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "_ h w 3"]:
+    return np.concatenate([image[None], images])
 
 
 class Preview:
@@ -98,9 +109,9 @@ class Preview:
     `.png`, and returns PSNR and SSIM, with LPIPS where its weights are installed, as `preview/psnr`, ...
 
     The clips are recorded ones if `config.data.root` has a split of that name, "validation" or "test", else rendered.
-    Samples with the preset's own settings and one seed, so that only the weights differ, and in the dtype of the
-    training's passes. Training of an autoencoder shows the true frames through it. The devices of process 0 divide
-    the frames, the other processes wait.
+    Samples with the preset's own settings, a fixed seed and the dtype of the training's passes, so that only the
+    weights differ between previews. In training of an autoencoder, the result is its reconstruction of the true frames.
+    The devices of process 0 divide the frames, the other processes wait.
 
     Args:
         folder: the run's folder on this machine; default: `config.output`.
@@ -115,7 +126,7 @@ class Preview:
         self._preset, self._rebuild, self._dtype = preset, config.stage == "vae", jnp.dtype(config.compute_dtype)
         shared = math.gcd(jax.local_device_count(), min(config.preview.frames, preset.sampling.window))
         self._mesh = make_mesh(MeshConfig(frames=shared), jax.local_devices())
-        self._pipeline: Pipeline | None = None  # kept: it holds what is compiled
+        self._pipeline: Pipeline | None = None  # kept with its compiled functions
         if jax.process_index() > 0:
             return
         self._clips = recorded_clips(config) or rendered_clips(config)
@@ -137,7 +148,7 @@ class Preview:
             clips = [scores(result, clip, self._lpips) for result, clip in zip(results, self._clips, strict=True)]
         return {f"preview/{name}": float(np.mean([clip[name] for clip in clips])) for name in clips[0]}
 
-    def _result(self, clip: HeldOut) -> UInt8[np.ndarray, "_ h w 3"]:
+    def _result(self, clip: PreviewClip) -> UInt8[np.ndarray, "_ h w 3"]:
         pipeline = self._pipeline
         if self._rebuild:
             return pipeline.decode(pipeline.encode(clip.frames[1:]))
@@ -166,8 +177,8 @@ class Preview:
 
 
 def whole_copies(params: Params, dtype: DTypeLike, mesh: Mesh) -> Params:
-    """Parameters that the run's mesh divides -> copies in `dtype` on every device of `mesh`, which are this process's.
-    Every process must call it."""
+    """Parameters that are divided over the run's mesh -> whole copies in `dtype` on every device of `mesh`, which has
+    devices of this process only. Every process must call it."""
     place = next(iter(params.values())).sharding
     everywhere = NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else None
 
@@ -176,26 +187,28 @@ def whole_copies(params: Params, dtype: DTypeLike, mesh: Mesh) -> Params:
         copies = [copies[device] for device in mesh.devices.flat]
         return jax.make_array_from_single_device_arrays(array.shape, NamedSharding(mesh, PartitionSpec()), copies)
 
-    return {path: here(array) for path, array in narrowing(dtype, everywhere)(params).items()}
+    return {path: here(array) for path, array in cast_and_replicate(dtype, everywhere)(params).items()}
 
 
 @functools.lru_cache
-def narrowing(dtype: DTypeLike, everywhere: NamedSharding | None) -> Callable[[Params], Params]:
-    """Kept, as it is compiled."""
+def cast_and_replicate(dtype: DTypeLike, everywhere: NamedSharding | None) -> Callable[[Params], Params]:
+    """A jitted cast, cached so that it is compiled once."""
     return jax.jit(lambda tree: {path: array.astype(dtype) for path, array in tree.items()}, out_shardings=everywhere)
 
 
-def scores(result: UInt8[np.ndarray, "frames h w 3"], clip: HeldOut, lpips_params: lpips.Params | None
-           ) -> dict[str, np.ndarray]:  # fmt: skip
+def scores(
+    result: UInt8[np.ndarray, "frames h w 3"], clip: PreviewClip, lpips_params: lpips.Params | None
+) -> dict[str, np.ndarray]:
     """Every frame's metrics; `box_psnr` is that of the person's box."""
     pairs = zip(result / np.float32(255), clip.frames[1:] / np.float32(255), person_box(clip.mask), strict=True)
-    frames = [of_frame(*pair, lpips_params) for pair in pairs]
+    frames = [frame_scores(*pair, lpips_params) for pair in pairs]
     return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
 
 
 @jax.jit
-def of_frame(image: jax.Array, truth: jax.Array, box: jax.Array, lpips_params: lpips.Params | None
-             ) -> dict[str, jax.Array]:  # fmt: skip
+def frame_scores(
+    image: jax.Array, truth: jax.Array, box: jax.Array, lpips_params: lpips.Params | None
+) -> dict[str, jax.Array]:
     found = {"psnr": psnr(image, truth), "ssim": ssim(image, truth), "box_psnr": psnr(image, truth, box)}
     if lpips_params is not None:
         found["lpips"] = lpips.lpips(lpips_params, image[None] * 2 - 1, truth[None] * 2 - 1)[0]

@@ -1,4 +1,4 @@
-"""What a run's owner reads while it trains: a bar on a terminal, else lines, from process 0."""
+"""What a run prints while it trains: a bar on a terminal, else lines, from process 0."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from animate_jax.training.goodput import clock_time
 
 
 def say(line: str) -> None:
-    """A line of its own, also beside a progress bar; only process 0 speaks."""
-    if not jax.distributed.is_initialized() or jax.process_index() == 0:  # asking alone would choose the devices
+    """Prints a line from process 0, also while a progress bar is shown."""
+    if not jax.distributed.is_initialized() or jax.process_index() == 0:  # process_index alone would choose the devices
         tqdm.write(line, file=sys.stderr)
         sys.stderr.flush()
 
@@ -25,7 +25,7 @@ def reason(error: BaseException) -> str:
 
 
 class Progress:
-    """Steps done and the newest metrics: a bar where somebody watches a terminal, else a line per entry of the log."""
+    """Steps done and the newest metrics: a bar on a terminal, else a line per entry of the log."""
 
     def __init__(self, stage: str, first: int, steps: int):
         self._first, self._steps = first, steps
@@ -42,16 +42,15 @@ class Progress:
         self._bar.update()
 
     def log(self, step: int, means: dict[str, float]) -> None:
-        self._bar.set_postfix_str(describe(means))
+        self._bar.set_postfix_str(progress_text(means))
         if self._bar.disable:
-            left = clock_time((self._steps - step) / means["steps_per_second"])
-            say(
-                f"step {step} of {self._steps}, {describe(means)}, {means['steps_per_second']:.3g} steps/s, {left} left"
-            )
+            rate = means["steps_per_second"]
+            left = clock_time((self._steps - step) / rate)
+            say(f"step {step} of {self._steps}, {progress_text(means)}, {rate:.3g} steps/s, {left} left")
 
 
-def describe(means: dict[str, float]) -> str:
-    """The metrics that matter most."""
+def progress_text(means: dict[str, float]) -> str:
+    """The most important metrics."""
     parts = [
         f"loss {means['loss']:.4f}",
         f"grad {means['grad_norm']:.2g}",

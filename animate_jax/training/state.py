@@ -1,18 +1,27 @@
-"""What a run carries from step to step: trainable and frozen parameters as two dicts, moments, averaged weights."""
+"""What a run carries from step to step."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int32
 
 from animate_jax.errors import UserError
 from animate_jax.models.params import Params
 
-State = dict[str, Any]  # step, trainable, frozen, opt, ema
+
+class TrainState(NamedTuple):
+    """Parameters are dicts from path to array. The fields may also be shapes (`jax.ShapeDtypeStruct`) or shardings."""
+
+    step: Int32[Array, ""]  # steps done
+    trainable: Params
+    frozen: Params  # the other parameters of the model
+    opt: Any  # the optimizer's moments
+    ema: Params  # averages of the trainable parameters; empty where none are kept
 
 
 def make_state(
@@ -22,13 +31,14 @@ def make_state(
     ema: bool,
     freeze: str | None = None,
     half: str | None = None,
-) -> State:
-    """Divides the parameters by regular expressions, matched from the start of the path.
+) -> TrainState:
+    """The state of a run that starts from `params`. Patterns are matched from the start of a parameter's path.
 
     Args:
-        trainable, freeze: trained is what matches the first and not the second; the rest has neither gradient nor
-            moments.
-        half: frozen parameters held in bfloat16.
+        trainable, freeze: parameters that match the first and not the second are trained; the others have neither
+            gradients nor moments.
+        ema: whether averages are kept.
+        half: frozen parameters that match it are kept in bfloat16.
 
     Raises:
         UserError: nothing is left to train.
@@ -37,26 +47,26 @@ def make_state(
     def matches(pattern: str | None, path: str) -> bool:
         return pattern is not None and re.match(pattern, path) is not None
 
-    def held(path: str, array: jax.Array) -> jax.Array:
+    def to_frozen_dtype(path: str, array: jax.Array) -> jax.Array:
         return array.astype(jnp.bfloat16) if matches(half, path) else array
 
-    chosen = {path: array for path, array in params.items() if matches(trainable, path) and not matches(freeze, path)}
-    if not chosen and freeze is not None:
+    trained = {path: array for path, array in params.items() if matches(trainable, path) and not matches(freeze, path)}
+    if not trained and freeze is not None:
         raise UserError(f"--trainable {trainable!r} and --frozen {freeze!r} leave no parameter to train")
-    if not chosen:
+    if not trained:
         raise UserError(f"--trainable {trainable!r} matches no parameter; paths look like {next(iter(params))!r}")
-    return {
-        "step": jnp.zeros((), jnp.int32),
-        "trainable": chosen,
-        "frozen": {path: held(path, array) for path, array in params.items() if path not in chosen},
-        "opt": tx.init(chosen),
-        "ema": jax.tree.map(jnp.copy, chosen) if ema else {},
-    }
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trained,
+        frozen={path: to_frozen_dtype(path, array) for path, array in params.items() if path not in trained},
+        opt=tx.init(trained),
+        ema=jax.tree.map(jnp.copy, trained) if ema else {},
+    )
 
 
-def sampling_params(state: State) -> Params:
-    """The parameters to sample from: averaged where an average is kept."""
-    return {**state["frozen"], **state["trainable"], **state["ema"]}
+def sampling_params(state: TrainState) -> Params:
+    """The parameters to sample from: the averages where they are kept."""
+    return {**state.frozen, **state.trainable, **state.ema}
 
 
 def update_ema(ema: Params, params: Params, step: jax.Array, decay: float) -> Params:

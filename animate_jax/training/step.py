@@ -1,38 +1,123 @@
-"""One pure training step."""
+"""The training step: gradients of the loss, the optimizer's update, the average; and the program that it belongs to."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
+from animate_jax.config import TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import AnimateAnyone
-from animate_jax.models.params import Params, merge_model
+from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.sharding import BATCH_AXES
 from animate_jax.parallel import gather as gathering
-from animate_jax.parallel.rules import spec
-from animate_jax.training.losses import Batch, Loss, LossAndMetrics, Metrics
-from animate_jax.training.state import State, update_ema
+from animate_jax.parallel.chips import find_chip
+from animate_jax.parallel.mesh import check_batch, compiler_options
+from animate_jax.parallel.rules import param_spec, shardings
+from animate_jax.presets import preset_of
+from animate_jax.training.losses import Loss, LossAndMetrics, Metrics
+from animate_jax.training.optimizer import make_optimizer
+from animate_jax.training.state import TrainState, make_state, update_ema
+from animate_jax.validation import problem
+
+# Of a model, a batch (a `Batch`, or whatever the data gives) and a key.
+LossFunction = Callable[[AnimateAnyone, Any, Key[Array, ""]], LossAndMetrics]
+Step = Callable[[TrainState, Any, Key[Array, ""]], tuple[TrainState, Metrics]]
+
+
+class Program(NamedTuple):
+    """What a configuration means on a mesh, before any array exists. Call both functions under `jax.set_mesh(mesh)`."""
+
+    step: Step  # jitted; (state, batch, key) -> (state, metrics); the memory of the state given is reused
+    init: Callable[[Params], TrainState]  # jitted; the state of step 0
+    abstract: TrainState  # shapes, dtypes and shardings
+
+
+def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> Program:
+    """
+    Raises:
+        UserError: an impossible size, a batch that the mesh does not divide, or nothing to train.
+    """
+    preset = preset_of(config)
+    if found := problem(preset):
+        raise UserError(f"preset {preset.name}: {found[0]} is {found[1]} and must be {found[2]}: see --size")
+    # The autoencoder sees single images.
+    check_batch(mesh, config.data.batch // config.accumulate, 1 if config.stage == "vae" else config.data.frames)
+    graphdef, params = abstract_model(preset.model, config.remat)
+    tx = make_optimizer(config.optim, config.steps)
+    init = functools.partial(
+        make_state,
+        trainable=config.trainable,
+        tx=tx,
+        ema=config.optim.ema > 0,
+        freeze=config.frozen,
+        half=config.frozen_bf16,
+    )
+    abstract = jax.eval_shape(init, params)
+    layout = shardings(abstract, mesh)
+    step = make_step(
+        graphdef,
+        loss,
+        tx,
+        config.optim.ema,
+        config.accumulate,
+        config.compute_dtype,
+        gathers_once(config, loss, mesh, abstract),
+        config.optim.gradient_dtype,
+    )
+    return Program(
+        jax.jit(step, donate_argnums=0, out_shardings=(layout, None), compiler_options=compiler_options(mesh) or None),
+        jax.jit(init, out_shardings=layout),
+        jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), abstract, layout),
+    )
+
+
+def gathers_once(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh, state: TrainState) -> bool:
+    """Whether weights are gathered and gradients summed once per step, as `--mesh.gather` asks. Otherwise the compiler
+    decides, as it does where all devices have the same clips and for losses that are not a mean over rows.
+
+    "auto" is "step" where whole weights and gradients leave room on a TPU, and less is sent so. The compiler gathers
+    every layer forward and again backward, and sums gradients in the dtype of the passes, for every micro-batch: only
+    where nothing is gathered and there is one micro-batch does it send less, in bfloat16.
+
+    Raises:
+        UserError: "step" is asked of the autoencoder's loss.
+    """
+    possible = isinstance(loss, Loss) and loss.mean_over_rows
+    if config.mesh.gather == "step" and isinstance(loss, Loss) and not possible:
+        raise UserError("--mesh.gather step: not for the autoencoder, whose loss looks at all crops of a batch at once")
+    if not possible or config.mesh.gather == "layer" or mesh.shape["data"] * mesh.shape["fsdp"] == 1:
+        return False
+    if config.mesh.gather == "step":
+        return True
+    width, summed = (jnp.dtype(dtype).itemsize for dtype in (config.compute_dtype, config.optim.gradient_dtype))
+    trained, frozen = (sum(leaf.size for leaf in params.values()) for params in (state.trainable, state.frozen))
+    whole = (trained + frozen) * width + trained * 4  # gradients add up in float32
+    chip = find_chip(mesh.devices.flat[0].device_kind)
+    fits = chip is not None and whole <= chip.memory / 3
+    return fits and (mesh.shape["fsdp"] > 1 or config.accumulate * width >= summed)
 
 
 def make_step(
     graphdef: nnx.GraphDef,
-    loss: Loss | Callable[[AnimateAnyone, Batch, Key[Array, ""]], LossAndMetrics],
+    loss: Loss | LossFunction,
     tx: optax.GradientTransformation,
     ema: float,
     accumulate: int = 1,
     compute_dtype: DTypeLike = jnp.float32,
     gather: bool = False,
     gradient_dtype: DTypeLike = jnp.float32,
-) -> Callable[[State, Batch, Key[Array, ""]], tuple[State, Metrics]]:
-    """`step(state, batch, key) -> (state, metrics)`; pure, to be jitted with the state donated.
+) -> Step:
+    """`step(state, batch, key) -> (state, metrics)`, a pure function.
 
     Only trainable parameters have gradients and moments; parameters, gradients and moments keep the dtypes of the
     state. The key is folded with the step, so that a resumed run draws the same noise. A step whose loss or gradient is
@@ -48,9 +133,9 @@ def make_step(
     """
 
     def mean_gradients(
-        trainable: Params, frozen: Params, batch: Batch, compute: Callable[[AnimateAnyone, Batch], LossAndMetrics]
+        trainable: Params, frozen: Params, inputs: PyTree, compute: Callable[[AnimateAnyone, Any], LossAndMetrics]
     ) -> tuple[LossAndMetrics, Params]:
-        def value_and_grads(part: Batch) -> tuple[LossAndMetrics, Params]:
+        def value_and_grads(part: PyTree) -> tuple[LossAndMetrics, Params]:
             def objective(trainable: Params) -> LossAndMetrics:
                 params = {path: array.astype(compute_dtype) for path, array in {**frozen, **trainable}.items()}
                 return compute(merge_model(graphdef, params), part)
@@ -58,63 +143,73 @@ def make_step(
             return jax.value_and_grad(objective, has_aux=True)(trainable)
 
         if accumulate == 1:
-            return value_and_grads(batch)
+            return value_and_grads(inputs)
 
-        def add(total: Params, part: Batch) -> tuple[Params, LossAndMetrics]:
+        def add(total: Params, part: PyTree) -> tuple[Params, LossAndMetrics]:
             value, grads = value_and_grads(part)
             return jax.tree.map(lambda a, b: a + b.astype(a.dtype) / accumulate, total, grads), value
 
         zeros = {path: jnp.zeros(array.shape, jnp.float32) for path, array in trainable.items()}
-        grads, (values, metrics) = jax.lax.scan(add, zeros, micro_batches(batch, accumulate))
+        grads, (values, metrics) = jax.lax.scan(add, zeros, micro_batches(inputs, accumulate))
         # NaN: a metric that this micro-batch has no sample for
         return (values.mean(), {name: jnp.nanmean(each) for name, each in metrics.items()}), grads
 
-    def gathered_gradients(trainable: Params, frozen: Params, batch: Batch) -> tuple[LossAndMetrics, Params]:
+    def gathered_gradients(
+        trainable: Params, frozen: Params, inputs: PyTree, compute: Callable[[AnimateAnyone, Any], LossAndMetrics]
+    ) -> tuple[LossAndMetrics, Params]:
         mesh = jax.sharding.get_abstract_mesh()
-        shards = {path: spec(path, array.shape, mesh) for path, array in {**frozen, **trainable}.items()}
-        own, others = ({path: shards[path] for path in each} for each in (trainable, frozen))
+        trained, others = (
+            {path: param_spec(path, array.shape, mesh) for path, array in params.items()}
+            for params in (trainable, frozen)
+        )
 
-        def local(trainable: Params, frozen: Params, batch: Batch) -> tuple[LossAndMetrics, Params]:
-            whole = gathering.gather(trainable, own, compute_dtype), gathering.gather(frozen, others, compute_dtype)
-            told, grads = mean_gradients(*whole, batch, loss.compute)
-            return jax.lax.pmean(told, BATCH_AXES), gathering.mean_shards(grads, own, gradient_dtype)
+        def local(trainable: Params, frozen: Params, inputs: PyTree) -> tuple[LossAndMetrics, Params]:
+            whole = gathering.gather(trainable, trained, compute_dtype), gathering.gather(frozen, others, compute_dtype)
+            value_and_metrics, grads = mean_gradients(*whole, inputs, compute)
+            return jax.lax.pmean(value_and_metrics, BATCH_AXES), gathering.mean_shards(grads, trained, gradient_dtype)
 
         return jax.shard_map(
-            local, in_specs=(own, others, PartitionSpec(BATCH_AXES)), out_specs=(PartitionSpec(), own),
-            axis_names=set(BATCH_AXES), check_vma=False,
-        )(trainable, frozen, batch)  # fmt: skip
+            local,
+            in_specs=(trained, others, PartitionSpec(BATCH_AXES)),
+            out_specs=(PartitionSpec(), trained),
+            axis_names=set(BATCH_AXES),
+            check_vma=False,
+        )(trainable, frozen, inputs)
 
-    def step(state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(key, state["step"])
-        weights = state["trainable"], state["frozen"]
-        if not isinstance(loss, Loss):
-            (value, metrics), grads = mean_gradients(*weights, batch, lambda model, batch: loss(model, batch, key))
+    def step(state: TrainState, batch: PyTree, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        weights = state.trainable, state.frozen
+        if isinstance(loss, Loss):
+            gradients = gathered_gradients if gather else mean_gradients
+            inputs = batch, loss.sample_randomness(batch, key)
+            (value, metrics), grads = gradients(*weights, inputs, lambda model, inputs: loss.compute(model, *inputs))
         else:
-            batch = {**batch, **loss.sample_randomness(batch, key)}
-            (value, metrics), grads = (
-                gathered_gradients(*weights, batch) if gather else mean_gradients(*weights, batch, loss.compute)
-            )
-        updates, opt = tx.update(grads, state["opt"], state["trainable"])
-        trainable = optax.apply_updates(state["trainable"], updates)
-        norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
-        updated = {"trainable": trainable, "opt": opt, "ema": update_ema(state["ema"], trainable, state["step"], ema)}
-        finite = jnp.isfinite(value) & jnp.isfinite(norms["grad_norm"])  # of the whole batch: the same everywhere
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), updated, {name: state[name] for name in updated}
-        )
-        metrics = {"loss": value, **norms, "param_norm": optax.tree.norm(kept["trainable"]), **metrics}
-        return {**state, "step": state["step"] + 1, **kept}, {**metrics, "skipped": 1.0 - finite}
+            (value, metrics), grads = mean_gradients(*weights, batch, lambda model, batch: loss(model, batch, key))
+        updates, opt = tx.update(grads, state.opt, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)  # the same on all devices
+        new = trainable, opt, update_ema(state.ema, trainable, state.step, ema)
+        old = state.trainable, state.opt, state.ema
+        trainable, opt, averages = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        norms = {
+            "grad_norm": grad_norm,
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(trainable),
+        }
+        state = TrainState(state.step + 1, trainable, state.frozen, opt, averages)
+        return state, {"loss": value, **norms, **metrics, "skipped": 1.0 - finite}
 
     return step
 
 
-def micro_batches(batch: Batch, count: int) -> Batch:
-    """Rows i::count of a batch as [count, rows / count, ...], so that rows that lie on different devices stay there.
+def micro_batches(inputs: PyTree[Array], count: int) -> PyTree[Array]:
+    """Rows i::count of every array as [count, rows / count, ...], so that rows stay on their devices.
 
     Raises:
         UserError: the batch does not divide.
     """
-    rows = next(iter(batch.values())).shape[0]
+    rows = jax.tree.leaves(inputs)[0].shape[0]
     if rows % count:
         raise UserError(f"--accumulate {count}: must divide --data.batch {rows}")
-    return {name: array.reshape(rows // count, count, *array.shape[1:]).swapaxes(0, 1) for name, array in batch.items()}
+    return jax.tree.map(lambda array: array.reshape(rows // count, count, *array.shape[1:]).swapaxes(0, 1), inputs)

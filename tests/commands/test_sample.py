@@ -419,4 +419,4 @@ def test_options_and_batches_reach_the_loop(name, micro, monkeypatch, tmp_path):
     ((config, _, data, *_),) = seen
     assert (config.steps, config.optim.learning_rate, config.preset) == (7, 0.5, micro)
     batch = next(data)
-    assert batch["frames"].shape == (config.data.batch, 2, 64, 48, 3)
+    assert batch.frames.shape == (config.data.batch, 2, 64, 48, 3)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -100,15 +101,14 @@ def write():
 
 
 def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    """Of two samples or batches; other fields are an error."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def clip_and_frame_numbers(batch):
     """The clips' numbers and the frames' numbers (reference first) that the pictures of a batch show."""
-    clips = np.round((batch["reference"][..., 1].mean((1, 2)) - 20) / 12).astype(int)
-    pictures = np.concatenate([batch["reference"][:, None], batch["frames"]], 1)
+    clips = np.round((batch.reference[..., 1].mean((1, 2)) - 20) / 12).astype(int)
+    pictures = np.concatenate([batch.reference[:, None], batch.frames], 1)
     return clips, np.round((pictures[..., 0].mean((2, 3)) - 20) / 5).astype(int)
 
 

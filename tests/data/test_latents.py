@@ -59,8 +59,11 @@ def test_loss_and_gradients_on_encoded_frames_are_those_on_pixels(stage, videos,
 
     pixels, latents = (first_batch(root, micro, consecutive=stage == "stage2") for root in (videos, encoded))
     for name in ("reference_pose", "poses", "masks"):
-        np.testing.assert_array_equal(pixels[name], latents[name])
-    assert pixels.keys() - latents.keys() == {"reference", "frames", "clip_pixels"}
+        np.testing.assert_array_equal(getattr(pixels, name), getattr(latents, name))
+    with_pixels, encoded = (
+        {name for name, array in each._asdict().items() if array is not None} for each in (pixels, latents)
+    )
+    assert with_pixels - encoded == {"reference", "frames", "clip_pixels"}
     (_, expected), gradients = of(trained, pixels)
     (_, found), same = of(trained, latents)
     for name, value in expected.items():
@@ -69,7 +72,7 @@ def test_loss_and_gradients_on_encoded_frames_are_those_on_pixels(stage, videos,
     assert largest > 1e-3
     for path, gradient in gradients.items():
         np.testing.assert_allclose(same[path], gradient, rtol=1e-5, atol=1e-5 * largest, err_msg=path)
-    other = of(trained, latents | {"moments": latents["moments"][::-1]})[0][1]["mse"]
+    other = of(trained, latents._replace(moments=latents.moments[::-1]))[0][1]["mse"]
     assert abs(other - expected["mse"]) > 1e-3, "it is the moments that are denoised"
 
 
@@ -81,8 +84,8 @@ def test_another_size_in_half_precision_beside_splits_of_videos(videos, tmp_path
     assert (tmp_path / "set" / "clips-test.array_record-00000-of-00002").exists()
     small = dataclasses.replace(micro, frames=dataclasses.replace(micro.frames, width=24, height=32))
     batch = first_batch(str(tmp_path), small, flip=0.0)
-    assert batch["moments"].shape == (4, 2, 8, 6, 8) and batch["moments"].dtype == np.float16
-    assert np.isfinite(batch["moments"]).all() and batch["moments"].std() > 0.01
+    assert batch.moments.shape == (4, 2, 8, 6, 8) and batch.moments.dtype == np.float16
+    assert np.isfinite(batch.moments).all() and batch.moments.std() > 0.01
 
 
 def test_an_interrupted_encoding_goes_on_and_leaves_out_what_is_damaged(
@@ -102,7 +105,7 @@ def test_an_interrupted_encoding_goes_on_and_leaves_out_what_is_damaged(
     assert (output / "clips-train.array_record-00000-of-00002").stat().st_mtime_ns == made_before
     assert capsys.readouterr().err.count("left out: clip clip3 of") == 1
     assert [clip.id for clip in RecordedClips(str(output), "train")] == [f"clip{n}" for n in (0, 2, 4, 1, 5)]
-    assert np.isfinite(first_batch(str(output), micro)["moments"]).all()
+    assert np.isfinite(first_batch(str(output), micro).moments).all()
     with pytest.raises(UserError, match="is there already"):
         encode(root, micro_checkpoint, output, EXACT)
     with pytest.raises(UserError, match="is encoded already"):

@@ -4,9 +4,11 @@ import dataclasses
 import multiprocessing
 import os
 
+import jax
 import numpy as np
 import pytest
 
+from animate_jax.data.batch import Batch
 from animate_jax.data.loader import batches
 from animate_jax.errors import UserError
 from tests.conftest import training
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.compiles
 @pytest.mark.parametrize("data", [FRAMES, CLIPS], ids=["frames", "clips"])
 def test_a_batch_has_the_promised_form(micro, data):
     batch = next(batches(training(data, micro)))
-    shapes = {name: (array.shape, array.dtype) for name, array in batch.items()}
+    shapes = {name: (array.shape, array.dtype) for name, array in batch._asdict().items() if array is not None}
     assert shapes == {
         "reference": ((2, 64, 48, 3), np.uint8),
         "reference_pose": ((2, 64, 48, 3), np.uint8),
@@ -28,14 +30,16 @@ def test_a_batch_has_the_promised_form(micro, data):
         "poses": ((2, 3, 64, 48, 3), np.uint8),
         "masks": ((2, 3, 64, 48), np.uint8),
     }
-    assert batch["reference"].std() > 5 and batch["poses"].max() > 100
-    assert 0 < (batch["masks"] > 127).mean() < 0.9
+    abstract = Batch.abstract(training(data, micro))
+    assert shapes == {name: (x.shape, x.dtype) for name, x in abstract._asdict().items() if x is not None}
+    assert batch.reference.std() > 5 and batch.poses.max() > 100
+    assert 0 < (batch.masks > 127).mean() < 0.9
 
 
 def test_processes_share_every_batch_and_no_clip(micro, numbers):
     def clips(process, processes, count):
         stream = batches(training(dataclasses.replace(FRAMES, batch=4), micro), process, processes)
-        return [next(stream)["reference"][:, 0, 0, 0].tolist() for _ in range(count)]
+        return [next(stream).reference[:, 0, 0, 0].tolist() for _ in range(count)]
 
     assert clips(0, 1, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert clips(0, 2, 2) == [[0, 1], [4, 5]]
@@ -74,9 +78,10 @@ def test_a_recorded_batch_has_the_form_of_a_rendered_one(micro, stage_2):
         next(batches(training(stage_2, micro))),
         next(batches(training(dataclasses.replace(STAGE_2, clip_frames=8), micro))),
     )
-    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (v.shape, v.dtype) for k, v in rendered.items()}
-    assert batch["poses"].max() > 100 and 0.05 < (batch["masks"] > 127).mean() < 0.9
-    assert set(np.unique(batch["masks"])) == {0, 255}
+    shapes, expected = (jax.tree.map(lambda array: (array.shape, array.dtype), each) for each in (batch, rendered))
+    assert shapes == expected
+    assert batch.poses.max() > 100 and 0.05 < (batch.masks > 127).mean() < 0.9
+    assert set(np.unique(batch.masks)) == {0, 255}
 
 
 def test_recorded_targets_keep_the_margin(micro, stage_1):

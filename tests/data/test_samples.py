@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("numba")
 
+from animate_jax.data.batch import Batch
 from animate_jax.data.samples import (
     RecordedSamples,
     RenderedSamples,
@@ -126,9 +127,8 @@ def test_the_whole_frame_is_what_benchmarks_cut(micro, clip, stage_2):
 
 def test_the_frames_are_the_chosen_ones(micro, clip, stage_2):
     data = dataclasses.replace(stage_2, stride=2)
-    _, numbers = clip_and_frame_numbers(
-        {k: v[None] for k, v in RecordedSamples(training(data, micro))(7, clip).items()}
-    )
+    sample = RecordedSamples(training(data, micro))(7, clip)
+    _, numbers = clip_and_frame_numbers(Batch(**{name: array[None] for name, array in sample.items()}))
     assert (np.diff(numbers[0, 1:]) == 2).all() and len(numbers[0]) == 6
 
 

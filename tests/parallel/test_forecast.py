@@ -165,7 +165,7 @@ class Reconstruction(Loss):
     def sample_randomness(self, batch, key):
         return {}
 
-    def compute(self, model, batch):
+    def compute(self, model, batch, randomness):
         return jnp.square(model(batch["x"]) - batch["x"]).mean(), {}
 
 

@@ -18,7 +18,8 @@ from animate_jax.config import MeshConfig, OptimConfig, TrainConfig, VAELossConf
 from animate_jax.errors import UserError
 from animate_jax.parallel.mesh import AXES
 from animate_jax.training.losses import DiffusionLoss, VAELoss
-from animate_jax.training.program import gathers_once
+from animate_jax.training.state import TrainState
+from animate_jax.training.step import gathers_once
 from tests.conftest import MICRO
 
 ROOT = Path(__file__).parents[2]
@@ -38,13 +39,13 @@ from animate_jax.models.params import abstract_model, split_model
 from animate_jax.models.sharding import shard_frames, shard_pixels, sum_over_shards
 from animate_jax.parallel import rules
 from animate_jax.parallel.mesh import make_mesh, to_devices
-from animate_jax.training.forecast import abstract_batch
+from animate_jax.data.batch import Batch
 from animate_jax.training.losses import DiffusionLoss, Loss
 from animate_jax.training.state import make_state
 from animate_jax.training.step import make_step
 
 jax.config.update("jax_disable_most_optimizations", True)
-rules.SMALL = 64  # so that the parameters of so small a model are divided
+rules.MIN_SHARDED_SIZE = 64  # so that the parameters of so small a model are divided
 random = np.random.default_rng(0)
 
 
@@ -65,9 +66,9 @@ class SmallLoss(Loss):
     def sample_randomness(self, batch, key):
         return {"noise": jax.random.normal(key, batch["frames"].shape), "keys": jax.random.split(key, 32)}
 
-    def compute(self, model, batch):
-        error = jnp.square(model(batch["frames"] + batch["noise"]) - batch["frames"]).mean((1, 2, 3))
-        drawn = jax.vmap(jax.random.uniform)(batch["keys"])
+    def compute(self, model, batch, randomness):
+        error = jnp.square(model(batch["frames"] + randomness["noise"]) - batch["frames"]).mean((1, 2, 3))
+        drawn = jax.vmap(jax.random.uniform)(randomness["keys"])
         high = batch["frames"][:, 0, 0, 0] > 0
         return (error * drawn).mean(), {"high": sum_over_shards((error * high).sum()) / sum_over_shards(high.sum())}
 
@@ -81,8 +82,7 @@ else:
                          loss=DiffusionLossConfig(person_weight=1.0, weighting="min_snr", flicker_weight=0.1))
     graphdef, shapes = abstract_model(MICRO.model)
     loss, trainable = DiffusionLoss(config), "denoising_unet|pose_guider"
-    batch = {name: random.integers(0, 256, leaf.shape).astype(leaf.dtype)
-             for name, leaf in abstract_batch(config, None).items()}
+    batch = jax.tree.map(lambda leaf: random.integers(0, 256, leaf.shape).astype(leaf.dtype), Batch.abstract(config))
 params = {path: 0.1 * random.standard_normal(leaf.shape, np.float32) for path, leaf in shapes.items()}
 tx = optax.chain(optax.trace(decay=0.0), optax.sgd(0.1))  # its state is the last gradient
 
@@ -96,7 +96,7 @@ def step(mesh, passes, gather):
             jax.device_put(state, layout), to_devices(batch, mesh), jax.random.key(0))
     assert all(leaf.sharding.is_equivalent_to(place, leaf.ndim)
                for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True))
-    return jax.device_get({"grads": state["opt"][0].trace, "trainable": state["trainable"], "ema": state["ema"],
+    return jax.device_get({"grads": state.opt[0].trace, "trainable": state.trainable, "ema": state.ema,
                            "metrics": metrics})
 
 
@@ -151,7 +151,8 @@ def chosen(device, sizes, gather="auto", data=1, fsdp=16, frames=1, dtype="bfloa
     config = TrainConfig(
         stage="stage1", output="", preset=MICRO, mesh=MeshConfig(fsdp, frames, gather), compute_dtype=dtype, **options
     )
-    state = {name: {name: jax.ShapeDtypeStruct((size,), jnp.float32)} for name, size in sizes.items()}
+    params = {name: {name: jax.ShapeDtypeStruct((size,), jnp.float32)} for name, size in sizes.items()}
+    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), **params, opt=(), ema={})
     return gathers_once(config, DiffusionLoss(config) if loss is None else loss, mesh, state)
 
 

@@ -138,7 +138,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from animate_jax.parallel import processes
 from animate_jax.parallel.mesh import AXES, rows_of_process, to_devices
 
-with processes.joined():
+with processes.distributed():
     of = {(d.process_index, i % 4): d for i, d in enumerate(sorted(jax.devices(), key=lambda d: d.id))}
     found = []
     for sides, order in json.loads(sys.argv[1]):

@@ -8,12 +8,12 @@ import pytest
 from animate_jax.errors import UserError
 from animate_jax.parallel import processes
 
-ADDRESS, COUNT, INDEX = processes.VARIABLES
+ADDRESS, COUNT, INDEX = processes.ENV_VARS
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    for name in processes.VARIABLES:
+    for name in processes.ENV_VARS:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -39,7 +39,7 @@ def test_the_environment_says_it(monkeypatch):
 def test_half_of_it_is_refused(monkeypatch, said, message):
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=message), processes.joined():
+    with pytest.raises(UserError, match=message), processes.distributed():
         pass
 
 
@@ -51,7 +51,7 @@ def test_a_lost_process_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match="process 0 of 4 lost another one") as caught:
-        with processes.joined():
+        with processes.distributed():
             lost()
     assert "(INTERNAL: connection reset)" in str(caught.value) and "\n" not in str(caught.value)
     assert "start all of them again" in str(caught.value)
@@ -62,14 +62,14 @@ def test_alone_errors_are_what_they_are(monkeypatch):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", none_recognised)
-    with pytest.raises(jax.errors.JaxRuntimeError), processes.joined():
+    with pytest.raises(jax.errors.JaxRuntimeError), processes.distributed():
         lost()
 
 
 def test_failures_of_a_job_end_at_once(monkeypatch):
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
-    assert processes.leave(2) == 2 and not ended
+    assert processes.exit_now(2) == 2 and not ended
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    processes.leave(2)
+    processes.exit_now(2)
     assert ended == [2]

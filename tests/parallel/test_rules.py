@@ -20,7 +20,7 @@ from animate_jax.models.params import abstract_model, merge_model, split_model
 from animate_jax.models.temporal import MotionModule
 from animate_jax.parallel.mesh import batch_sharding, check_batch, make_mesh, rows_of_process, to_devices
 from animate_jax.parallel.hlo import COLLECTIVES
-from animate_jax.parallel.rules import SMALL, shardings, spec
+from animate_jax.parallel.rules import MIN_SHARDED_SIZE, param_spec, shardings
 from animate_jax.training.optimizer import make_optimizer
 from animate_jax.training.state import make_state
 
@@ -50,15 +50,15 @@ refuses("--mesh.frames 1 divides the work", check_batch, make_mesh(MeshConfig(fr
 assert rows_of_process(mesh) == (0, 1)
 
 # Single arrays: the largest divisible axis; small, odd and one-dimensional ones whole.
-assert spec("a.kernel", (3, 3, 320, 640), mesh) == PartitionSpec(None, None, None, "fsdp")
-assert spec("a.kernel", (1280, 320), mesh) == PartitionSpec("fsdp")
-assert spec("a.kernel", (1282, 320), mesh) == PartitionSpec(None, "fsdp")
-assert spec("a.kernel", (1025, 1023), mesh) == PartitionSpec()
-assert spec("a.kernel", (64, 64), mesh) == PartitionSpec()
-assert spec("a.bias", (SMALL * 4,), mesh) == PartitionSpec()
-assert spec("a.norm.scale", (SMALL * 4,), mesh) == PartitionSpec()
-assert spec("embeddings.class_embedding", (SMALL * 4,), mesh) == PartitionSpec()
-assert spec("a.kernel", (1280, 320), make_mesh()) == PartitionSpec()
+assert param_spec("a.kernel", (3, 3, 320, 640), mesh) == PartitionSpec(None, None, None, "fsdp")
+assert param_spec("a.kernel", (1280, 320), mesh) == PartitionSpec("fsdp")
+assert param_spec("a.kernel", (1282, 320), mesh) == PartitionSpec(None, "fsdp")
+assert param_spec("a.kernel", (1025, 1023), mesh) == PartitionSpec()
+assert param_spec("a.kernel", (64, 64), mesh) == PartitionSpec()
+assert param_spec("a.bias", (MIN_SHARDED_SIZE * 4,), mesh) == PartitionSpec()
+assert param_spec("a.norm.scale", (MIN_SHARDED_SIZE * 4,), mesh) == PartitionSpec()
+assert param_spec("embeddings.class_embedding", (MIN_SHARDED_SIZE * 4,), mesh) == PartitionSpec()
+assert param_spec("a.kernel", (1280, 320), make_mesh()) == PartitionSpec()
 
 # The full-size model, as shapes only: most of its bytes are divided, and nothing unevenly.
 _, shapes = abstract_model(ModelConfig.sd15())
@@ -71,15 +71,15 @@ assert 0.25 < bytes_here / bytes_whole < 0.27, bytes_here / bytes_whole
 state = jax.eval_shape(lambda p: make_state(p, ".*attn1", make_optimizer(OptimConfig(), 10), ema=True), shapes)
 places = shardings(state, mesh)
 assert jax.tree.structure(places) == jax.tree.structure(state)
-assert places["step"].spec == PartitionSpec()
-adam = places["opt"][1][0]
+assert places.step.spec == PartitionSpec()
+adam = places.opt[1][0]
 assert adam.count.spec == PartitionSpec()
 divided = 0
-for path, place in places["trainable"].items():
-    assert adam.mu[path] == adam.nu[path] == places["ema"][path] == place == layout[path]
+for path, place in places.trainable.items():
+    assert adam.mu[path] == adam.nu[path] == places.ema[path] == place == layout[path]
     divided += place.spec != PartitionSpec()
 assert divided > 50
-for path, place in places["frozen"].items():
+for path, place in places.frozen.items():
     assert place == layout[path]
 
 # Batches: rows over data x fsdp.

@@ -24,7 +24,7 @@ from animate_jax.parallel.mesh import make_mesh
 from animate_jax.sampling.pipeline import Pipeline
 
 jax.config.update("jax_disable_most_optimizations", True)
-rules.SMALL = 64  # so that the parameters of so small a model are divided
+rules.MIN_SHARDED_SIZE = 64  # so that the parameters of so small a model are divided
 random = np.random.default_rng(0)
 params = {path: jnp.asarray(0.1 * random.standard_normal(leaf.shape, np.float32))
           for path, leaf in abstract_model(MICRO.model)[1].items()}

@@ -25,14 +25,14 @@ from animate_jax.config import DataConfig, MeshConfig, OptimConfig, TrainConfig
 from animate_jax.models.params import abstract_model
 from animate_jax.parallel import rules
 from animate_jax.parallel.mesh import check_batch, make_mesh, to_devices
-from animate_jax.training.forecast import abstract_batch
+from animate_jax.data.batch import Batch
 from animate_jax.training.optimizer import make_optimizer
 from animate_jax.training.state import make_state
 from animate_jax.training.losses import DiffusionLoss
 from animate_jax.training.step import make_step
 
 jax.config.update("jax_disable_most_optimizations", True)
-rules.SMALL = 64  # so that the parameters of so small a model are divided
+rules.MIN_SHARDED_SIZE = 64  # so that the parameters of so small a model are divided
 layouts = json.loads(sys.argv[1])
 random = np.random.default_rng(0)
 graphdef, shapes = abstract_model(MICRO.model)
@@ -43,8 +43,7 @@ def losses(mesh, passes):
     config = TrainConfig(stage="stage2", output="", preset=MICRO, trainable="denoising_unet", optim=OptimConfig(1e-3),
                          data=DataConfig(batch=8, frames=8))
     random = np.random.default_rng(1)
-    batch = {name: random.integers(0, 256, leaf.shape).astype(leaf.dtype)
-             for name, leaf in abstract_batch(config, None).items()}
+    batch = jax.tree.map(lambda leaf: random.integers(0, 256, leaf.shape).astype(leaf.dtype), Batch.abstract(config))
     check_batch(mesh, 8 // passes, 8)
     tx = make_optimizer(config.optim, 10)
     state = make_state(jax.tree.map(jnp.asarray, params), config.trainable, tx, True)

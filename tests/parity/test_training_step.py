@@ -32,11 +32,13 @@ from animate_jax.config import (
     UNetConfig,
     VAEConfig,
 )
+from animate_jax.data.batch import Batch
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.torch_weights import names
 from animate_jax.torch_weights.convert import from_torch, to_torch
 from animate_jax.torch_weights.importing import match_part
 from animate_jax.training import losses
+from animate_jax.training.losses import Randomness
 from animate_jax.training.optimizer import make_optimizer
 from animate_jax.training.state import make_state
 
@@ -202,15 +204,15 @@ class Torch:
             x = F.silu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride=stride, padding=1))
         return F.conv2d(x, w["conv_out.weight"], w["conv_out.bias"], padding=1)
 
-    def loss(self, batch: dict[str, np.ndarray], config: ScheduleConfig, min_snr: bool) -> torch.Tensor:
+    def loss(self, batch: Batch, randomness: Randomness, config: ScheduleConfig, min_snr: bool) -> torch.Tensor:
         def pictures(x):  # [B, (F,) H, W, C] -> [B * F, C, H, W]
             return torch.tensor(np.asarray(x), dtype=torch.float64).reshape(-1, *x.shape[-3:]).permute(0, 3, 1, 2)
 
-        reference = self.latents(pictures(batch["reference"]) / 127.5 - 1, pictures(batch["posterior"][:, 0]))
-        x0 = self.latents(pictures(batch["frames"]) / 127.5 - 1, pictures(batch["posterior"][:, 1:]))
-        keep = torch.tensor(np.asarray(batch["keep_condition"]))
+        reference = self.latents(pictures(batch.reference) / 127.5 - 1, pictures(randomness["posterior"][:, 0]))
+        x0 = self.latents(pictures(batch.frames) / 127.5 - 1, pictures(randomness["posterior"][:, 1:]))
+        keep = torch.tensor(np.asarray(randomness["keep_condition"]))
         with torch.no_grad():
-            token = self.parts["image_encoder"](pictures(batch["clip_pixels"])).image_embeds
+            token = self.parts["image_encoder"](pictures(batch.clip_pixels)).image_embeds
 
         self.bank["keep"] = keep
         self.parts["reference_unet"](reference, 0, token[:, None])
@@ -222,12 +224,12 @@ class Torch:
             rescale_betas_zero_snr=config.zero_terminal_snr,
             prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[config.prediction],
         )  # fmt: skip
-        t = torch.tensor(np.broadcast_to(batch["t"], (CLIPS, FRAMES)).ravel(), dtype=torch.long)
-        noise = pictures(batch["noise"])
+        t = torch.tensor(np.broadcast_to(randomness["t"], (CLIPS, FRAMES)).ravel(), dtype=torch.long)
+        noise = pictures(randomness["noise"])
         x_t = scheduler.add_noise(x0, noise, t)
         target = noise if config.prediction == "epsilon" else scheduler.get_velocity(x0, noise, t)
 
-        denoising, pose = self.parts["denoising_unet"], self.pose_features(pictures(batch["poses"]) / 255)
+        denoising, pose = self.parts["denoising_unet"], self.pose_features(pictures(batch.poses) / 255)
         hook = denoising.conv_in.register_forward_hook(lambda _, __, out: out + pose)
         prediction = denoising(x_t, t, token).sample
         hook.remove()
@@ -265,20 +267,20 @@ def params() -> Params:
 
 
 @pytest.fixture(scope="module")
-def batch() -> dict[str, jax.Array]:
+def batch() -> Batch:
     random = np.random.default_rng(1)
 
     def pictures(*shape):
         return jnp.asarray(random.integers(0, 256, (CLIPS, *shape, 3)), jnp.uint8)
 
-    return {
-        "reference": pictures(HEIGHT, WIDTH),
-        "reference_pose": pictures(HEIGHT, WIDTH),
-        "clip_pixels": jnp.asarray(random.normal(size=(CLIPS, 16, 16, 3)), jnp.float32),
-        "frames": pictures(FRAMES, HEIGHT, WIDTH),
-        "poses": pictures(FRAMES, HEIGHT, WIDTH),
-        "masks": jnp.zeros((CLIPS, FRAMES, HEIGHT, WIDTH), jnp.uint8),
-    }
+    return Batch(
+        reference=pictures(HEIGHT, WIDTH),
+        reference_pose=pictures(HEIGHT, WIDTH),
+        clip_pixels=jnp.asarray(random.normal(size=(CLIPS, 16, 16, 3)), jnp.float32),
+        frames=pictures(FRAMES, HEIGHT, WIDTH),
+        poses=pictures(FRAMES, HEIGHT, WIDTH),
+        masks=jnp.zeros((CLIPS, FRAMES, HEIGHT, WIDTH), jnp.uint8),
+    )
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES])
@@ -286,18 +288,20 @@ def test_loss_and_gradients(case, params, batch):
     stage, schedule, options = CASES[case]
     preset = Preset("test", MODEL, schedule, FrameConfig(), SamplingConfig())
     loss = losses.DiffusionLoss(TrainConfig(stage=stage, output="runs/test", preset=preset, loss=options))
-    drawn = loss.sample_randomness(batch, jax.random.key(3))
+    randomness = loss.sample_randomness(batch, jax.random.key(3))
     if options.condition_dropout:
-        drawn["keep_condition"] = jnp.array([True, False])
-    batch = {**batch, **drawn}
+        randomness["keep_condition"] = jnp.array([True, False])
 
     state = make_state(params, TRAINED[stage], optax.identity(), ema=False)
     graphdef = abstract_model(MODEL)[0]
-    objective = lambda trainable: loss.compute(merge_model(graphdef, {**state["frozen"], **trainable}), batch)[0]  # noqa: E731
-    value, found = jax.jit(jax.value_and_grad(objective))(state["trainable"])
+
+    def objective(trainable):
+        return loss.compute(merge_model(graphdef, {**state.frozen, **trainable}), batch, randomness)[0]
+
+    value, found = jax.jit(jax.value_and_grad(objective))(state.trainable)
 
     theirs = Torch(params, temporal=stage == "stage2")
-    expected = theirs.loss(batch, schedule, options.weighting == "min_snr")
+    expected = theirs.loss(batch, randomness, schedule, options.weighting == "min_snr")
     expected.backward()
     gradients = {}
     for part, weights in theirs.gradients().items():

@@ -165,7 +165,7 @@ def test_a_data_set_is_read_from_a_bucket_and_encoded_into_it(bucket, python, mi
             return TrainConfig("stage1", "", preset, data=DataConfig(**data))
         for root in (str(local), "gs://bucket/data", "gs://bucket/encoded"):
             batch = next(batches(run(root=root, num_workers=0, framing="frame", flip=0.0)))
-            print(batch["poses"].sum(), *sorted(batch))
+            print(batch.poses.sum(), *sorted(name for name, array in batch._asdict().items() if array is not None))
         try:
             batches(run(root="gs://bucket/nothing"))
         except UserError as error:

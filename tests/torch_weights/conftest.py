@@ -12,50 +12,11 @@ from transformers import CLIPVisionConfig
 from transformers import CLIPVisionModelWithProjection as CLIP
 
 from animate_jax.checkpoints import checkpoint
-from animate_jax.config import (
-    FrameConfig,
-    ImageEncoderConfig,
-    ModelConfig,
-    PoseGuiderConfig,
-    Preset,
-    SamplingConfig,
-    ScheduleConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from animate_jax.config import Preset
 from animate_jax.models.params import abstract_model
 from animate_jax.torch_weights.convert import to_torch
 from animate_jax.torch_weights.exporting import folder_config, position_tables, unet_config
-
-SMALL = Preset(
-    "small",
-    ModelConfig(
-        unet=UNetConfig(
-            block_out_channels=(8, 16),
-            attention_levels=(True, False),
-            num_attention_heads=2,
-            cross_attention_dim=12,
-            norm_num_groups=4,
-            motion_max_length=32,
-            motion_num_attention_heads=2,
-            motion_norm_num_groups=4,
-        ),
-        vae=VAEConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4),
-        image_encoder=ImageEncoderConfig(
-            image_size=16,
-            patch_size=8,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            projection_dim=12,
-        ),
-        pose_guider=PoseGuiderConfig(block_out_channels=(4, 8), conditioning_channels=8),
-    ),
-    ScheduleConfig(),
-    FrameConfig(64, 64),
-    SamplingConfig(steps=2, window=24),
-)
+from tests.conftest import SMALL
 
 
 def random_state(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:

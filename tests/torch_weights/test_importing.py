@@ -206,7 +206,7 @@ importing.import_checkpoint(families.find_files(sys.argv[2], "moore"), sys.argv[
 def test_a_killed_import_leaves_no_checkpoint(moore_directory, small, tmp_path):
     target = tmp_path / "ckpt"
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(pathlib.Path(__file__).parent), moore_directory, target],
+        [sys.executable, "-c", KILLED, str(pathlib.Path(__file__).parents[1]), moore_directory, target],
         capture_output=True,
         text=True,
     )

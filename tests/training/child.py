@@ -78,8 +78,8 @@ def train(options):
         else:
             stream = Numbers(*rows_of_process(mesh), options.get("delay", 0), log)
             state = run(config, pull, stream, mesh, preview)
-    if jax.process_index() == 0 and int(state["step"]) == config.steps:
-        np.savez(output / "final.npz", **{path: np.asarray(array) for path, array in state["trainable"].items()})
+    if jax.process_index() == 0 and int(state.step) == config.steps:
+        np.savez(output / "final.npz", **{path: np.asarray(array) for path, array in state.trainable.items()})
 
 
 def main(options):
@@ -87,11 +87,11 @@ def main(options):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_disable_most_optimizations", True)
     try:
-        with processes.joined():
+        with processes.distributed():
             train(options)
     except UserError as error:
         print(f"child: {error}", file=sys.stderr)
-        return processes.leave(2)
+        return processes.exit_now(2)
     return 0
 
 

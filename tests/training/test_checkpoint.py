@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from animate_jax.config import TrainConfig
-from animate_jax.training.checkpoint import Checkpoints, only_for_training
-from animate_jax.training.state import sampling_params
+from animate_jax.training.checkpoint import RunCheckpoints, training_only
+from animate_jax.training.state import TrainState, sampling_params
 from tests.conftest import MICRO
 
 pytestmark = pytest.mark.compiles
@@ -28,17 +28,13 @@ def numbers():
 
 
 def state(step):
-    return {
-        "step": jnp.int32(step),
-        "trainable": {"a": jnp.full(3, step, jnp.float32)},
-        "frozen": {"b": jnp.ones(2, jnp.bfloat16)},
-        "opt": {"a": jnp.full(3, -step, jnp.float32)},
-        "ema": {"a": jnp.full(3, step / 2, jnp.float32)},
-    }
-
-
-def layout(state):
-    return jax.tree.map(lambda leaf: leaf.sharding, state)
+    return TrainState(
+        step=jnp.int32(step),
+        trainable={"a": jnp.full(3, step, jnp.float32)},
+        frozen={"b": jnp.ones(2, jnp.bfloat16)},
+        opt={"a": jnp.full(3, -step, jnp.float32)},
+        ema={"a": jnp.full(3, step / 2, jnp.float32)},
+    )
 
 
 def saved(config):
@@ -47,7 +43,7 @@ def saved(config):
 
 def save(config, micro, steps):
     data = numbers()
-    with Checkpoints(config) as checkpoints:
+    with RunCheckpoints(config) as checkpoints:
         for step in steps:
             next(data)
             checkpoints.save(state(step), data)
@@ -62,12 +58,12 @@ def test_the_newest_and_every_so_many_steps_are_kept(config, micro, keep_every, 
 def test_everything_comes_back_and_nothing_is_stored_twice(config, micro):
     save(config, micro, [1, 2])
     data = numbers()
-    with Checkpoints(config) as checkpoints:
-        restored = checkpoints.restore(state(0), layout(state(0)), data)
+    with RunCheckpoints(config) as checkpoints:
+        restored = checkpoints.restore(state(0), data)
     jax.tree.map(np.testing.assert_array_equal, restored, state(2))
     assert next(data) == 2
     assert sampling_params(state(2)).keys() == {"a", "b"}
-    assert only_for_training(state(2)).keys() == {"step", "trainable", "opt"}
+    assert training_only(state(2)).keys() == {"step", "trainable", "opt"}
 
 
 def test_half_written_checkpoints_are_cleared_away(config, micro):
@@ -87,8 +83,8 @@ def test_the_position_of_another_number_of_processes(config, micro):
         (place / f"process_{index}-of-4.json").write_text(own.read_text())
     own.unlink()
     data = numbers()
-    with Checkpoints(config) as checkpoints:
-        checkpoints.restore(state(0), layout(state(0)), data)
+    with RunCheckpoints(config) as checkpoints:
+        checkpoints.restore(state(0), data)
     assert next(data) == 3
 
 

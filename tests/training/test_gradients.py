@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from animate_jax.config import DataConfig, DiffusionLossConfig, TrainConfig, VAELossConfig
+from animate_jax.data.batch import Batch
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.images import to_signed
@@ -18,13 +19,12 @@ from animate_jax.models.params import abstract_model, merge_model, split_model
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.training import losses, step
 from animate_jax.training.optimizer import make_optimizer
-from animate_jax.training.program import make_program
 from animate_jax.training.state import make_state
 from tests.conftest import MICRO
+from tests.training.conftest import CLIPS, FRAMES
 
 pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
-CLIPS, FRAMES = 2, 4
 KEY = jax.random.key(0)
 STAGE1, STAGE2 = (TrainConfig(stage=stage, output="runs/test", preset=MICRO) for stage in ("stage1", "stage2"))
 
@@ -32,23 +32,6 @@ STAGE1, STAGE2 = (TrainConfig(stage=stage, output="runs/test", preset=MICRO) for
 @pytest.fixture(scope="module")
 def model(micro, micro_params):
     return merge_model(abstract_model(micro.model)[0], micro_params)
-
-
-@pytest.fixture(scope="module")
-def batch():
-    random = np.random.default_rng(0)
-
-    def pictures(*shape):
-        return jnp.asarray(random.integers(0, 256, (CLIPS, *shape)), jnp.uint8)
-
-    return {
-        "reference": pictures(64, 48, 3),
-        "reference_pose": pictures(64, 48, 3),
-        "clip_pixels": jnp.zeros((CLIPS, 16, 16, 3)),
-        "frames": pictures(FRAMES, 64, 48, 3),
-        "poses": pictures(FRAMES, 64, 48, 3),
-        "masks": pictures(FRAMES, 64, 48),
-    }
 
 
 def gradients(micro, micro_params, config, batch, trainable=r".*", **options):
@@ -59,8 +42,8 @@ def gradients(micro, micro_params, config, batch, trainable=r".*", **options):
     after, metrics = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, keeper, ema=0.0, **options))(
         state, batch, KEY
     )
-    assert {array.dtype for array in after["trainable"].values()} == {jnp.dtype("float32")}
-    return metrics, after["opt"].trace
+    assert {array.dtype for array in after.trainable.values()} == {jnp.dtype("float32")}
+    return metrics, after.opt.trace
 
 
 def perceptual(a, b):
@@ -144,7 +127,7 @@ def test_rematerialisation_reaches_both_unets(micro_params):
 
     for policy in ("dots", "none"):
         seen: list[str] = []
-        program = make_program(dataclasses.replace(STAGE1, remat=policy, trainable="vae"), loss, make_mesh())
+        program = step.make_program(dataclasses.replace(STAGE1, remat=policy, trainable="vae"), loss, make_mesh())
         jax.eval_shape(program.step, program.abstract, {"x": jnp.zeros(1)}, KEY)
         assert set(seen) == {policy} and len(seen) >= 2
 
@@ -175,8 +158,8 @@ def test_bfloat16_reaches_the_unet(micro, micro_params, batch, monkeypatch):
     config = dataclasses.replace(STAGE2, compute_dtype="bfloat16")
     loss = losses.DiffusionLoss(config)
     state = make_state(micro_params, r".*motion_modules", optax.sgd(1.0), ema=False, half=r"vae|image_encoder")
-    assert state["frozen"]["vae.quant_conv.bias"].dtype == jnp.bfloat16
-    assert state["frozen"]["denoising_unet.conv_in.bias"].dtype == jnp.float32
+    assert state.frozen["vae.quant_conv.bias"].dtype == jnp.bfloat16
+    assert state.frozen["denoising_unet.conv_in.bias"].dtype == jnp.float32
     apply = step.make_step(abstract_model(micro.model)[0], loss, optax.sgd(1.0), ema=0.0, compute_dtype="bfloat16")
     jax.eval_shape(apply, state, batch, KEY)
     assert seen == {"x_t": jnp.bfloat16, "t": jnp.float32, "pose": jnp.bfloat16, "residual": jnp.bfloat16}
@@ -186,7 +169,7 @@ def floor_of(model, schedule, batch):
     """The least loss of x0 prediction. Targets are drawn from the autoencoder's posterior, so even who knows every
     clip's mean by heart is left with a Gaussian's uncertainty: v (1 - a) / (a v + 1 - a) of variance v at alpha_bar a.
     """
-    variance = np.exp(model.vae.encode(losses.merge_frames(to_signed(batch["frames"])))[1]).astype(np.float64).ravel()
+    variance = np.exp(model.vae.encode(losses.merge_frames(to_signed(batch.frames)))[1]).astype(np.float64).ravel()
     a = schedule.alphas_cumprod[::20, None].astype(np.float64)
     return (variance * (1 - a) / (a * variance + 1 - a)).mean()
 
@@ -214,10 +197,10 @@ def test_overfitting_four_clips(name, micro, micro_params, model):
         assert end < 1.2 * floor_of(model, make_schedule(micro.schedule), batch) < 0.6 * start
     else:
         assert end < 0.85 * start
-    for path, array in first["frozen"].items():
-        np.testing.assert_array_equal(state["frozen"][path], array, err_msg=path)
-    moved = [path for path, array in first["trainable"].items() if (state["trainable"][path] != array).any()]
-    assert len(moved) > 0.7 * len(first["trainable"])
+    for path, array in first.frozen.items():
+        np.testing.assert_array_equal(state.frozen[path], array, err_msg=path)
+    moved = [path for path, array in first.trainable.items() if (state.trainable[path] != array).any()]
+    assert len(moved) > 0.7 * len(first.trainable)
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
@@ -228,8 +211,8 @@ def test_what_the_stages_train(name, micro_params):
     state = make_state(micro_params, config.trainable, optax.identity(), ema=False, half=config.frozen_bf16)
     temporal = {path for path in micro_params if ".motion_modules." in path}
     known = {path for path in micro_params if path.startswith(("vae.", "image_encoder."))}
-    assert state["trainable"].keys() == (temporal if name == "stage2" else micro_params.keys() - temporal - known)
-    assert {path for path, array in state["frozen"].items() if array.dtype == jnp.bfloat16} == known
+    assert state.trainable.keys() == (temporal if name == "stage2" else micro_params.keys() - temporal - known)
+    assert {path for path, array in state.frozen.items() if array.dtype == jnp.bfloat16} == known
 
 
 def four_clips():
@@ -247,5 +230,5 @@ def four_clips():
         "poses": pose[:, 1:],
         "masks": np.zeros((4, FRAMES, 64, 48)),
     }
-    batch = {name: jnp.asarray(array, jnp.uint8) for name, array in clips.items()}
-    return batch | {"clip_pixels": jnp.asarray(video[:, 0, ::4, ::3] / 128 - 1, jnp.float32)}
+    clip_pixels = jnp.asarray(video[:, 0, ::4, ::3] / 128 - 1, jnp.float32)
+    return Batch(**{name: jnp.asarray(array, jnp.uint8) for name, array in clips.items()}, clip_pixels=clip_pixels)

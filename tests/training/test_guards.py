@@ -16,22 +16,24 @@ from animate_jax.parallel.mesh import make_mesh
 from animate_jax.training import guards
 from animate_jax.training.goodput import account, clock_time, report
 from animate_jax.training.guards import Watchdog, check_memory
+from animate_jax.training.state import TrainState
 
 pytestmark = pytest.mark.compiles
 
 
 def test_too_little_memory_is_told_before_anything_is_loaded(monkeypatch):
-    leaf = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
-    state = {"trainable": {"a": leaf}, "frozen": {"b": leaf}, "opt": [leaf, leaf], "ema": {}}
-    layout = jax.tree.map(lambda _: NamedSharding(make_mesh(devices=jax.devices()[:1]), PartitionSpec()), state)
     mesh = make_mesh(devices=jax.devices()[:1])
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    leaf = jax.ShapeDtypeStruct((1000, 1000), jnp.float32, sharding=everywhere)
+    step = jax.ShapeDtypeStruct((0,), jnp.int32, sharding=everywhere)
+    state = TrainState(step, trainable={"a": leaf}, frozen={"b": leaf}, opt=[leaf, leaf], ema={})
     monkeypatch.setattr(guards, "host_memory_free", lambda: 20_000_000)  # weights, two moments, gradients: 5 x 4 MB
-    check_memory(state, layout, mesh)
+    check_memory(state, mesh)
     monkeypatch.setattr(guards, "host_memory_free", lambda: 19_999_999)
     with pytest.raises(UserError, match=r"take 0\.0 GB, .* this machine has 0\.0 GB: divide them \(--mesh\.fsdp\)"):
-        check_memory(state, layout, mesh)
+        check_memory(state, mesh)
     monkeypatch.setattr(guards, "host_memory_free", lambda: None)
-    check_memory(state, layout, mesh)
+    check_memory(state, mesh)
 
 
 def test_free_memory_is_plausible():

@@ -14,7 +14,7 @@ from tensorboardX.record_writer import masked_crc32c
 from animate_jax.errors import UserError
 from animate_jax.training import metrics
 from animate_jax.training.metrics import Clock, MetricWriter, Profile
-from animate_jax.training.progress import describe
+from animate_jax.training.progress import progress_text
 
 
 def read_board(directory):
@@ -105,7 +105,7 @@ def test_rates_count_steps_images_waiting_and_use_of_the_chip(monkeypatch):
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     clock = Clock(6, "TPU v5 lite")  # 197 TFLOP/s
     now[0] += 50  # compiling
-    clock.begin(step, {}, passes=2)
+    clock.start(step, {}, passes=2)
     with clock.waiting():
         now[0] += 1
     now[0] += 3
@@ -123,13 +123,13 @@ def test_rates_count_steps_images_waiting_and_use_of_the_chip(monkeypatch):
     now[0] += 1
     assert clock.rates(1)["data_wait"] == 0
     unknown = Clock(6, "cpu")
-    unknown.begin(step, {})
+    unknown.start(step, {})
     now[0] += 1
     assert not {"mfu", "hfu"} & unknown.rates(1).keys()
-    assert describe({"loss": 0.1, "grad_norm": 1.5, **rates, "skipped": 2.0}).endswith("2 steps skipped")
-    line = describe({"loss": 0.12345, "grad_norm": 1.5, **rates})
+    assert progress_text({"loss": 0.1, "grad_norm": 1.5, **rates, "skipped": 2.0}).endswith("2 steps skipped")
+    line = progress_text({"loss": 0.12345, "grad_norm": 1.5, **rates})
     assert line == "loss 0.1235, grad 1.5, 12 images/s, data 25.0%"
-    assert describe({"loss": 0.1, "grad_norm": 1.5, **rates, "mfu": 0.5}).endswith(", MFU 50.0%")
+    assert progress_text({"loss": 0.1, "grad_norm": 1.5, **rates, "mfu": 0.5}).endswith(", MFU 50.0%")
 
 
 @pytest.mark.parametrize("end, traced", [(9, [6, 7, 8]), (7, [6, 7])], ids=["three steps", "a run that ends first"])

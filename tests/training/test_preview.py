@@ -16,7 +16,7 @@ from animate_jax.config import DataConfig, PreviewConfig, TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.perceptual import lpips
 from animate_jax.training import preview as preview_module
-from animate_jax.training.preview import HeldOut, Preview
+from animate_jax.training.preview import Preview, PreviewClip
 from animate_jax.video.images import read_image
 from animate_jax.video.read import read_video
 from tests.conftest import MICRO
@@ -95,7 +95,7 @@ def test_recorded_clips_that_are_held_out(config, micro, micro_params, tmp_path,
 def held_out(*_):
     random = np.random.default_rng(0)
     sides = (5, 64, 48, 3), (5, 64, 48, 3), (4, 64, 48)
-    return [HeldOut(*(random.integers(0, 256, each, np.uint8) for each in sides))]
+    return [PreviewClip(*(random.integers(0, 256, each, np.uint8) for each in sides))]
 
 
 # A process of its own, because a flag makes the devices.

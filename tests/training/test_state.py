@@ -35,9 +35,9 @@ def rates(config, steps):
 
 def test_parameters_are_divided_by_their_paths():
     state = make_state(PARAMS, r".*motion|vae", make_optimizer(PLAIN, 10), ema=True)
-    assert state["trainable"].keys() == state["ema"].keys() == {"unet.motion.kernel", "vae.conv.kernel"}
-    assert state["frozen"].keys() == {"unet.conv.kernel"}
-    assert make_state(PARAMS, r"motion|unet\.motion", make_optimizer(PLAIN, 10), ema=False)["ema"] == {}
+    assert state.trainable.keys() == state.ema.keys() == {"unet.motion.kernel", "vae.conv.kernel"}
+    assert state.frozen.keys() == {"unet.conv.kernel"}
+    assert make_state(PARAMS, r"motion|unet\.motion", make_optimizer(PLAIN, 10), ema=False).ema == {}
 
 
 def test_a_pattern_that_matches_nothing():
@@ -47,7 +47,7 @@ def test_a_pattern_that_matches_nothing():
 
 def test_frozen_parts_of_what_is_trained():
     state = make_state(PARAMS, r".*", make_optimizer(PLAIN, 10), ema=False, freeze=r"unet\.motion|vae")
-    assert state["trainable"].keys() == {"unet.conv.kernel"}
+    assert state.trainable.keys() == {"unet.conv.kernel"}
     with pytest.raises(UserError, match=r"--trainable 'vae' and --frozen '\.\*' leave no parameter to train"):
         make_state(PARAMS, "vae", make_optimizer(PLAIN, 10), ema=False, freeze=".*")
 
@@ -149,12 +149,12 @@ def test_the_configurations_train_what_the_paper_and_the_peers_train():
 
 def test_averages_are_sampled_from_where_they_are_kept():
     state = make_state(PARAMS, "vae", make_optimizer(PLAIN, 10), ema=True)
-    state["ema"]["vae.conv.kernel"] = jnp.full(4, 5.0)
+    state.ema["vae.conv.kernel"] = jnp.full(4, 5.0)
     sampled = sampling_params(state)
     assert sampled.keys() == PARAMS.keys()
     np.testing.assert_array_equal(sampled["vae.conv.kernel"], 5)
-    assert sampled["unet.conv.kernel"] is state["frozen"]["unet.conv.kernel"]
-    np.testing.assert_array_equal(sampling_params(state | {"ema": {}})["vae.conv.kernel"], 1)
+    assert sampled["unet.conv.kernel"] is state.frozen["unet.conv.kernel"]
+    np.testing.assert_array_equal(sampling_params(state._replace(ema={}))["vae.conv.kernel"], 1)
 
 
 def test_warm_up_then_constant():

@@ -20,10 +20,10 @@ from animate_jax.models.vae import AutoencoderKL
 from animate_jax.training import losses, step
 from animate_jax.training.state import make_state
 from tests.conftest import MICRO, using
+from tests.training.conftest import CLIPS, FRAMES
 
 pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
-CLIPS, FRAMES = 2, 4
 KEY = jax.random.key(0)
 STAGE1, STAGE2 = (TrainConfig(stage=stage, output="runs/test", preset=MICRO) for stage in ("stage1", "stage2"))
 
@@ -40,23 +40,6 @@ def predicting(preset, prediction):
 @pytest.fixture(scope="module")
 def model(micro, micro_params):
     return merge_model(abstract_model(micro.model)[0], micro_params)
-
-
-@pytest.fixture(scope="module")
-def batch():
-    random = np.random.default_rng(0)
-
-    def pictures(*shape):
-        return jnp.asarray(random.integers(0, 256, shape), jnp.uint8)
-
-    return {
-        "reference": pictures(CLIPS, 64, 48, 3),
-        "reference_pose": pictures(CLIPS, 64, 48, 3),
-        "clip_pixels": jnp.zeros((CLIPS, 16, 16, 3)),
-        "frames": pictures(CLIPS, FRAMES, 64, 48, 3),
-        "poses": pictures(CLIPS, FRAMES, 64, 48, 3),
-        "masks": jnp.zeros((CLIPS, FRAMES, 64, 48), jnp.uint8).at[:, :, :, :24].set(255),
-    }
 
 
 class Watched:
@@ -109,12 +92,12 @@ def test_the_warped_reference_costs_nothing_at_first_and_is_learned(micro, micro
     fresh["appearance_blend.conv_in.bias"] += 0.1  # at zero, the layer behind would have no gradient
     random = np.random.default_rng(1)
     shapes = {"background": (64, 48, 3), "warp": (FRAMES, 64, 48, 3), "warp_masks": (FRAMES, 64, 48, 2)}
-    seen = {name: jnp.asarray(random.integers(0, 256, (CLIPS, *shape)), jnp.uint8) for name, shape in shapes.items()}
+    warped = {name: jnp.asarray(random.integers(0, 256, (CLIPS, *shape)), jnp.uint8) for name, shape in shapes.items()}
     config = with_loss(STAGE1, pixels_weight=1.0, perceptual_crop=32)
 
     @jax.jit
     def gradients(params):
-        objective = lambda params: loss(merge_model(graphdef, params), batch | seen, KEY)  # noqa: E731
+        objective = lambda params: loss(merge_model(graphdef, params), batch._replace(**warped), KEY)  # noqa: E731
         return jax.value_and_grad(objective, has_aux=True)(params)
 
     loss = losses.DiffusionLoss(using(config, micro_copying))
@@ -181,12 +164,12 @@ def test_scheduled_sampling_takes_its_share_of_the_clips(micro, micro_params, ba
     loss = losses.DiffusionLoss(with_loss(STAGE1, scheduled_sampling=0.5))
     owned = [loss.sample_randomness(batch, jax.random.key(seed))["use_own_sample"].mean() for seed in range(200)]
     assert 0.4 < np.mean(owned) < 0.6
-    drawn = {**batch, **loss.sample_randomness(batch, KEY)}
+    randomness = loss.sample_randomness(batch, KEY)
 
     @jax.jit
     def value(own):
         model = merge_model(abstract_model(micro.model)[0], micro_params)
-        return loss.compute(model, {**drawn, "use_own_sample": own.reshape(CLIPS, 1, 1, 1, 1)})[0]
+        return loss.compute(model, batch, {**randomness, "use_own_sample": own.reshape(CLIPS, 1, 1, 1, 1)})[0]
 
     rows = [float(value(jnp.array(own))) for own in ([True, False], [False, True], [False, False], [True, True])]
     # the mean of rows: what each changes adds up
@@ -202,8 +185,8 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
     pixels = np.repeat(right, 4)
     moves = 3 * np.arange(FRAMES, dtype=np.uint8).reshape(FRAMES, 1, 1, 1)
     noise = 2 * (np.arange(FRAMES, dtype=np.uint8) % 2).reshape(FRAMES, 1, 1, 1)  # an encoder's
-    frames = np.broadcast_to(np.where(pixels[:, None], noise, moves), batch["frames"].shape[1:])
-    batch = {**batch, "frames": jnp.asarray(np.broadcast_to(frames, batch["frames"].shape))}
+    frames = np.broadcast_to(np.where(pixels[:, None], noise, moves), batch.frames.shape[1:])
+    batch = batch._replace(frames=jnp.asarray(np.broadcast_to(frames, batch.frames.shape)))
     watched.error = 0.5
     value, metrics = loss(model, batch, KEY)
     assert metrics["flicker"] < 1e-6 and value == pytest.approx(0.25, rel=1e-3)
@@ -213,7 +196,7 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
     watched.error = flicker * right[:, None]
     value, metrics = loss(model, batch, KEY)
     assert metrics["flicker"] == pytest.approx(1.0, rel=1e-3) and value == pytest.approx(0.125 + weight, rel=1e-3)
-    nothing_still = {**batch, "frames": jnp.asarray(np.broadcast_to(moves, batch["frames"].shape))}
+    nothing_still = batch._replace(frames=jnp.asarray(np.broadcast_to(moves, batch.frames.shape)))
     assert loss(model, nothing_still, KEY)[1]["flicker"] == 0
     stage1 = losses.DiffusionLoss(using(with_loss(STAGE1, flicker_weight=weight), preset))
     assert stage1(model, batch, KEY)[0] == pytest.approx(0.125, rel=1e-3)
@@ -222,7 +205,7 @@ def test_the_flicker_loss_sees_what_changes_where_the_true_frames_stand_still(mi
 @pytest.mark.parametrize("config, frames", [(STAGE1, 1), (STAGE2, 3)], ids=["stage1", "stage2"])
 def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, frames, micro, model, batch, monkeypatch):
     watched, weight = Watched(monkeypatch, predicting(micro, "v")), 0.3
-    watched.x0 = jnp.pad(to_signed(batch["frames"])[:, :, ::4, ::4], [(0, 0)] * 4 + [(0, 1)])
+    watched.x0 = jnp.pad(to_signed(batch.frames)[:, :, ::4, ::4], [(0, 0)] * 4 + [(0, 1)])
     monkeypatch.setattr(AutoencoderKL, "to_images", lambda self, z: z.repeat(4, 1).repeat(4, 2)[..., :3])
     seen = []
 
@@ -380,12 +363,12 @@ def test_a_step_moves_only_what_is_trained_and_draws_new_noise_each_time(micro, 
     first, metrics = apply(state, {}, KEY)
     second, later = apply(first, {}, KEY)
     name = "vae.quant_conv.bias"
-    before, after = state["trainable"][name], first["trainable"][name]
+    before, after = state.trainable[name], first.trainable[name]
     np.testing.assert_allclose(after, before + 0.25 * (metrics["drawn"] - before), rtol=1e-5, atol=1e-6)
     assert metrics["grad_norm"] == pytest.approx(float(jnp.linalg.norm(before - metrics["drawn"])), rel=1e-5)
     assert metrics["drawn"] != later["drawn"] and metrics["drawn"] == apply(state, {}, KEY)[1]["drawn"]
-    assert int(second["step"]) == 2
-    np.testing.assert_allclose(first["ema"][name], 0.1 * before + 0.9 * after, rtol=1e-5, atol=1e-6)
-    assert first["frozen"].keys() == micro_params.keys() - {name}
-    for path, array in first["frozen"].items():
+    assert int(second.step) == 2
+    np.testing.assert_allclose(first.ema[name], 0.1 * before + 0.9 * after, rtol=1e-5, atol=1e-6)
+    assert first.frozen.keys() == micro_params.keys() - {name}
+    for path, array in first.frozen.items():
         np.testing.assert_array_equal(array, micro_params[path], err_msg=path)
