@@ -118,9 +118,11 @@ def look_up(repository: str, path: str, revision: str | None = None) -> File:
         return File(repository, path, found.commit_hash, found.size, found.etag)
 
 
-def unfinished_bytes(file: File) -> int:
-    """What of a file an earlier attempt has left."""
+def bytes_here(file: File) -> int:
+    """What of a file is in the cache: all, if another version of its repository has it, or what an attempt has left."""
     partial = _partial(file)
+    if partial.with_suffix("").exists():
+        return file.bytes
     return min(partial.stat().st_size, file.bytes) if partial.exists() else 0
 
 
@@ -131,45 +133,51 @@ def download(file: File) -> pathlib.Path:
     Raises:
         UserError: the hub stops answering, or the bytes are others than the hub says.
     """
-    from huggingface_hub import file_download
-    from huggingface_hub.utils import build_hf_headers
-
-    hub, name = _library(file.repository), f"{file.repository}/{file.path}"
     if local := cached(file.repository, file.path, file.commit):
         return local
+    hub, name = _library(file.repository), f"{file.repository}/{file.path}"
     partial = _partial(file)
-    blob = partial.with_suffix("")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("ab") as stream, _answering(name, "what is there stays: the same command goes on"):
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{name}: another process is downloading it: wait for it") from None
-        if stream.tell() > file.bytes:
-            stream.truncate(0)
-        while True:  # a cut connection is tried again for as long as bytes come
-            received = stream.seek(0, os.SEEK_END)
+    whole = partial.with_suffix("")
+    if not whole.exists():
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("ab") as stream, _answering(name, "what is there stays: the same command goes on"):
             try:
-                file_download.http_get(
-                    hub.hf_hub_url(file.repository, file.path, revision=file.commit),
-                    stream,
-                    resume_size=received,
-                    headers=build_hf_headers(),
-                    expected_size=file.bytes,
-                    displayed_filename=file.path,
-                )
-                break
-            except Exception as error:
-                if _is_full(error) or stream.tell() in (received, file.bytes):
-                    raise
-        stream.flush()
-        if (found := _hash(partial, file)) != file.etag:
-            partial.unlink()
-            raise UserError(f"{name}: damaged on the way (its hash is {found[:12]}..., not {file.etag[:12]}...): again")
-        os.fsync(stream.fileno())
-        os.replace(partial, blob)
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{name}: another process is downloading it: wait for it") from None
+            _receive(file, stream)
+            if (found := _hash(partial, file)) != file.etag:
+                partial.unlink()
+                raise UserError(f"{name}: damaged on the way (hash {found[:9]}..., not {file.etag[:9]}...): try again")
+            os.replace(partial, whole)
     with _answering(name):  # enters it into the cache's folder of this commit
         return pathlib.Path(hub.hf_hub_download(file.repository, file.path, revision=file.commit))
+
+
+def _receive(file: File, stream: BinaryIO) -> None:
+    """Appends what is missing of a file; a cut connection is tried again for as long as bytes come."""
+    from huggingface_hub import file_download, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    if stream.tell() > file.bytes:
+        stream.truncate(0)
+    while True:
+        received = stream.seek(0, os.SEEK_END)
+        try:
+            file_download.http_get(
+                hf_hub_url(file.repository, file.path, revision=file.commit),
+                stream,
+                resume_size=received,
+                headers=build_hf_headers(),
+                expected_size=file.bytes,
+                displayed_filename=file.path,
+            )
+            break
+        except Exception as error:
+            if _is_full(error) or stream.tell() in (received, file.bytes):
+                raise
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def push(folder: pathlib.Path, name: str, private: bool = True) -> str:

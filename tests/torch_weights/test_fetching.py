@@ -198,24 +198,34 @@ def test_what_another_attempt_left_is_continued(server, home, noise):
     partial = home / "hub" / f"models--{file.repository.name.replace('/', '--')}" / "blobs" / f"{found.etag}.incomplete"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(whole[:70_000])
-    assert hub.unfinished_bytes(found) == 70_000
+    assert hub.bytes_here(found) == 70_000
     assert hub.download(found).read_bytes() == whole
     assert server.bytes_sent() == [(found.etag, "bytes=70000-")]
     assert blobs(home) == {found.etag}
 
 
+def test_what_another_version_of_the_repository_has_is_not_downloaded_again(server, home, noise):
+    found = remote(noise.files["pose_guider"])
+    local = hub.download(found)
+    local.unlink()  # the name in this version's folder; the bytes stay
+    assert hub.bytes_here(found) == found.bytes
+    server.requests.clear()
+    assert hub.download(found) == local and server.bytes_sent() == []
+
+
 def test_damaged_on_the_way(server, home, noise):
     server.damaged = True
-    with pytest.raises(UserError, match=r"^patrolli/AnimateAnyone/denoising_unet.pth: damaged on the way \(its hash"):
+    with pytest.raises(UserError, match=r"^patrolli/AnimateAnyone/denoising_unet.pth: damaged on the way \(hash"):
         fetching.fetch("moore", accept_licences=True)
     assert blobs(home) == set() and not fetching.is_fetched("moore")
     server.damaged = False
     fetching.fetch("moore", accept_licences=True)
 
 
-def test_another_file_than_the_table_knows(server, home, noise):
-    (server.repositories["patrolli/AnimateAnyone"] / "motion_module.pth").write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"motion_module.pth: is another file than this .*\(14 bytes, [\d,]+ exp"):
+@pytest.mark.parametrize("name", ["motion_module.pth", "pose_guider.pth"])  # whose hash, and whose size is known
+def test_another_file_than_the_table_knows(server, home, noise, name):
+    (server.repositories["patrolli/AnimateAnyone"] / name).write_bytes(b"something else")
+    with pytest.raises(UserError, match=rf"{name}: is another file than this .*\(14 bytes, [\d,]+ exp"):
         fetching.fetch("moore", accept_licences=True)
     assert server.bytes_sent() == [], "noticed before anything is downloaded"
 
