@@ -69,8 +69,8 @@ def _contradictions(config: Any) -> Iterator[tuple[str, str]]:
         case UNetConfig():
             if len(config.attention_levels) != len(config.block_out_channels):
                 yield "attention_levels", "as long as block_out_channels"
-            for name in ("norm_num_groups", "motion_norm_num_groups", "num_attention_heads",
-                         "motion_num_attention_heads"):  # fmt: skip
+            heads = "num_attention_heads", "motion_num_attention_heads"
+            for name in ("norm_num_groups", "motion_norm_num_groups", *heads):
                 if any(width % getattr(config, name) for width in config.block_out_channels):
                     yield name, f"a divisor of {', '.join(map(str, config.block_out_channels))}"
         case VAEConfig():

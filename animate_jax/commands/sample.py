@@ -96,13 +96,29 @@ def animate(args: Arguments) -> None:
     mesh = mesh if mesh.size > 1 else None
     pipeline = Pipeline.from_pretrained(args.checkpoint, preset, mesh, args.dtype)
     streams = pipeline.stream(
-        args.reference, args.driving, frames=args.frames, fps=args.fps, seed=args.seed,
-        progress=sys.stderr.isatty(), speed=args.speed, steps=args.steps, sampler=args.sampler, guidance=args.guidance,
-        width=args.width, height=args.height, align=args.align if args.retarget else "none", person=args.person,
-        detector=DWPose(args.dwpose) if args.dwpose else None, canvas=args.canvas and args.canvas[::-1],
-        driving_kind=args.driving_kind, hands=args.hands, face=args.face, audio=args.audio,
-        compose=args.compose, background=args.background,
-    )  # fmt: skip
+        args.reference,
+        args.driving,
+        frames=args.frames,
+        fps=args.fps,
+        seed=args.seed,
+        progress=sys.stderr.isatty(),
+        speed=args.speed,
+        steps=args.steps,
+        sampler=args.sampler,
+        guidance=args.guidance,
+        width=args.width,
+        height=args.height,
+        align=args.align if args.retarget else "none",
+        person=args.person,
+        detector=DWPose(args.dwpose) if args.dwpose else None,
+        canvas=args.canvas and args.canvas[::-1],
+        driving_kind=args.driving_kind,
+        hands=args.hands,
+        face=args.face,
+        audio=args.audio,
+        compose=args.compose,
+        background=args.background,
+    )
     for output, stream in zip(outputs, streams, strict=True):
         if args.debug_dir:
             stream.save_poses(poses_folder(args.debug_dir, output, outputs))

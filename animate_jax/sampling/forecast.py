@@ -51,9 +51,12 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     latents = (options.height // preset.model.vae.downscale, options.width // preset.model.vae.downscale)
     picture = inputs(windows, options.height, options.width, 3)
     conditioning = jax.eval_shape(
-        pipeline._conditioning, params, inputs(windows, *latents, preset.model.unet.in_channels),
-        inputs(windows, side, side, 3), picture,
-    )  # fmt: skip
+        pipeline._conditioning,
+        params,
+        inputs(windows, *latents, preset.model.unet.in_channels),
+        inputs(windows, side, side, 3),
+        picture,
+    )
     conditioning = jax.tree.map(lambda leaf: leaf.update(sharding=rows), conditioning)
     latent = inputs(windows, *latents, preset.model.unet.in_channels)
     warped = (latent, latent, inputs(windows, options.height, options.width, 2)) if pipeline.copies_reference else ()

@@ -161,9 +161,13 @@ class Pipeline(Denoiser):
         size = {name: overrides.pop(name, None) for name in ("width", "height")} if compose == "on" else {}
         options = self.animation_config(**overrides)
         reading = {
-            "person": person, "detector": detector, "canvas": canvas, "driving_kind": driving_kind,
-            "size": (options.height, options.width), "parts": drawn_parts(options),
-        }  # fmt: skip
+            "person": person,
+            "detector": detector,
+            "canvas": canvas,
+            "driving_kind": driving_kind,
+            "size": (options.height, options.width),
+            "parts": drawn_parts(options),
+        }
         if compose == "on":
             scenes = [read_scene(image, options, **size, detector=detector) for image in as_list(reference)]
         elif str(background) != "reference":

@@ -51,8 +51,13 @@ def attend(
     local = functools.partial(_attend, heads=heads)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        local = jax.shard_map(local, in_specs=(spec, spec, spec, rows, rows), out_specs=spec, check_vma=False,
-                              axis_names=set(mesh.axis_names) - set(mesh.manual_axes))  # fmt: skip
+        local = jax.shard_map(
+            local,
+            in_specs=(spec, spec, spec, rows, rows),
+            out_specs=spec,
+            check_vma=False,
+            axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
+        )
     return local(query, key, value, reference, mask)
 
 
