@@ -129,7 +129,7 @@ def keypoints_in_box(clip: RecordedClip, keypoints: Keypoints, box: Box) -> Keyp
     return keypoints.affine((clip.width / width, clip.height / height), (-left / width, -top / height))
 
 
-def flip_horizontally(images: UInt8[np.ndarray, "n *image"]) -> UInt8[np.ndarray, "n *image"]:
+def flip_horizontally(images: UInt8[np.ndarray, " n *image"]) -> UInt8[np.ndarray, " n *image"]:
     return np.stack([cv2.flip(image, 1) for image in images])  # many times faster than copying a NumPy view
 
 

@@ -7,11 +7,11 @@ from jaxtyping import Array, Float
 
 
 def apply_guidance(
-    unconditional: Float[Array | np.ndarray, "batch *rest"],
-    conditional: Float[Array | np.ndarray, "batch *rest"],
+    unconditional: Float[Array | np.ndarray, " batch *rest"],
+    conditional: Float[Array | np.ndarray, " batch *rest"],
     scale: Float[Array, ""] | float,
     rescale: float = 0.0,
-) -> Float[Array | np.ndarray, "batch *rest"]:
+) -> Float[Array | np.ndarray, " batch *rest"]:
     """Pushes the prediction away from the unconditional one; scale 1 returns the conditional one.
 
     `rescale` in [0, 1] is the share of the added contrast (standard deviation over each sample) that is taken back:

@@ -48,8 +48,8 @@ def loss_weight(
 
 
 def weighted_mse(
-    prediction: Float[Array, "batch *rest"],
-    target: Float[Array, "batch *rest"],
+    prediction: Float[Array, " batch *rest"],
+    target: Float[Array, " batch *rest"],
     weight: Float[Array, " batch"],
     spatial_weight: Float[Array, "batch ..."] | None = None,
 ) -> Float[Array, " batch"]:

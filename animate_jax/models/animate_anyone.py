@@ -85,7 +85,7 @@ class AnimateAnyone(nnx.Module):
     def denoise(
         self,
         x: Float[Array, "r f h w c"],
-        timesteps: Float[Array, "r #f"],
+        timesteps: Float[Array, " r #f"],
         conditioning: Conditioning,
         pose: Float[Array, "#r #f h w d"],
         temporal: bool = True,
@@ -96,7 +96,7 @@ class AnimateAnyone(nnx.Module):
     def denoise_cached(
         self,
         x: Float[Array, "r f h w c"],
-        timesteps: Float[Array, "r #f"],
+        timesteps: Float[Array, " r #f"],
         conditioning: Conditioning,
         pose: Float[Array, "#r #f h w d"],
         deep_features: Float[Array, "r f _ _ _"] | None = None,

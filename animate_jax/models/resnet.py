@@ -64,7 +64,7 @@ class ResnetBlock2D(nnx.Module):
             self.conv_shortcut = Conv1x1(channels_in, channels_out, rngs=rngs)
         self.has_shortcut = channels_in != channels_out
 
-    def __call__(self, x: Float[Array, "b f h w ci"], time: Float[Array, "b #f t"]) -> Float[Array, "b f h w co"]:
+    def __call__(self, x: Float[Array, "b f h w ci"], time: Float[Array, " b #f t"]) -> Float[Array, "b f h w co"]:
         hidden = self.conv1(nnx.silu(self.norm1(x)))
         hidden = hidden + self.time_emb_proj(nnx.silu(time))[:, :, None, None]
         hidden = self.conv2(nnx.silu(self.norm2(hidden)))

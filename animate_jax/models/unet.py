@@ -138,7 +138,7 @@ class UNet(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "r f h w c"],
-        timesteps: Float[Array, "r #f"],
+        timesteps: Float[Array, " r #f"],
         conditioning: Conditioning,
         pose: Float[Array, "#r #f h w d"] | None = None,
         temporal: bool = True,

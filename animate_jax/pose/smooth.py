@@ -39,7 +39,7 @@ def smooth(keypoints: Keypoints, canvas: tuple[int, int], fps: float) -> Keypoin
 
 
 def _one_euro(
-    points: Float[np.ndarray, "frames *points 2"], known: Bool[np.ndarray, "frames *points"], fps: float
+    points: Float[np.ndarray, " frames *points 2"], known: Bool[np.ndarray, " frames *points"], fps: float
 ) -> Float[np.ndarray, "frames *points 2"]:
     result, speed = points.copy(), np.zeros_like(points[0])
     for frame in range(1, len(points)):

@@ -272,7 +272,7 @@ class DiffusionLoss(Loss):
         return truth, decoded.astype(jnp.float32)
 
 
-def merge_frames(x: Float[Array, "b f *rest"]) -> Float[Array, "bf *rest"]:
+def merge_frames(x: Float[Array, " b f *rest"]) -> Float[Array, " bf *rest"]:
     return x.reshape(-1, *x.shape[2:])
 
 

@@ -35,9 +35,9 @@ class Body:
     bones: UInt8[np.ndarray, "n 4"]
     weights: Float[np.ndarray, "n 4"]
     attributes: Float[np.ndarray, "n 8"]
-    edge_distance: Float[np.ndarray, "n"]
+    edge_distance: Float[np.ndarray, " n"]
     triangles: UInt16[np.ndarray, "m 3"]
-    material: UInt8[np.ndarray, "m"]
+    material: UInt8[np.ndarray, " m"]
     heads: Float[np.ndarray, "bones 3"]
     joints: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     hip_height: float

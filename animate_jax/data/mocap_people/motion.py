@@ -43,14 +43,14 @@ def quaternion_to_matrix(q: Float[np.ndarray, "... 4"]) -> Float[np.ndarray, "..
 
 
 def axis_angle_to_matrix(
-    axis: Float[np.ndarray, "3"], angle: Float[np.ndarray, "frames"]
+    axis: Float[np.ndarray, "3"], angle: Float[np.ndarray, " frames"]
 ) -> Float[np.ndarray, "frames 3 3"]:
     """Rotation matrices of angles in radians about a unit vector."""
     half = np.asarray(angle)[..., None] / 2
     return quaternion_to_matrix(np.concatenate([np.cos(half), np.sin(half) * axis], -1))
 
 
-def heading(hips: Float[np.ndarray, "frames 3 3"]) -> Float[np.ndarray, "frames"]:
+def heading(hips: Float[np.ndarray, "frames 3 3"]) -> Float[np.ndarray, " frames"]:
     """The yaw of the hips in radians: 0 faces -y, counter-clockwise from above."""
     return np.arctan2(-hips[:, 0, 1], hips[:, 1, 1])
 

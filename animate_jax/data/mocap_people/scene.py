@@ -127,7 +127,7 @@ class MocapPeople:
         look = sample_look(rng, body_index % 2 == 1, self._photos)
         return f"{self._identity_split}-{number:06d}", self._body_model.dress(body_index, look), look
 
-    def _sample_orbit(self, rng: np.random.Generator, frames: int) -> Float[np.ndarray, "frames"]:
+    def _sample_orbit(self, rng: np.random.Generator, frames: int) -> Float[np.ndarray, " frames"]:
         """The angle of the camera on its orbit in each frame, in radians; all zero for a camera that does not orbit."""
         if rng.random() >= self.orbits:
             return np.zeros(frames)
