@@ -1,6 +1,7 @@
 """Published weights from a hub on this machine to a checkpoint: small random files under the families' true names."""
 
 import dataclasses
+import fcntl
 import math
 import os
 import re
@@ -211,6 +212,17 @@ def test_what_another_version_of_the_repository_has_is_not_downloaded_again(serv
     assert hub.bytes_here(found) == found.bytes
     server.requests.clear()
     assert hub.download(found) == local and server.bytes_sent() == []
+
+
+def test_two_at_once(server, home, noise):
+    found = remote(noise.files["pose_guider"])
+    partial = home / "hub/models--patrolli--AnimateAnyone/blobs" / f"{found.etag}.incomplete"
+    partial.parent.mkdir(parents=True)
+    with partial.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"pose_guider\.pth: another process is downloading it: wait for it$"):
+            hub.download(found)
+    assert hub.download(found).stat().st_size == found.bytes
 
 
 def test_damaged_on_the_way(server, home, noise):
