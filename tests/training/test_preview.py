@@ -114,7 +114,7 @@ from animate_jax.training.loop import run
 here = importlib.util.spec_from_file_location("here", "tests/training/test_preview.py")
 here.loader.exec_module(module := importlib.util.module_from_spec(here))
 jax.config.update("jax_disable_most_optimizations", True)
-lpips.load, preview.rendered_clips, rules.SMALL = module.missing, module.held_out, 64
+lpips.load, preview.rendered_clips, rules.MIN_SHARDED_SIZE = module.missing, module.held_out, 64
 config = TrainConfig(
     preset=MICRO, stage="stage1", output=sys.argv[1],
     init=sys.argv[2], trainable=r"vae\\.quant_conv", steps=1, log_every=1,
