@@ -162,7 +162,7 @@ def look(address, picture, motion, frames=2):
 
 
 def animate(address, picture, motion, size, frames, steps, guidance):
-    how = frames, "largest", "bones", size, "auto", "auto", steps, guidance, "exact", 0, "auto"
+    how = frames, "largest", "bones", size, "auto", "auto", steps, guidance, "exact", 0, "auto", "reference"
     return press(address, "Animate", picture, motion, *how)
 
 
