@@ -9,6 +9,7 @@ import logging
 import pathlib
 import re
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -57,6 +58,7 @@ def _not_abandoned(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("asyncio").addFilter(_not_abandoned)
+warnings.filterwarnings("ignore", "coroutine 'CompatibleTypeHandler", RuntimeWarning)  # never awaited: the same
 
 
 def save(path: Address, params: Params, preset: Preset, dtype: DTypeLike | None = None) -> None:
