@@ -1,5 +1,5 @@
 # make sample   installs into .venv and animates the bundled picture with the bundled motion
-# make quick    the tests that compile nothing, in a few minutes
+# make quick    the tests that compile nothing, in a minute on two idle cores
 # make test     installs the test extra and runs the test suite
 # make slow     the tests with full-size models (needs 16 GB of memory and patience)
 # make lint     ruff

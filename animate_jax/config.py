@@ -109,18 +109,40 @@ class ModelConfig:
         channels = (96, 160)
         return cls(
             unet=UNetConfig(
-                in_channels=48, out_channels=48, block_out_channels=channels, attention_levels=(True, True),
-                layers_per_block=1, num_attention_heads=1, cross_attention_dim=96, norm_num_groups=8,
-                position_embedding=True, motion_max_length=32, motion_mid_block=True, motion_num_attention_heads=1,
+                in_channels=48,
+                out_channels=48,
+                block_out_channels=channels,
+                attention_levels=(True, True),
+                layers_per_block=1,
+                num_attention_heads=1,
+                cross_attention_dim=96,
+                norm_num_groups=8,
+                position_embedding=True,
+                motion_max_length=32,
+                motion_mid_block=True,
+                motion_num_attention_heads=1,
                 motion_norm_num_groups=8,
             ),
-            vae=VAEConfig(latent_channels=48, block_out_channels=(24, 32, 64, 128), layers_per_block=1,
-                          norm_num_groups=8, scaling_factor=2.0, patch_shortcut=True),
-            image_encoder=ImageEncoderConfig(image_size=64, patch_size=16, hidden_size=128, intermediate_size=256,
-                                             num_hidden_layers=2, num_attention_heads=2, projection_dim=96),
+            vae=VAEConfig(
+                latent_channels=48,
+                block_out_channels=(24, 32, 64, 128),
+                layers_per_block=1,
+                norm_num_groups=8,
+                scaling_factor=2.0,
+                patch_shortcut=True,
+            ),
+            image_encoder=ImageEncoderConfig(
+                image_size=64,
+                patch_size=16,
+                hidden_size=128,
+                intermediate_size=256,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                projection_dim=96,
+            ),
             pose_guider=PoseGuiderConfig(block_out_channels=(8, 16, 32, 64), conditioning_channels=channels[0]),
             reference_pose_guider=True,
-        )  # fmt: skip
+        )
 
 
 @dataclasses.dataclass(frozen=True)

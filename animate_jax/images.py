@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Array, Float, Float32, UInt8
 
+Number = float | int
 Image = UInt8[np.ndarray, "_ _ 3"]
 Images = UInt8[np.ndarray, "frames height width 3"]
 
@@ -35,12 +36,12 @@ def center_crop_box(width: int, height: int, target_width: int, target_height: i
 
 def resize_lanczos(
     images: UInt8[np.ndarray, "*frames _ _ 3"],
-    size: tuple[int, ...],
-    box: tuple[float | int, ...] | None = None,
+    size: tuple[int, int],
+    box: tuple[Number, Number, Number, Number] | None = None,
 ) -> UInt8[np.ndarray, "*frames _ _ 3"]:
     """To height, width with Lanczos' filter; `box` (left, top, right, bottom in pixels) is the part that is shown."""
     if box is None and images.shape[-3:-1] == tuple(size):
         return images
     if images.ndim > 3:
         return np.stack([resize_lanczos(image, size, box) for image in images])
-    return np.asarray(PIL.Image.fromarray(images).resize(size[::-1], PIL.Image.Resampling.LANCZOS, box))
+    return np.asarray(PIL.Image.fromarray(images).resize((size[1], size[0]), PIL.Image.Resampling.LANCZOS, box))

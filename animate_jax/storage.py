@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from etils import epath
 
@@ -26,7 +27,10 @@ from animate_jax.errors import UserError
 KIND, PACKAGE = "gs", "gcsfs"  # of address, and what opens it
 LOCK = "run.lock"  # names the process that writes into a bucket's folder
 Address = str | os.PathLike
-Folder = pathlib.Path | epath.Path  # local or remote; both are used as pathlib's
+if TYPE_CHECKING:
+    Folder = pathlib.Path
+else:  # local or remote; epath's has pathlib's methods, but is not derived from pathlib.Path
+    Folder = pathlib.Path | epath.Path
 
 
 def is_remote(address: Address) -> bool:
@@ -47,7 +51,7 @@ def to_path(address: Address) -> Folder:
             "local path, which may be a mounted one, or a gs:// address"
         )
     with talking_to(address):
-        path = epath.Path(address)
+        path: Folder = epath.Path(address)  # pyright: ignore[reportAssignmentType]
         path.exists()  # meets a missing package or key now
     return path
 
@@ -80,7 +84,7 @@ def keep_compiled_programs() -> None:
     """Compiled programs are kept for the next process, in the folder or bucket that JAX_COMPILATION_CACHE_DIR names."""
     import jax  # other users of addresses need not load it
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
         jax.config.update("jax_compilation_cache_dir", str(home() / "jax"))
 
 
@@ -121,8 +125,8 @@ def uploaded_folder(address: Address, last: Sequence[str] = ()) -> Iterator[path
                 _upload(file, remote / file.relative_to(local).as_posix())
 
 
-def _upload(file: pathlib.Path, remote: epath.Path) -> None:
-    epath.Path(file).copy(remote, overwrite=True)
+def _upload(file: pathlib.Path, remote: Folder) -> None:
+    epath.Path(file).copy(os.fspath(remote), overwrite=True)
 
 
 class Overtaken(UserError):
@@ -176,7 +180,7 @@ class Mirror:
             return
         try:
             self._thread.shutdown()
-            self._upload_changes()
+            self._upload_changes(self._remote)
         except UserError as error:
             if kind is None:
                 raise UserError(f"{error}; the files are in {self.path}") from error
@@ -192,20 +196,20 @@ class Mirror:
         soon = time.monotonic() - self._last < self._every
         if self._remote is None or soon or (self._running is not None and not self._running.done()):
             return None
-        failure = self._running and self._running.exception()
-        if isinstance(failure, Overtaken):
+        failure = self._running.exception() if self._running is not None else None
+        if failure is not None and (isinstance(failure, Overtaken) or not isinstance(failure, UserError)):
             raise failure
-        self._last, self._running = time.monotonic(), self._thread.submit(self._upload_changes)
+        self._last, self._running = time.monotonic(), self._thread.submit(self._upload_changes, self._remote)
         return failure
 
-    def _upload_changes(self) -> None:
-        with talking_to(self._remote):
-            if (holder := (self._remote / LOCK).read_text()) != self._name:
-                raise Overtaken(f"{self._remote}: another run writes there now ({holder}): this one stops")
+    def _upload_changes(self, remote: Folder) -> None:
+        with talking_to(remote):
+            if (holder := (remote / LOCK).read_text()) != self._name:
+                raise Overtaken(f"{remote}: another run writes there now ({holder}): this one stops")
             for file in sorted(self.path.rglob("*")):
                 if not file.is_file() or file.name.startswith("."):  # hidden: being written
                     continue
                 state = file.stat().st_size, file.stat().st_mtime_ns
                 if self._uploaded.get(file) != state:
-                    _upload(file, self._remote / file.relative_to(self.path).as_posix())
+                    _upload(file, remote / file.relative_to(self.path).as_posix())
                     self._uploaded[file] = state

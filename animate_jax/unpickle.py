@@ -15,7 +15,7 @@ import pickletools
 import re
 import struct
 from collections.abc import Callable, Container, Mapping
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def build(value: Any, makers: Makers) -> Any:
     """
     done: dict[int, tuple[Any, int] | None] = {}
 
-    def built(value: Any, kind: type, depth: int) -> tuple[Any, int]:
+    def built(value: Any, kind: Any, depth: int) -> tuple[Any, int]:
         """Also the depth below the value: through shared parts it can exceed that of the recursion."""
         if id(value) in done:
             if (known := done[id(value)]) is None:
@@ -98,10 +98,13 @@ def build(value: Any, makers: Makers) -> Any:
             raise ValueError("it is nested too deeply")
         if kind is dict:
             made = dict(zip(value, finished, strict=True))
+        elif kind is Call:
+            args, state, items = finished
+            made = makers[value.name](Call(value.name, args, state, items))
         else:
-            made = makers[value.name](Call(value.name, *finished)) if kind is Call else kind(finished)
-        done[id(value)] = made, height + 1
-        return done[id(value)]
+            made = tuple(finished) if kind is tuple else finished
+        result = done[id(value)] = made, height + 1
+        return result
 
     return built(value, type(value), 0)[0] if type(value) in _HOLDERS else value
 
@@ -237,7 +240,7 @@ def checked_key(key: Any) -> Any:
 
 
 # By pickletools' names: opcodes that push a value, and those that do something else.
-_VALUES = {
+_VALUES_BY_NAME = {
     "NONE": lambda r: None,
     "NEWTRUE": lambda r: True,
     "NEWFALSE": lambda r: False,
@@ -269,7 +272,7 @@ _VALUES = {
     "NEWOBJ": _Reader.call,
     "BINPERSID": _Reader.persistent_id,
 }
-_ACTIONS = {
+_ACTIONS_BY_NAME = {
     "PROTO": _Reader.protocol,
     "FRAME": lambda r: r.take(8),
     "MARK": _Reader.mark,
@@ -284,8 +287,8 @@ _ACTIONS = {
 }
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 _STOP = ord(".")
-_VALUES = {code: _VALUES[name] for code, name in _NAMES.items() if name in _VALUES}
-_ACTIONS = {code: _ACTIONS[name] for code, name in _NAMES.items() if name in _ACTIONS}
+_VALUES = {code: _VALUES_BY_NAME[name] for code, name in _NAMES.items() if name in _VALUES_BY_NAME}
+_ACTIONS = {code: _ACTIONS_BY_NAME[name] for code, name in _NAMES.items() if name in _ACTIONS_BY_NAME}
 
 
 # NumPy's arrays. Names of types are NumPy's own, "f4" with a sign for the order of bytes.
@@ -299,10 +302,10 @@ def _dtype(call: Call) -> np.dtype:
         return np.dtype(object)
     if type(code) is not str or code not in _PLAIN or type(state) is not tuple or state[2:5] != (None, None, None):
         raise ValueError("an array of something else than plain numbers")
-    return np.dtype(code).newbyteorder({"<": "<", ">": ">"}.get(state[1], "="))
+    return np.dtype(code).newbyteorder("<" if state[1] == "<" else ">" if state[1] == ">" else "=")
 
 
-def _array(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray | list:
+def _array(data: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray | list:
     """An array over the pickle's bytes; one of objects is a list."""
     lengths = type(shape) is tuple and len(shape) <= limits.TENSOR_DIMENSIONS
     if not isinstance(dtype, np.dtype) or not lengths or not all(type(n) is int and 0 <= n < 1 << 62 for n in shape):
@@ -336,7 +339,9 @@ def _scalar(call: Call) -> np.generic:
     dtype, data = call.args if len(call.args) == 2 else (None, None)
     if type(data) is not bytes:
         raise ValueError("a number is damaged")
-    return _array(data, dtype, (), "C")[()]
+    number = _array(data, dtype, (), "C")
+    assert isinstance(number, np.ndarray)  # no list, as the data are bytes
+    return cast(np.generic, number[()])
 
 
 def never(call: Call) -> Any:

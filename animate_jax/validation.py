@@ -54,7 +54,7 @@ def field_problem(name: str, value: Any, hint: Any) -> str | None:
             return f"a list of {'1 to 64' if any_length else len(words)}"
         return next(filter(None, (field_problem(name, item, words[0]) for item in value)), None)
     if hint in (bool, str):
-        valid = isinstance(value, hint) and (hint is bool or 0 < len(value) < 256)
+        valid = isinstance(value, hint) and (not isinstance(value, str) or 0 < len(value) < 256)
         return None if valid else {bool: "true or false", str: "a name"}[hint]
     low, high = RANGES.get(name, (1, 65536) if hint is int else (-1e9, 1e9))
     number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)

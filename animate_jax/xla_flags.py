@@ -28,4 +28,5 @@ def avoid_wrong_fusions() -> None:
 
 def concerned(version: str) -> bool:
     """Whether this version of jaxlib, as "0.10.2" or "0.11.1.dev20260801", is affected."""
-    return FIRST_WRONG <= tuple(int(part) for part in re.match(r"\d+(\.\d+)*", version)[0].split(".")) < FIRST_RIGHT
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return bool(numbers) and FIRST_WRONG <= tuple(map(int, numbers[0].split("."))) < FIRST_RIGHT

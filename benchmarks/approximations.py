@@ -104,8 +104,10 @@ def main(args: Arguments) -> None:
         return f"{frechet_distance_of_clips([features(video[None]) for video in made], true_features)[0]:.0f}"
 
     possible = accuracy([case.frames for case in cases])
-    print(f"{args.videos} videos of {args.frames} frames, {options.steps} steps of {options.sampler}, guidance "
-          f"{options.guidance}; PCK@0.2 of the true videos {possible:.3f}.\n")  # fmt: skip
+    print(
+        f"{args.videos} videos of {args.frames} frames, {options.steps} steps of {options.sampler}, guidance "
+        f"{options.guidance}; PCK@0.2 of the true videos {possible:.3f}.\n"
+    )
     print("| | CPU time | LPIPS to exact | LPIPS to truth | PCK@0.2 | FVD |\n" + "| --- " * 6 + "|", flush=True)
     exact, full = make("exact", {})
     for name, chosen in variants(options).items():

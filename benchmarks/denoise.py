@@ -106,8 +106,10 @@ def print_start(args: Arguments) -> None:
                 command = [sys.executable, "-c", FIRST_FRAME, cache]
                 output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 seconds[state].append(float(output.split()[-1]))
-    print("first frame of the bundled example: "
-          + ", ".join(f"{state} {statistics.median(each):.1f} s" for state, each in seconds.items()))  # fmt: skip
+    print(
+        "first frame of the bundled example: "
+        + ", ".join(f"{state} {statistics.median(each):.1f} s" for state, each in seconds.items())
+    )
 
 
 def process(args: Arguments, part: Part, side: str, *options: str) -> dict[str, Any]:
@@ -116,8 +118,14 @@ def process(args: Arguments, part: Part, side: str, *options: str) -> dict[str, 
     sizes = ["--size", *map(str, args.size), "--frames", args.frames, "--repeats", args.repeats]
     command = [sys.executable, __file__, "--only", part, "--side", side, *sizes, "--threads", args.threads, *options]
     cores = sorted(os.sched_getaffinity(0))[: args.threads]
-    output = subprocess.run([*map(str, command)], env=environment, check=True, stdout=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: os.sched_setaffinity(0, cores)).stdout  # fmt: skip
+    output = subprocess.run(
+        [*map(str, command)],
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    ).stdout
     result = json.loads(output.splitlines()[-1])
     print(part, side, result, file=sys.stderr, flush=True)
     return result
@@ -178,13 +186,14 @@ def ours(args: Arguments, part: Part) -> dict[str, Any]:
     prefix, function, inputs = {
         "step": ("denoising_unet", step, (video, conditioning, pose)),
         "reference": (
-            "reference_unet", lambda model, x, token: model.reference_unet(x, jnp.zeros(1), token),
+            "reference_unet",
+            lambda model, x, token: model.reference_unet(x, jnp.zeros(1), token),
             (shape(one, "float32"), shape((1, 768), "float32")),
         ),
         "image_encoder": ("image_encoder", lambda model, x: model.image_encoder(x), (clip,)),
         "encode": ("vae", lambda model, x: model.vae.to_latents(x), (picture,)),
         "decode": ("vae", lambda model, x: model.vae.to_images(x), (shape(one, "float32"),)),
-    }[part]  # fmt: skip
+    }[part]
     params = {path: leaf for path, leaf in shapes.items() if path.startswith(prefix)}
     run = jax.jit(lambda params, *inputs: function(merge_model(graphdef, shapes | params), *inputs))
     if args.count:
@@ -249,10 +258,12 @@ def theirs(args: Arguments, part: Part) -> dict[str, Any]:
 
     def autoencoder():
         return diffusers.AutoencoderKL(
-            block_out_channels=vae.block_out_channels, layers_per_block=vae.layers_per_block,
-            down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
+            block_out_channels=vae.block_out_channels,
+            layers_per_block=vae.layers_per_block,
+            down_block_types=["DownEncoderBlock2D"] * levels,
+            up_block_types=["UpDecoderBlock2D"] * levels,
             latent_channels=vae.latent_channels,
-        )  # fmt: skip
+        )
 
     def image_encoder():
         return transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**clip))

@@ -100,9 +100,11 @@ def rendered(args: Arguments) -> None:
     for name, rows in programs.items():
         hit, errors, crossed, faces = (np.concatenate(part) for part in list(zip(*rows, strict=True))[:4])
         near, far = (errors < 0.1).mean(), (errors < 0.2).mean()
-        print(f"| {name} | {len(hit)} | {hit.mean():.2f} | {np.median(errors):.3f} | {near:.2f} | {far:.2f} | "
-              f"{near * hit.mean():.2f} | {crossed.mean():.3f} | {faces.mean():.2f} | "
-              f"{1000 * np.median([row[4] for row in rows]):.0f} |")  # fmt: skip
+        print(
+            f"| {name} | {len(hit)} | {hit.mean():.2f} | {np.median(errors):.3f} | {near:.2f} | {far:.2f} | "
+            f"{near * hit.mean():.2f} | {crossed.mean():.3f} | {faces.mean():.2f} | "
+            f"{1000 * np.median([row[4] for row in rows]):.0f} |"
+        )
     print()
 
 
@@ -111,10 +113,9 @@ def hand_scores(truth: Keypoints, hands: np.ndarray, found: np.ndarray) -> tuple
     other hand."""
     size = np.float32((WIDTH, HEIGHT))
     shown = truth.hands_confidence.mean(-1) > 0.9
-    apart = lambda true: np.linalg.norm((hands - true) * size, axis=-1)  # noqa: E731
-    own, other = (apart(true).mean(-1) for true in (truth.hands, truth.hands[:, ::-1]))
-    error = apart(truth.hands) / torsos(truth, size)[:, None, None]
-    return found[shown], error[shown & found], (other < own)[shown & found]
+    own, other = (np.linalg.norm((hands - true) * size, axis=-1) for true in (truth.hands, truth.hands[:, ::-1]))
+    error = own / torsos(truth, size)[:, None, None]
+    return found[shown], error[shown & found], (other.mean(-1) < own.mean(-1))[shown & found]
 
 
 def beside_mediapipe(path: pathlib.Path, args: Arguments) -> None:
@@ -129,8 +130,10 @@ def beside_mediapipe(path: pathlib.Path, args: Arguments) -> None:
         seconds.append((time.process_time() - began) / len(frames))
     size = np.float32(frames.shape[2:0:-1])
     torso = np.median(torsos(ours, size))
-    parts = [(f"{side} hand", ours.hands[:, i], ours.hands_confidence[:, i], theirs[f"{side}_hand"])
-             for i, side in enumerate(SIDES)]  # fmt: skip
+    parts = [
+        (f"{side} hand", ours.hands[:, i], ours.hands_confidence[:, i], theirs[f"{side}_hand"])
+        for i, side in enumerate(SIDES)
+    ]
     parts.append(("face", ours.face, ours.face_confidence, theirs["face"][:, list(FACE_68)]))
     for name, points, confidence, other in parts:
         mine, their = confidence.any(-1), np.isfinite(other).all((-1, -2))

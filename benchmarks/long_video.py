@@ -77,8 +77,11 @@ def main(args: Arguments) -> None:
             command = [sys.executable, __file__, "--checkpoint", args.checkpoint, "--steps", str(args.steps)]
             done = subprocess.run([*command, "--driving", str(driving)], stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        print(f"| {found['frames']} | {found['device'] / 2**20:.1f} MiB | {found['process'] / 2**20:.0f} MiB "
-              f"| {found['seconds']:.0f} s |", flush=True)  # fmt: skip
+        print(
+            f"| {found['frames']} | {found['device'] / 2**20:.1f} MiB | {found['process'] / 2**20:.0f} MiB "
+            f"| {found['seconds']:.0f} s |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

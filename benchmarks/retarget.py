@@ -162,8 +162,10 @@ def print_hands(cases: list[Case]) -> None:
                 length = np.linalg.norm(true, axis=-1).max()
                 points.append(np.linalg.norm(found - true, axis=-1)[..., 1:].ravel() / length)
             points = np.concatenate(points)
-            print(f"| {picture}{hidden} | {np.sqrt(np.mean(np.square(errors))):.3f} | {points.mean():.3f} | "
-                  f"{(points < 0.1).mean():.3f} |")  # fmt: skip
+            print(
+                f"| {picture}{hidden} | {np.sqrt(np.mean(np.square(errors))):.3f} | {points.mean():.3f} | "
+                f"{(points < 0.1).mean():.3f} |"
+            )
 
 
 def main(args: Arguments) -> None:

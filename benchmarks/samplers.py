@@ -67,11 +67,16 @@ def main(args: Arguments) -> None:
     for guidance in args.guidance:
         many = videos("ddim", args.reference_steps, guidance)
         made = {sampler: [videos(sampler, n, guidance) for n in args.steps] for sampler in SAMPLERS}
-        rows = lambda score: {sampler: list(map(score, each)) for sampler, each in made.items()}  # noqa: B023, E731
+
+        def rows(score, made=made):
+            return {sampler: list(map(score, each)) for sampler, each in made.items()}
+
         print(f"\n### Guidance {guidance}")
         table(f"LPIPS to {args.reference_steps} steps of DDIM", rows(lambda each: far(each, many)))  # noqa: B023
-        table(f"LPIPS to the truth ({args.reference_steps} steps of DDIM: {far(many, truth)})",
-              rows(lambda each: far(each, truth)))  # fmt: skip
+        table(
+            f"LPIPS to the truth ({args.reference_steps} steps of DDIM: {far(many, truth)})",
+            rows(lambda each: far(each, truth)),
+        )
         table(f"PSNR of the person's box, dB ({args.reference_steps} steps of DDIM: {like(many)})", rows(like))
 
 

@@ -46,9 +46,11 @@ def main(args: Arguments) -> None:
     length = args.frames + offsets[-1]
     cases = list(from_renderer("test_both", args.videos, length, 1, (base.height, base.width), base.fps or 10.0))
     variants = [(blend, shift) for blend in ("center", "flat") for shift in (False, True)]
-    print(f"{args.videos} videos x {args.offsets} positions of windows, {args.frames} frames, {base.steps} steps, "
-          f"windows of {base.window} with overlap {base.overlap}.\n\n| weights | windows | plain | paired |\n"
-          "|---|---|---|---|")  # fmt: skip
+    print(
+        f"{args.videos} videos x {args.offsets} positions of windows, {args.frames} frames, {base.steps} steps, "
+        f"windows of {base.window} with overlap {base.overlap}.\n\n| weights | windows | plain | paired |\n"
+        "|---|---|---|---|"
+    )
     bar = tqdm(total=len(variants) * args.videos * args.offsets, unit="video", dynamic_ncols=True)
     for blend, shift in variants:
         options = dataclasses.replace(base, blend=blend, shift_windows=shift)

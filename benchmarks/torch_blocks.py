@@ -43,9 +43,14 @@ class TemporalLayer(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
-        self.block = BasicTransformerBlock(channels, heads, channels // heads, double_self_attention=True,
-                                           positional_embeddings="sinusoidal",
-                                           num_positional_embeddings=max_length)  # fmt: skip
+        self.block = BasicTransformerBlock(
+            channels,
+            heads,
+            channels // heads,
+            double_self_attention=True,
+            positional_embeddings="sinusoidal",
+            num_positional_embeddings=max_length,
+        )
         self.proj_out = nn.Linear(channels, channels)
 
     def forward(self, x: torch.Tensor, frames: int) -> torch.Tensor:
@@ -71,13 +76,16 @@ class TorchUNet(nn.Module):
         super().__init__()
         levels = config.attention_levels
         self.unet = diffusers.UNet2DConditionModel(
-            in_channels=config.in_channels, out_channels=config.out_channels,
-            block_out_channels=config.block_out_channels, layers_per_block=config.layers_per_block,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
             down_block_types=["CrossAttnDownBlock2D" if level else "DownBlock2D" for level in levels],
             up_block_types=["CrossAttnUpBlock2D" if level else "UpBlock2D" for level in reversed(levels)],
-            attention_head_dim=config.num_attention_heads, cross_attention_dim=config.cross_attention_dim,
+            attention_head_dim=config.num_attention_heads,
+            cross_attention_dim=config.cross_attention_dim,
             norm_num_groups=config.norm_num_groups,
-        )  # fmt: skip
+        )
         self.attentions: list[WithReference] = []
         for module in list(self.unet.modules()):
             if isinstance(module, BasicTransformerBlock):
@@ -101,8 +109,9 @@ class TorchUNet(nn.Module):
         for mine, theirs in zip(self.attentions, other.attentions, strict=True):
             theirs.bank, mine.bank = mine.bank, None
 
-    def forward(self, x: torch.Tensor, timestep: int, token: torch.Tensor, pose: torch.Tensor | float = 0.0,
-                frames: int = 8) -> torch.Tensor:  # fmt: skip
+    def forward(
+        self, x: torch.Tensor, timestep: int, token: torch.Tensor, pose: torch.Tensor | float = 0.0, frames: int = 8
+    ) -> torch.Tensor:
         """x [rows * frames, C, h, w], token [rows * frames, 1, D]."""
         unet = self.unet
         time = torch.full((len(x),), timestep, device=x.device)

@@ -40,8 +40,11 @@ class FakeHub:
 
     def bytes_sent(self) -> list[tuple[str, str | None]]:
         """(file's hash, Range) of every request for bytes."""
-        return [(path.removeprefix("/cdn/"), headers.get("range")) for _, path, headers in self.requests
-                if path.startswith("/cdn/")]  # fmt: skip
+        return [
+            (path.removeprefix("/cdn/"), headers.get("range"))
+            for _, path, headers in self.requests
+            if path.startswith("/cdn/")
+        ]
 
     def file(self, repository: str, path: str) -> Path | None:
         file = self.repositories[repository] / path if repository in self.repositories else None
@@ -102,9 +105,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         root = self.hub.repositories[repository]
         files = sorted(file for file in root.rglob("*") if file.is_file())
-        entries = [{"type": "file", "path": file.relative_to(root).as_posix(), "size": file.stat().st_size,
-                    "oid": "0" * 40, "lfs": {"oid": sha256(file), "size": file.stat().st_size, "pointerSize": 134}}
-                   for file in files]  # fmt: skip
+        entries = [
+            {
+                "type": "file",
+                "path": file.relative_to(root).as_posix(),
+                "size": file.stat().st_size,
+                "oid": "0" * 40,
+                "lfs": {"oid": sha256(file), "size": file.stat().st_size, "pointerSize": 134},
+            }
+            for file in files
+        ]
         siblings = [{"rfilename": entry["path"]} for entry in entries]
         answer = entries if rest.startswith("/tree") else {"id": repository, "sha": COMMIT, "siblings": siblings}
         content = json.dumps(answer).encode()

@@ -181,8 +181,12 @@ def test_files_through_links(tmp_path):
 def test_places_for_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
-    for name, reason in [("pipe", "no ordinary file"), ("", "is a folder"), ("file/a", "cannot be written"),
-                         ("x" * 300, "cannot be written")]:  # fmt: skip
+    for name, reason in [
+        ("pipe", "no ordinary file"),
+        ("", "is a folder"),
+        ("file/a", "cannot be written"),
+        ("x" * 300, "cannot be written"),
+    ]:
         with pytest.raises(UserError, match=reason):
             check_file(tmp_path / name)
         with pytest.raises(UserError, match=reason), atomic_file(tmp_path / name):

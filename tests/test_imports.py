@@ -153,7 +153,7 @@ def test_the_documentation_has_the_same_table():
         ("models/vae.py", "def f():\n    from diffusers.models import vae", "diffusers.models.vae"),
         ("config.py", "from animate_jax.errors import UserError", "animate_jax.errors.UserError"),
     ],
-)  # fmt: skip
+)
 def test_the_rules_catch(path, source, wrong):
     assert violations(Path(path), source) == [wrong]
 

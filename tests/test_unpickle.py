@@ -24,8 +24,14 @@ USED = {name for name, code in CODES.items() if ord(code) in unpickle._VALUES.ke
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_values_are_read_as_pickle_reads_them(protocol):
     shared = [1, "a"]
-    value = {"numbers": [0, 255, 256, -1, 2**31, -(2**80), 1.5, True, False, None], "text": "é" * 300, 7: shared,
-             "tuples": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)], "again": shared, "bytes": b"x" * 300}  # fmt: skip
+    value = {
+        "numbers": [0, 255, 256, -1, 2**31, -(2**80), 1.5, True, False, None],
+        "text": "é" * 300,
+        7: shared,
+        "tuples": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
+        "again": shared,
+        "bytes": b"x" * 300,
+    }
     if protocol == 2:  # bytes are a call there
         del value["bytes"]
     assert unpickle.read(pickle.dumps(value, protocol), {}) == value
@@ -49,8 +55,9 @@ def test_other_opcodes_are_refused(name):
 
 def doubled(kind):
     """A value within itself twice, thirty times: a billion as a tree."""
-    start, pair = {"list": (b"]", b"(h\x00h\x00e"), "dict": (b"}", b"(K\x00h\x00K\x01h\x00u"),
-                   "tuple": (b")", b"")}[kind]  # fmt: skip
+    start, pair = {"list": (b"]", b"(h\x00h\x00e"), "dict": (b"}", b"(K\x00h\x00K\x01h\x00u"), "tuple": (b")", b"")}[
+        kind
+    ]
     step = b"h\x00h\x00\x86q\x00" if kind == "tuple" else start + pair + b"q\x00"
     return b"\x80\x02(" + start + b"q\x00" + b"".join(step for _ in range(30)) + b"t"
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -75,7 +76,7 @@ def save(path: Address, params: Params, preset: Preset, dtype: DTypeLike | None 
         params = {key: jnp.asarray(array, dtype) for key, array in params.items()}
     with _writing(path) as fresh:
         metadata = {"preset": to_dict(preset), "checksums": checksums(params)}
-        ocp.save_checkpointables(fresh, {"params": params}, custom_metadata=metadata)
+        ocp.save_checkpointables(os.fspath(fresh), {"params": params}, custom_metadata=metadata)
 
 
 def save_batches(path: Address, batches: Iterable[Params], preset: Preset) -> None:
@@ -91,8 +92,8 @@ def save_batches(path: Address, batches: Iterable[Params], preset: Preset) -> No
     with _writing(path) as fresh:
         for batch in batches:
             sums |= checksums(batch)
-            ocp.partial.save(fresh, batch, custom_metadata={"preset": to_dict(preset)})
-        ocp.partial.finalize(fresh)
+            ocp.partial.save(os.fspath(fresh), batch, custom_metadata={"preset": to_dict(preset)})
+        ocp.partial.finalize(os.fspath(fresh))
         # Orbax saves batches under another name than `save` does.
         (fresh / "state").rename(fresh / "params")
         metadata = json.loads((fresh / "_CHECKPOINT_METADATA").read_text())
@@ -194,7 +195,9 @@ def _metadata(path: Folder) -> dict[str, Any]:
 
 def checksums(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, str]:
     """CRC-32 of every array's bytes, in eight hexadecimal digits."""
-    return {key: f"{zlib.crc32(np.asarray(array).reshape(-1).view(np.uint8)):08x}" for key, array in arrays.items()}
+    return {
+        key: f"{zlib.crc32(np.asarray(array).reshape(-1).view(np.uint8).data):08x}" for key, array in arrays.items()
+    }
 
 
 def stored_checksums(path: Folder) -> dict[str, str]:
@@ -239,7 +242,7 @@ def load(
             key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[key]) for key, leaf in expected.items()
         }
         try:
-            return ocp.load_checkpointables(path, {"params": target})["params"], preset
+            return ocp.load_checkpointables(os.fspath(path), {"params": target})["params"], preset
         except Exception as error:
             raise damaged(path, error) from error
     params = {}
@@ -317,7 +320,7 @@ def read_arrays(
     loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
     try:
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-            arrays = ocp.load_checkpointables(to_path(path), {"params": target})["params"]
+            arrays = ocp.load_checkpointables(os.fspath(path), {"params": target})["params"]
     except Exception as error:
         raise damaged(path, error) from error
     if wrong := damaged_arrays(stored_checksums(path) if known is None else known, arrays):
@@ -330,7 +333,7 @@ def read_arrays(
 def stored_arrays(path: Folder) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every array in a checkpoint, without reading the arrays."""
     try:
-        stored = ocp.checkpointables_metadata(to_path(path)).metadata["params"]
+        stored = ocp.checkpointables_metadata(os.fspath(path)).metadata["params"]
         return {key: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for key, leaf in stored.items()}
     except Exception as error:
         raise damaged(path, error) from error

@@ -35,7 +35,7 @@ DataSets = tyro.extras.subcommand_type_from_defaults(
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    dataset: DataSets
+    dataset: DataSets  # pyright: ignore[reportInvalidTypeForm]  # made at run time
 
 
 Everything = (

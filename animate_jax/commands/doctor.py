@@ -118,7 +118,7 @@ def accelerator() -> Iterator[Finding]:
         yield from pool.map(arithmetic, jax.local_devices())
 
 
-def arithmetic(device: jax.Device) -> Finding:
+def arithmetic(device: jax.Device) -> Finding:  # pyright: ignore[reportInvalidTypeForm]  # jax.Device is untyped
     """Whether a device's results are NumPy's."""
     try:
         wrong = list(wrong_results(device))

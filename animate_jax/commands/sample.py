@@ -89,12 +89,13 @@ def animate(args: Arguments) -> None:
     check_request(args.fps, args.seed, args.person)
     preset = find_preset(args.preset) if args.preset else None
     if args.plan:
-        print_plan(args)
+        print_plan(args, args.plan)
     outputs = output_paths(args)
     keep_compiled_programs()
     mesh = make_mesh(args.mesh)  # also checks --mesh on one device
     mesh = mesh if mesh.size > 1 else None
     pipeline = Pipeline.from_pretrained(args.checkpoint, preset, mesh, args.dtype)
+    canvas_size = (args.canvas[1], args.canvas[0]) if args.canvas else None
     streams = pipeline.stream(
         args.reference,
         args.driving,
@@ -111,7 +112,7 @@ def animate(args: Arguments) -> None:
         align=args.align if args.retarget else "none",
         person=args.person,
         detector=DWPose(args.dwpose) if args.dwpose else None,
-        canvas=args.canvas and args.canvas[::-1],
+        canvas=canvas_size,
         driving_kind=args.driving_kind,
         hands=args.hands,
         face=args.face,
@@ -128,13 +129,13 @@ def animate(args: Arguments) -> None:
         )
 
 
-def print_plan(args: Arguments) -> NoReturn:
+def print_plan(args: Arguments, topology: str) -> NoReturn:
     from animate_jax.sampling.forecast import plan
 
     path = find_checkpoint(args.checkpoint)
     preset = find_preset(args.preset) if args.preset else checkpoint.read_preset(path)
     options = {name: getattr(args, name) for name in ("speed", "guidance", "width", "height")}
-    print(plan(preset, args.plan, args.dtype, args.mesh, **options), flush=True)
+    print(plan(preset, topology, args.dtype, args.mesh, **options), flush=True)
     os._exit(0)  # a thread of the compiler is still running
 
 

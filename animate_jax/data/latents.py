@@ -103,12 +103,12 @@ class EncodedSamples:
             raise UserError(f"--data.framing {data.framing}: {where} as whole frames: give --data.framing frame")
         if data.flip and not encoding.mirrored:
             raise UserError(f"--data.flip {data.flip}: {where} without mirrored frames: give --data.flip 0")
-        if (moments, model.image_encoder.projection_dim, frames.clip_resize) != (
-            encoding.moments, encoding.embedding, encoding.clip_resize
-        ):  # fmt: skip
+        encoders = moments, model.image_encoder.projection_dim, frames.clip_resize
+        if encoders != (encoding.moments, encoding.embedding, encoding.clip_resize):
             raise UserError(f"--preset {preset.name}: {where} for another model: {AGAIN}")
         if model.unet.appearance != "none":
             raise UserError(f"--preset {preset.name}: sees the reference's pixels, and {where}: give the videos")
+        assert data.root is not None  # it is where the encoding is from
         shards, self._frames = open_split(
             find_data_set(data.root), frames_split(encoding.split), f"--data.root {data.root}"
         )
@@ -122,6 +122,7 @@ class EncodedSamples:
         Raises:
             UserError: the clip is too short, or its frames are damaged.
         """
+        assert clip.box is not None  # of encoded clips
         data, frames = self.config.data, preset_of(self.config).frames
         rng = np.random.Generator(np.random.PCG64([data.seed, 2, int(position)]))
         numbers = choose_frames(clip, data, frames.fps, rng)

@@ -45,6 +45,7 @@ def recorded_dataset(config: TrainConfig) -> tuple[grain.MapDataset, int]:
     for flag, share in (("flip", data.flip), ("max-bad", data.max_bad)):
         if not 0 <= share <= 1:
             raise UserError(f"--data.{flag} {share}: must be between 0 and 1")
+    assert data.root is not None  # else people are rendered
     clips, encoding = RecordedClips(data.root, data.split), encoding_of(data.root, data.split)
     samples = EncodedSamples(config, encoding) if encoding else RecordedSamples(config)
     max_damaged = math.ceil(data.max_bad * len(clips))

@@ -84,7 +84,7 @@ class RecordedClips:
                 raise error from None
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records)  # pyright: ignore[reportArgumentType]  # its base class has the length
 
     def __getitem__(self, index: int) -> RecordedClip:
         """
@@ -223,7 +223,7 @@ def example_message() -> Any:
             if isinstance(kind, str):
                 added.type, added.type_name = types.TYPE_MESSAGE, f".animate_jax.{kind}"
             else:
-                added.type = kind
+                added.type = types.Type.ValueType(kind)
             if oneof:
                 added.oneof_index = 0
 
@@ -268,6 +268,8 @@ def decode(clip: RecordedClip, wanted: Sequence[int]) -> Iterator[tuple[int, av.
     with reading(clip.place, "video", ADVICE):
         with open_video(clip.video, clip.place, ADVICE) as (container, stream):
             stream.codec_context.thread_count = 1  # workers are the parallelism
+            if not stream.average_rate or not stream.time_base:
+                raise ValueError("no frame rate")
             ticks = 1 / (stream.average_rate * stream.time_base)  # per frame
             origin = stream.start_time or 0
             keys = np.array([i for i, packet in enumerate(stream.index_entries) if packet.is_keyframe])
@@ -280,6 +282,8 @@ def decode(clip: RecordedClip, wanted: Sequence[int]) -> Iterator[tuple[int, av.
                     frame = next(frames, None)
                     if frame is None:
                         return
+                    if frame.pts is None:
+                        raise ValueError("a frame without a time")
                     spare = frame.width - clip.width, frame.height - clip.height
                     if not {0, 1}.issuperset(spare):  # H.264 has even sides
                         raise ValueError(f"{frame.width} x {frame.height} pixels, not {clip.width} x {clip.height}")

@@ -146,7 +146,7 @@ def to_sample(
         rng: of the warp's errors, see `warp_reference`.
     """
     model, target = preset.model, preset.frames
-    poses = draw(keypoints, *frames.shape[1:3], target.pose_style)
+    poses = draw(keypoints, frames.shape[1], frames.shape[2], target.pose_style)
     warped = {} if model.unet.appearance == "none" else warp_reference(frames[0], mask[0], keypoints, rng)
     return warped | {
         "reference": frames[0],
@@ -291,6 +291,7 @@ class SkipDamaged:
             UserError: more than `max_damaged` clips in a row are damaged.
         """
         message = ""
+        last: UserError | None = None
         for number in range(index, index + self.max_damaged + 1):
             number %= len(self.clips)
             try:
@@ -298,4 +299,5 @@ class SkipDamaged:
                 return sample | {"damaged": np.array(message.encode()[:MAX_ERROR_BYTES], f"S{MAX_ERROR_BYTES}")}
             except UserError as error:
                 message, last = message or f"{number}\t{error}", error
+        assert last is not None  # at least one was tried
         raise last

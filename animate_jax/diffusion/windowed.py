@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from animate_jax.config import SamplingConfig
 from animate_jax.diffusion.guidance import apply_guidance
 from animate_jax.diffusion.samplers import MULTISTEP, SAMPLERS, timesteps
-from animate_jax.diffusion.schedule import Schedule
+from animate_jax.diffusion.schedule import FloatArray, Schedule
 from animate_jax.diffusion.windows import blend, windows
 from animate_jax.models.guidance_pairs import pair, unpair
 
@@ -31,7 +31,7 @@ def sample_windowed(
     noise: Latents,
     schedule: Schedule,
     options: SamplingConfig,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[], object] | None = None,
     keys: Key[Array, " b"] | None = None,
     windows_per_call: int = 1,
 ) -> Latents:
@@ -55,14 +55,14 @@ def sample_windowed(
     frames = noise.shape[1]
     plan = iter(step_windows(frames, schedule, options))
 
-    def predict(x: Latents, t: np.integer) -> Latents:
+    def predict(x: FloatArray, t: np.integer) -> Latents:
         chunks, guided = next(plan)
 
         def predictions() -> Iterator[Float[np.ndarray, "r n h w c"]]:
             for start in range(0, len(chunks), windows_per_call):
                 group = chunks[start : start + windows_per_call]
                 group = np.array(group + [group[-1]] * (windows_per_call - len(group)))
-                rows = x[:, group].reshape(-1, *group.shape[1:], *x.shape[2:])
+                rows = np.asarray(x)[:, group].reshape(-1, *group.shape[1:], *x.shape[2:])
                 rows = pair(rows, rows) if guided else rows
                 prediction = np.asarray(predict_windows(rows, np.full((len(rows), 1), t, np.float32), group))
                 if progress:
@@ -73,10 +73,10 @@ def sample_windowed(
         prediction = blend(itertools.islice(predictions(), len(chunks)), chunks, frames, options.blend == "flat")
         if guided:
             prediction = apply_guidance(*unpair(prediction), options.guidance, options.guidance_rescale)
-        return prediction
+        return np.asarray(prediction)
 
     keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys
-    return SAMPLERS[options.sampler](predict, noise, schedule, options.steps, keys)
+    return np.asarray(SAMPLERS[options.sampler](predict, noise, schedule, options.steps, keys))
 
 
 def step_windows(frames: int, schedule: Schedule, options: SamplingConfig) -> list[tuple[list[list[int]], bool]]:

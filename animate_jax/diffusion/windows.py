@@ -64,4 +64,5 @@ def blend(
             result = np.zeros((len(prediction), frames, *prediction.shape[2:]), prediction.dtype)
         weights = (shares / total[window]).astype(prediction.dtype)
         result[:, window] += prediction * weights.reshape(-1, *[1] * (prediction.ndim - 2))
+    assert result is not None  # every frame is in a window
     return result

@@ -51,8 +51,8 @@ def lpips_vgg(
 
 
 def _gray(x: Images) -> Int[Array, "*batch height width"]:
-    weighted = sum(x[..., i].astype(jnp.int32) * weight for i, weight in enumerate(GRAY_WEIGHTS))
-    return (weighted + (1 << 14)) >> 15
+    red, green, blue = (x[..., i].astype(jnp.int32) * weight for i, weight in enumerate(GRAY_WEIGHTS))
+    return (red + green + blue + (1 << 14)) >> 15
 
 
 def _window_sum(x: Int[Array, "*batch height width"]) -> Int[Array, "*batch _ _"]:

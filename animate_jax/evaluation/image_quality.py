@@ -6,6 +6,9 @@ person's box does not contain much of it.
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +64,8 @@ def person_box(masks: Shaped[np.ndarray, "*batch height width"]) -> Int[np.ndarr
     height, width = masks.shape[-2:]
     masks = masks != 0
     sides = []
-    for present, length in ((masks.any(-2), width), (masks.any(-1), height)):  # [*batch, x], [*batch, y]
+    for axis, length in ((-2, width), (-1, height)):
+        present = np.asarray(masks.any(axis))  # [*batch, x], then [*batch, y]
         sides.append((present.argmax(-1), length - present[..., ::-1].argmax(-1)))  # empty: 0, length
     (x0, x1), (y0, y1) = sides
     return np.stack([x0, y0, x1, y1], -1)
@@ -88,7 +92,7 @@ def _blur(x: Images) -> Images:
         padding[axis] = (RADIUS, RADIUS)
         padded = jnp.pad(x, padding, "symmetric")
         shifted = (jax.lax.slice_in_dim(padded, i, i + size, axis=x.ndim + axis) for i in range(len(WINDOW)))
-        x = sum(float(weight) * part for weight, part in zip(WINDOW, shifted, strict=True))
+        x = functools.reduce(operator.add, (float(weight) * part for weight, part in zip(WINDOW, shifted, strict=True)))
     return x
 
 

@@ -51,7 +51,10 @@ class AnimateAnyone(nnx.Module):
             mask: training's condition dropout, True keeps.
         """
         token = clip_pixels if clip_pixels.ndim == 2 else self.image_encoder(clip_pixels)
-        pose = self.reference_pose_guider(reference_pose) if self.config.reference_pose_guider else None
+        pose = None
+        if self.config.reference_pose_guider:
+            assert reference_pose is not None, "this model takes the reference's pose"
+            pose = self.reference_pose_guider(reference_pose)
         timesteps = jnp.zeros(reference_latents.shape[0], jnp.float32)
         reference_features = self.reference_unet(reference_latents, timesteps, token, pose)
         return self.denoising_unet.precompute_conditioning(token, reference_features, mask)

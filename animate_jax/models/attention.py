@@ -87,7 +87,8 @@ def attend_temporal(
     traffic).
     """
     if not splash.on_tpu():
-        return attend(*(x.swapaxes(1, 2) for x in (query, key, value)), heads).swapaxes(1, 2)
+        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+        return attend(query, key, value, heads).swapaxes(1, 2)
     width = query.shape[-1] // heads
     indicator = jnp.repeat(jnp.eye(heads, dtype=query.dtype), width, 0)  # [C, heads]
     wide = jnp.promote_types(query.dtype, jnp.float32)

@@ -6,22 +6,22 @@ for it.
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
+T = TypeVar("T", Array, np.ndarray)
 
-def pair(
-    unconditional: Shaped[Array | np.ndarray, " b *rest"], conditional: Shaped[Array | np.ndarray, " b *rest"]
-) -> Shaped[Array | np.ndarray, " 2*b *rest"]:
+
+def pair(unconditional: Shaped[T, " b *rest"], conditional: Shaped[T, " b *rest"]) -> Shaped[T, " 2*b *rest"]:
     """Rows [unconditional 0, conditional 0, unconditional 1, ...]; NumPy arrays stay NumPy arrays."""
-    stack = np.stack if isinstance(unconditional, np.ndarray) else jnp.stack
+    stack: Any = np.stack if isinstance(unconditional, np.ndarray) else jnp.stack
     return stack([unconditional, conditional], 1).reshape(-1, *unconditional.shape[1:])
 
 
-def unpair(
-    rows: Shaped[Array | np.ndarray, " r *rest"],
-) -> tuple[Shaped[Array | np.ndarray, " b *rest"], Shaped[Array | np.ndarray, " b *rest"]]:
+def unpair(rows: Shaped[T, " r *rest"]) -> tuple[Shaped[T, " b *rest"], Shaped[T, " b *rest"]]:
     """The unconditional and the conditional rows: the inverse of `pair`."""
     # rows[::2] would move rows between devices.
     pairs = rows.reshape(-1, 2, *rows.shape[1:])

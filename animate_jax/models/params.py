@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -15,7 +15,10 @@ from animate_jax.config import ModelConfig, Remat
 from animate_jax.models.animate_anyone import AnimateAnyone
 
 # "denoising_unet.down_blocks.0.resnets.0.conv1.kernel" -> array, or its shape and dtype
-Params = dict[str, jax.Array | jax.ShapeDtypeStruct | np.ndarray]
+if TYPE_CHECKING:
+    Params = dict[str, Any]  # which of them, a dict cannot say without being three types
+else:
+    Params = dict[str, jax.Array | jax.ShapeDtypeStruct | np.ndarray]
 
 
 def flatten(tree: dict[Any, Any]) -> Params:

@@ -41,6 +41,7 @@ class Conv1x1(nnx.Conv):
         super().__init__(channels_in, channels_out, (1, 1), rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b ci"]) -> Float[Array, "*b co"]:
+        assert self.bias is not None
         return x @ self.kernel[0, 0].astype(x.dtype) + self.bias[...].astype(x.dtype)
 
 
@@ -121,4 +122,5 @@ def conv_upsampled_2x(x: Float[Array, "*b h w ci"], conv: nnx.Conv) -> Float[Arr
     ]
     out = jnp.stack(rows, 2)  # [B, h, 2, w, 2, C]
     out = out.reshape(*lead, 2 * x.shape[1], 2 * x.shape[2], -1)
+    assert conv.bias is not None
     return out + conv.bias[...].astype(x.dtype)

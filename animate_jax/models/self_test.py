@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ class WrongResult(NamedTuple):
     actual: float  # at the largest error, or not a number
 
 
-def wrong_results(device: jax.Device) -> Iterator[WrongResult]:
+def wrong_results(device: jax.Device) -> Iterator[WrongResult]:  # pyright: ignore[reportInvalidTypeForm]  # jax.Device is untyped
     """What one device computes wrongly, eagerly or under jit.
 
     Raises:
@@ -71,7 +72,7 @@ def cases() -> list[Case]:
         for name, compute, reference, shapes in (
             ("matrix product", jnp.matmul, np.matmul, [(256, 256), (256, 256)]),
             ("convolution", _convolution, _convolution_in_numpy, [(2, 16, 16, 32), (3, 3, 32, 32)]),
-            ("attention", lambda *x: attend(*x, HEADS), _attention_in_numpy, [(1, 256, HEADS * 64)] * 3),
+            ("attention", lambda q, k, v: attend(q, k, v, HEADS), _attention_in_numpy, [(1, 256, HEADS * 64)] * 3),
         ):
             rng = np.random.default_rng(0)
             arrays = tuple(rng.standard_normal(shape).astype(jnp.dtype(dtype)) for shape in shapes)
@@ -99,7 +100,8 @@ def _convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) ->
 def _convolution_in_numpy(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     height, width = x.shape[1:3]
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(x[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3))
+    taps = itertools.product(range(3), range(3))
+    return np.sum([x[:, i : i + height, j : j + width] @ kernel[i, j] for i, j in taps], axis=0)
 
 
 def _attention_in_numpy(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:

@@ -83,7 +83,9 @@ class BasicTransformerBlock(nnx.Module):
             x = x + (pair(jnp.zeros_like(features), features) if guided else features)
         residual = conditioning.clip_residual
         if guided:
-            unconditional = jnp.broadcast_to(self.attn2.to_out[0].bias[...].astype(residual.dtype), residual.shape)
+            bias = self.attn2.to_out[0].bias
+            assert bias is not None
+            unconditional = jnp.broadcast_to(bias[...].astype(residual.dtype), residual.shape)
             residual = pair(unconditional, residual)
         x = x + residual[:, None, None]
         return x + self.ff(self.norm3(x)), normed
@@ -92,14 +94,14 @@ class BasicTransformerBlock(nnx.Module):
         self, x: Float[Array, "r f n c"], conditioning: BlockConditioning
     ) -> Float[Array, "r f n c"]:
         attn, key, value = self.attn1, conditioning.reference_key, conditioning.reference_value
-        if key is None:
+        if key is None or value is None:
             return attn(x)
-        qkv = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+        q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
         if not is_paired(x, key):
-            return attn.to_out[0](attend_with_reference(*qkv, key, value, attn.heads, conditioning.mask))
-        unconditional, conditional = zip(*map(unpair, qkv), strict=True)
-        mixed = attend_with_reference(*conditional, key, value, attn.heads, conditioning.mask)
-        return attn.to_out[0](pair(attend(*unconditional, attn.heads), mixed))
+            return attn.to_out[0](attend_with_reference(q, k, v, key, value, attn.heads, conditioning.mask))
+        (q_unconditional, q), (k_unconditional, k), (v_unconditional, v) = unpair(q), unpair(k), unpair(v)
+        mixed = attend_with_reference(q, k, v, key, value, attn.heads, conditioning.mask)
+        return attn.to_out[0](pair(attend(q_unconditional, k_unconditional, v_unconditional, attn.heads), mixed))
 
 
 class Transformer2DModel(nnx.Module):

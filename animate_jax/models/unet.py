@@ -131,7 +131,9 @@ class UNet(nnx.Module):
         """
         features = None if self.config.reference == "none" else reference_features
         return {
-            path: transformer.transformer_blocks[0].precompute_conditioning(token, features and features[path], mask)
+            path: transformer.transformer_blocks[0].precompute_conditioning(
+                token, None if features is None else features[path], mask
+            )
             for path, transformer in self.spatial_transformers().items()
         }
 
@@ -185,6 +187,7 @@ class UNet(nnx.Module):
 
         x = self.conv_in(shard_frames(x))
         if self.copies_reference:
+            assert pose is not None, "the warped reference comes with the pose"
             pose, warped = jnp.split(pose, [x.shape[-1]], -1)
         if pose is not None:
             x = x + pose
@@ -208,12 +211,14 @@ class UNet(nnx.Module):
             return x
 
         last = len(self.up_blocks) - 1
-        if not cached:
+        if deep_features is None:
             x = layer("mid_block", self.mid_block, 0, run(self.mid_block.resnets[0], x, time))
-            deep_features = run(self.mid_block.resnets[1], x, time)
+            deep: Array = run(self.mid_block.resnets[1], x, time)
             for i in range(last):
-                deep_features = up(i, deep_features)
-        x = up(last, deep_features)
+                deep = up(i, deep)
+        else:
+            deep = deep_features
+        x = up(last, deep)
 
         if self.head:
             hidden = nnx.silu(self.conv_norm_out(x))
@@ -221,4 +226,4 @@ class UNet(nnx.Module):
             if self.copies_reference:
                 # The share of each value that is copied: 0 before training, and unbounded, so that it has a gradient.
                 x = x + self.appearance_conv_out(hidden) * (warped - x)
-        return x, attention_inputs, deep_features
+        return x, attention_inputs, deep

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def _constant_init(value: np.ndarray) -> Callable[..., Array]:
 def _conv(
     in_channels: int, out_channels: int, rngs: nnx.Rngs, size: int = 3, kernel: np.ndarray | None = None
 ) -> nnx.Conv:
-    init = {} if kernel is None else {"kernel_init": _constant_init(kernel)}
+    init: dict[str, Any] = {} if kernel is None else {"kernel_init": _constant_init(kernel)}
     return nnx.Conv(in_channels, out_channels, kernel_size=(size, size), padding=size // 2, rngs=rngs, **init)
 
 
@@ -175,7 +176,7 @@ class PatchEncoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         basis, scales = patch_basis(config.downscale, config.latent_channels)
         kernel = np.concatenate([basis * scales, np.zeros_like(basis)], -1)
-        bias = np.repeat(np.float32([0, -6]), config.latent_channels)
+        bias = np.repeat(np.array([0, -6], np.float32), config.latent_channels)
         self.patch = config.downscale
         self.shortcut = nnx.Linear(
             *kernel.shape, kernel_init=_constant_init(kernel), bias_init=_constant_init(bias), rngs=rngs

@@ -72,7 +72,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def topology_devices(name: str) -> Sequence[jax.Device]:
+def topology_devices(name: str) -> Sequence[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]  # jax.Device is untyped
     """The devices of "v5e:1x1", "v5p:2x2x4", or of several slices of them, "v5e:4x4*2". Only for compiling.
 
     Raises:
@@ -166,10 +166,10 @@ def compile_to_text(lowered: jax.stages.Lowered, options: dict[str, Any], folder
         if not thread.is_alive():
             raise errors[0] if errors else unreadable()
         time.sleep(0.2)
-    texts = [next(folder.glob(f"{stem}{kind}.txt"), None) for kind in ("", "-buffer-assignment")]
-    if None in texts:
+    program, buffers = (next(folder.glob(f"{stem}{kind}.txt"), None) for kind in ("", "-buffer-assignment"))
+    if program is None or buffers is None:
         raise unreadable()
-    return texts[0].read_text(), texts[1].read_text()
+    return program.read_text(), buffers.read_text()
 
 
 def unreadable() -> UserError:
@@ -185,7 +185,7 @@ def step_flops(step: jax.stages.Compiled, trainable: Any, passes: int = 1) -> fl
     """FLOPs of every device in a training step of `passes` micro-batches, rematerialization included."""
     parameters = sum(local_bytes(leaf) // leaf.dtype.itemsize for leaf in jax.tree.leaves(trainable))
     counted = (step.cost_analysis() or {}).get("flops", 0.0)
-    return flops_with_accumulation(counted, passes, UPDATE_FLOPS * parameters) + hlo.kernel_flops(step.as_text())
+    return flops_with_accumulation(counted, passes, UPDATE_FLOPS * parameters) + hlo.kernel_flops(step.as_text() or "")
 
 
 def flops_with_accumulation(counted: float, passes: int, update: int) -> float:

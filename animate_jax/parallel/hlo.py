@@ -22,7 +22,7 @@ Array = tuple[str, tuple[int, ...]]  # dtype, sides
 def collective_bytes(hlo: str) -> dict[str, float]:
     """About the bytes that every chip receives from each kind of collective: the larger side of what goes in and comes
     out, and twice that of an all-reduce, which is a scatter and a gather."""
-    total = dict.fromkeys(COLLECTIVES, 0.0)
+    total: dict[str, float] = dict.fromkeys(COLLECTIVES, 0.0)
     operation = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\((.*?)\)")
     shapes_of = shapes_by_name(hlo)
     # A TPU's form of a reduce-scatter: an all-reduce of which only a slice is made.
@@ -58,6 +58,7 @@ def product_flops(hlo: str, only: str = "") -> float:
             found.group(1), shapes[found.group(2)], shapes[found.group(3)]))  # fmt: skip
         labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
         window = dict(re.findall(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_\-]+)", line))
+        assert labels, line
         of_left, of_right, of_result = labels.groups()
         pairs = result[of_result.index("b")] * result[of_result.index("f")] * right[of_right.index("i")]
         for axis in range(len(result) - 2):

@@ -20,7 +20,10 @@ AXES = ("data", "fsdp", "frames")
 DEFAULT = MeshConfig()
 
 
-def make_mesh(config: MeshConfig = DEFAULT, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    config: MeshConfig = DEFAULT,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # jax.Device is untyped
+) -> Mesh:
     """All devices of all processes as (`data`, `fsdp`, `frames`); `data` takes what the other two leave.
 
     On several TPU slices `data` spans them, and `fsdp` and `frames` stay inside one: between slices only the sum of

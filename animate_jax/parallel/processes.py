@@ -58,7 +58,7 @@ def from_environment() -> tuple[str | None, int | None, int | None]:
         return None, None, None
     if address is None or not all(number and number.isdecimal() for number in numbers):
         raise UserError(f"{', '.join(ENV_VARS)}: set all three (host:port and two numbers), or none")
-    count, index = map(int, numbers)
+    count, index = (int(number) for number in numbers if number)
     if index >= count:
         raise UserError(f"JAX_PROCESS_ID={index}: must be 0 to {count - 1}, as JAX_NUM_PROCESSES is {count}")
     return address, count, index

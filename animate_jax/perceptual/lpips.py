@@ -7,6 +7,8 @@ may not distribute them. `stages` limits a training loss to the early layers.
 
 from __future__ import annotations
 
+import functools
+import operator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,7 +120,8 @@ def lpips(params: Params, a: Images, b: Images, net: Net = "vgg", stages: int = 
     """
     features_a, features_b = (features(params, images, net, stages) for images in (a, b))
     by_stage = zip(features_a, features_b, params["heads"][:stages], strict=True)
-    return sum(jnp.mean(jnp.square(_unit(x) - _unit(y)) @ head, axis=(1, 2)) for x, y, head in by_stage)
+    distances = (jnp.mean(jnp.square(_unit(x) - _unit(y)) @ head, axis=(1, 2)) for x, y, head in by_stage)
+    return functools.reduce(operator.add, distances)
 
 
 def _unit(x: Maps) -> Maps:

@@ -104,7 +104,7 @@ def detect(
         UserError: there is no such person.
     """
     check_person(person)
-    people, circles, shape, most = [], [], None, 0
+    people, circles, shape, most = [], [], (), 0
     for index, frame in enumerate(frames):
         shape = frame.shape
         estimates = _estimate_poses(frame, circles)
@@ -217,12 +217,13 @@ def _estimate_in_circle(frame: UInt8[np.ndarray, "height width 3"], circle: _Bod
 
 def _with_parts(frame: UInt8[np.ndarray, "height width 3"], estimate: _Estimate, hands: bool, face: bool) -> _Estimate:
     """Adds hands and face to an estimate, in its pose and for tracking them in the next frame."""
-    size, pose, circle = np.float32(frame.shape[1::-1]), estimate.pose, estimate.circle
+    size, pose, circle = np.array(frame.shape[1::-1], np.float32), estimate.pose, estimate.circle
     body = estimate.points[:33], estimate.confidence[:33]
 
     def placed(points: Points, presence: float) -> tuple[Float32[np.ndarray, "n 2"], Float32[np.ndarray, " n"]]:
         place = (points / size).astype(np.float32)
-        return place, np.float32(presence) * ((place >= 0) & (place <= 1)).all(-1)
+        inside = np.logical_and(place >= 0, place <= 1).all(-1)
+        return place, np.where(inside, np.float32(presence), np.float32(0))
 
     if hands:
         found = [estimate_hand(frame, *body, side, circle.hands[side]) for side in (0, 1)]
@@ -252,7 +253,7 @@ def _fix_left_right_swaps(keypoints: Keypoints, shape: tuple[int, ...]) -> Keypo
     Left and right were swapped between two frames when shoulders and hips move less after exchanging them. The labeling
     of the majority of the frames is kept.
     """
-    size = np.float32((shape[1], shape[0]))
+    size = np.array((shape[1], shape[0]), np.float32)
     torso = keypoints.body[:, TORSO] * size  # [F, 4, 2]
     length = np.linalg.norm(torso[:, :2].mean(1) - torso[:, 2:].mean(1), axis=-1)
     present = np.flatnonzero(keypoints.body_confidence[:, TORSO].all(-1))

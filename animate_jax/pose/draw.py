@@ -30,7 +30,7 @@ COLORS = (
     (0, 255, 0), (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255),
     (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85),
 )  # fmt: skip
-LIMBS_ARRAY, COLORS_ARRAY = np.array(LIMBS), np.float32(COLORS)
+LIMBS_ARRAY, COLORS_ARRAY = np.array(LIMBS), np.array(COLORS, np.float32)
 FINGERS = tuple(
     (0 if joint == first else joint - 1, joint) for first in range(1, 21, 4) for joint in range(first, first + 4)
 )
@@ -126,7 +126,7 @@ def _draw_openpose(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints,
         length = (dx**2 + dy**2) ** 0.5
         axes = int(length / 2), style.limb_width or _line_width(length)
         ellipse = cv2.ellipse2Poly((int(x), int(y)), axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1)
-        cv2.fillConvexPoly(canvas, ellipse, color)
+        cv2.fillConvexPoly(canvas, np.asarray(ellipse), color)
     canvas[:] = canvas * LIMB_SHADE
     for joint in np.flatnonzero(visible):
         cv2.circle(canvas, body[joint].astype(int).tolist(), JOINT_RADIUS, COLORS[joint], cv2.FILLED)
@@ -162,7 +162,7 @@ def _line_width(length: float) -> int:
 def _draw_tiny(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints) -> None:
     """Draws limbs as anti-aliased capsules, later ones over earlier ones; in place."""
     height, width, _ = canvas.shape
-    size = np.float32((width, height))
+    size = np.array((width, height), np.float32)
     radius = np.float32(TINY_RADIUS * height)
     ends = (pose.body * size).astype(np.float32)[LIMBS_ARRAY]  # [limb, end, xy]
     start, axis = ends[:, 0], ends[:, 1] - ends[:, 0]

@@ -25,7 +25,8 @@ DETECTOR_SIZE, STRIDES, PAD_VALUE = 640, (8, 16, 32), 114.0
 MIN_SCORE, OVERLAP = 0.3, 0.45
 HEIGHT, WIDTH = 384, 288  # of a person's crop
 PADDING = 1.25  # the crop is that much larger than the person's box
-MEAN, STD = np.float32((123.675, 116.28, 103.53)), np.float32((58.395, 57.12, 57.375))
+MEAN = np.array((123.675, 116.28, 103.53), np.float32)
+STD = np.array((58.395, 57.12, 57.375), np.float32)
 SIMCC_SPLIT_RATIO = 2  # scores per pixel of the crop
 SHOULDERS = [5, 6]
 # OpenPose-18 out of COCO-WholeBody's 17; the neck (1) is filled in. Then 6 points of feet, face, left and right hand.
@@ -165,6 +166,10 @@ def from_coco_wholebody(
     body, body_confidence = place[BODY_FROM_COCO], confidence[BODY_FROM_COCO]
     body[NECK], body_confidence[NECK] = place[SHOULDERS].mean(0), (confidence[SHOULDERS] > MIN_CONFIDENCE).all()
     return Keypoints(
-        body, body_confidence, place[HANDS].reshape(2, 21, 2), confidence[HANDS].reshape(2, 21),
-        place[FACE], confidence[FACE],
-    )  # fmt: skip
+        body,
+        body_confidence,
+        place[HANDS].reshape(2, 21, 2),
+        confidence[HANDS].reshape(2, 21),
+        place[FACE],
+        confidence[FACE],
+    )

@@ -158,10 +158,8 @@ def _read_npz(path: Path) -> tuple[Keypoints, Canvas]:
                 raise ValueError(f'"{name}" has the wrong shape or values')
         height, width = arrays.pop("canvas").tolist()
         check_canvas(path, height, width)
-        return Keypoints(**{name: array.astype(np.float32) for name, array in arrays.items()}), (
-            int(height),
-            int(width),
-        )
+        keypoints = Keypoints(**{name: array.astype(np.float32) for name, array in arrays.items()})
+        return keypoints, (int(height), int(width))
 
 
 def _json_frames(path: Path) -> list[dict]:
@@ -183,13 +181,13 @@ def _json_frames(path: Path) -> list[dict]:
 
 
 def _canvas(path: Path, frame: dict) -> Canvas | None:
-    size = frame.get("canvas_height"), frame.get("canvas_width")
-    if size == (None, None):
+    height, width = frame.get("canvas_height"), frame.get("canvas_width")
+    if height is None and width is None:
         return None
-    if not all(isinstance(length, int | float) for length in size):
+    if not isinstance(height, int | float) or not isinstance(width, int | float):
         raise UserError(f'{path}: "canvas_width" and "canvas_height" must be two positive numbers')
-    check_canvas(path, *size)
-    return int(size[0]), int(size[1])
+    check_canvas(path, height, width)
+    return int(height), int(width)
 
 
 def _parse(path: Path, frame: dict) -> Keypoints:

@@ -102,7 +102,7 @@ class Keypoints:
     def affine(self, scale: tuple[Number, Number], offset: tuple[Number, Number]) -> Keypoints:
         """x, y -> x * scale + offset: how keypoints change when their image is cropped, resized or padded."""
         moved = {
-            name: (getattr(self, name) * np.float32(scale) + np.float32(offset)).astype(np.float32)
+            name: (getattr(self, name) * np.array(scale, np.float32) + np.array(offset, np.float32)).astype(np.float32)
             for name in ("body", "hands", "face")
         }
         return dataclasses.replace(self, **moved)

@@ -87,7 +87,7 @@ def _numbers(value: Any) -> np.ndarray:
 
 
 def _points_and_mask(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    seen = (points >= 0).all(-1)
+    seen = np.asarray((points >= 0).all(-1))
     return np.where(seen[..., None], points, 0), seen
 
 
@@ -95,10 +95,11 @@ def _from_array(points: np.ndarray) -> Keypoints:
     points = points.astype(np.float64)
     if points.ndim != 2 or points.shape[0] not in (18, 133, 134) or points.shape[1] not in (2, 3):
         raise ValueError(f"frames have the shape {points.shape}, not 18, 133 or 134 points x, y and score")
-    place, score = points[:, :2], points[:, 2].clip(0, 1) if points.shape[1] == 3 else (points >= 0).all(-1)
+    place = points[:, :2]
+    score = np.asarray(points[:, 2].clip(0, 1) if points.shape[1] == 3 else (points >= 0).all(-1), np.float64)
     if len(points) == 18:
         body = {"body": place.astype(np.float32), "body_confidence": score.astype(np.float32)}
         return Keypoints(**(vars(Keypoints.empty()) | body))
     if len(points) == 134:
         place, score = np.delete(place, NECK_IN_134, 0), np.delete(score, NECK_IN_134, 0)
-    return from_coco_wholebody(place, score.astype(np.float64), (1, 1))
+    return from_coco_wholebody(place, score, (1, 1))

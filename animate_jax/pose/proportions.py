@@ -93,7 +93,7 @@ def estimate_proportions(driven: Points, driven_seen: Seen, target: Points, targ
     if not (~np.isnan(lengths).all(0) & ~np.isnan(target_lengths)).any():
         return None
     # The distance from the camera changes: lengths are reduced to the first frame's distance.
-    sizes, true = np.zeros(len(driven)), None
+    sizes, true = np.zeros(len(driven)), PROPORTIONS
     for _ in range(3):
         longest = _quantile(lengths - sizes[:, None], LENGTH_QUANTILE)
         # A bone that always points towards the camera is longer than in any frame.

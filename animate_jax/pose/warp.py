@@ -30,8 +30,10 @@ STARTS, ENDS = (np.array([limb[i] for limb in LIMB_PARTS]) for i in range(2))
 TORSO_RADIUS, HEAD_RADIUS = 0.22, 0.36
 # The size of a person is the length of the torso. Bones from which it is estimated, each with an adult's ratio of torso
 # to bone (Winter, "Biomechanics", table 4.1); foreshortening only shortens, so the largest estimate counts.
-SIZE_BONES = ((NECK, None, 1.0), (2, 5, 1.3), *((a, b, 1.55 if a < 8 and b in (3, 6) else 1.97 if a < 8 else 1.18)
-                                              for a, b, *_ in LIMB_PARTS))  # fmt: skip
+SIZE_BONES = (
+    (NECK, None, 1.0), (2, 5, 1.3), (2, 3, 1.55), (3, 4, 1.97), (5, 6, 1.55), (6, 7, 1.97),
+    (8, 9, 1.18), (9, 10, 1.18), (11, 12, 1.18), (12, 13, 1.18),
+)  # fmt: skip
 TORSO_STIFFNESS = 0.5  # weight of the similarity in the torso's affine map, in sizes
 ARM_IN_FRONT_DEPTH = 0.5  # largest depth of the torso when the person faces the camera: arms lie in front of it
 CAPSULE_DEPTH = 0.38  # depth from which a pixel is in the mask made of capsules
@@ -299,7 +301,7 @@ def _rasterize(part, least, points, size, active) -> None:
 
         def torso(x, y):
             filled = np.zeros((y.size, x.size), np.uint8)
-            hull = cv2.convexHull(corners) - np.float32([x[0], y.item(0)])
+            hull = cv2.convexHull(corners) - np.array([x[0], y.item(0)], np.float32)
             cv2.fillConvexPoly(filled, np.round(hull * 16).astype(np.int32), 1, shift=4)
             outside = cv2.distanceTransform(1 - filled, cv2.DIST_L2, 3)
             return floor + (1 - floor) * outside / np.float32(radius)

@@ -65,6 +65,9 @@ def reference_attention_maps(
     unet = merge_model(graphdef, pipeline.params).denoising_unet
     attention = unet.spatial_transformers()[path].transformer_blocks[0].attn1
     query, key = (split_heads(project(features[path]), attention.heads) for project in (attention.to_q, attention.to_k))
-    reference = jnp.repeat(split_heads(conditioning[path].reference_key, attention.heads), len(query), 0)
+    reference_key = conditioning[path].reference_key
+    if reference_key is None:
+        raise ValueError(f"{path}: does not attend to the reference")
+    reference = jnp.repeat(split_heads(reference_key, attention.heads), len(query), 0)
     both = jnp.concatenate([scores(query, key), scores(query, reference)], -1)
     return jax.nn.softmax(both, -1)[..., key.shape[-2] :]

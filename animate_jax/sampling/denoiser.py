@@ -185,7 +185,7 @@ class Denoiser:
             }
         conditioning = cast_floating(conditioning, dtype)
         # Window -> its deep features, and how often they were used.
-        cache: dict[tuple[int, ...], tuple[Array | np.ndarray | None, int]] = {}
+        cache: dict[tuple[int, ...], tuple[Any, int]] = {}
         on_device: set[tuple[int, ...]] = set()  # windows whose features stay there
 
         def run_unet(x: Latents | Array, t: np.ndarray | Array, window: np.ndarray, pose: Array) -> Array:

@@ -54,7 +54,8 @@ class DrivingMotion:
     audio: bytes | None = None  # the video's sound (`animate_jax.video.audio`), from the first frame on
 
     def __len__(self) -> int:
-        return len(self.images if self.keypoints is None else self.keypoints)
+        parts = self.images if self.keypoints is None else self.keypoints
+        return 0 if parts is None else len(parts)
 
     def __getitem__(self, frames: slice) -> DrivingMotion:
         keypoints, images = (part if part is None else part[frames] for part in (self.keypoints, self.images))
@@ -160,11 +161,11 @@ def find_person(
 def crop_around(image: Image, keypoints: Keypoints, size: tuple[int, int]) -> tuple[Image, Keypoints]:
     """A picture cropped around its person to the proportions of `size` (height, width), and resized to it."""
     height, width = image.shape[:2]
-    box = crop_box(keypoints, (height, width), size[1] / size[0])
-    left, top, right, bottom = box
+    left, top, right, bottom = crop_box(keypoints, (height, width), size[1] / size[0])
     margin = int(max(-left, -top, right - width, bottom - height, 0)) + 1
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    cropped = resize_lanczos(padded, size, tuple(side + margin for side in box))
+    box = left + margin, top + margin, right + margin, bottom + margin
+    cropped = resize_lanczos(padded, size, box)
     scale = width / (right - left), height / (bottom - top)
     return cropped, keypoints.affine(scale, (-left / (right - left), -top / (bottom - top)))
 
@@ -204,6 +205,7 @@ def draw_motion(
     """The pose images of the result: keypoints are fitted to the reference's body, and drawn when they are needed."""
     size = (options.height, options.width)
     if motion.keypoints is None:
+        assert motion.images is not None  # one of the two is there
         return resize_lanczos(motion.images, size)
     return LazyPoseImages(fit_motion(motion, reference, size, options, align), *size, options.pose_style)
 

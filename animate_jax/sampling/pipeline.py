@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,14 @@ class Pipeline(Denoiser):
         streams = self.stream(reference, driving, **options)
         return [stream.animation() for stream in streams] if isinstance(streams, list) else streams.animation()
 
+    @overload
+    def stream(self, reference: list | tuple, driving: Any, **options: Any) -> list[AnimationStream]: ...
+    @overload
+    def stream(self, reference: Any, driving: list | tuple, **options: Any) -> list[AnimationStream]: ...
+    @overload
+    def stream(
+        self, reference: str | pathlib.Path | Image, driving: str | pathlib.Path | DrivingMotion, **options: Any
+    ) -> AnimationStream: ...
     def stream(
         self,
         reference: str | pathlib.Path | Image | list | tuple,

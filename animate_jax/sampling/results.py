@@ -103,14 +103,15 @@ class AnimationStream:
         side, and a contact sheet. A file gets its name when it is complete."""
         chosen, shown = evenly_spaced(len(self), columns), []
         with contextlib.ExitStack() as files:
-            write, write_beside = (
-                file and files.enter_context(video_writer(file, self.fps, self.motion.audio))
+            writers = [
+                files.enter_context(video_writer(file, self.fps, self.motion.audio))
                 for file in (path, side_by_side)
-            )
+                if file
+            ]
             for index, frame in enumerate(self):
-                write(frame)
-                if write_beside:
-                    write_beside(hconcat(self.reference, self.poses[index], frame))
+                writers[0](frame)
+                if side_by_side:
+                    writers[1](hconcat(self.reference, self.poses[index], frame))
                 if index in chosen:
                     shown.append(frame)
         if contact_sheet:
@@ -129,7 +130,7 @@ class AnimationStream:
         with atomic_folder(folder, POSES_FOLDER) as fresh:
             write_image(fresh / "reference.png", self.reference)
             write_poses(fresh / "reference.npz", Keypoints.stack([self.reference_keypoints]), size)
-            if isinstance(self.poses, LazyPoseImages):
+            if isinstance(self.poses, LazyPoseImages) and self.motion.keypoints is not None:
                 write_poses(fresh / "driving.npz", self.motion.keypoints, self.motion.canvas)
                 write_poses(fresh / "fitted.npz", self.poses.keypoints, size)
             for index in range(len(self)):

@@ -7,12 +7,14 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Mapping
+from typing import cast
 
 from animate_jax.atomic import atomic_file
 from animate_jax.checkpoints import checkpoint, hub
 from animate_jax.errors import UserError
 from animate_jax.presets import find_preset
 from animate_jax.storage import Address, Folder, home
+from animate_jax.torch_weights.families import Files
 from animate_jax.torch_weights.importing import import_checkpoint
 from animate_jax.torch_weights.published import PUBLISHED, Published, PublishedFile, PublishedName
 
@@ -44,7 +46,7 @@ def localize(name: Address) -> Address:
     if pathlib.Path(name).exists():
         return name
     if name in PUBLISHED:
-        return fetch(name)
+        return fetch(cast(PublishedName, name))
     return hub.fetch(str(name)) if (remote := hub.split(name)) and not remote[1] else name
 
 
@@ -83,7 +85,7 @@ def fetch(name: PublishedName, accept_licences: bool = False) -> pathlib.Path:
         _accept(new, accepted, accept_licences)
     for file, remote in missing.items():
         found[file] = hub.download(remote)
-    files = {part: found[file] for part, file in published.files.items()}
+    files: Files = {part: path for part, file in published.files.items() if (path := found[file]) is not None}
     reports, lacking = import_checkpoint(files, target, find_preset(published.preset))
     print(*reports, sep="\n", file=sys.stderr)
     if lacking:
@@ -94,7 +96,7 @@ def fetch(name: PublishedName, accept_licences: bool = False) -> pathlib.Path:
 
 def is_fetched(name: Address) -> bool:
     """Whether `localize` finds this without downloading a published checkpoint."""
-    return name not in PUBLISHED or pathlib.Path(name).exists() or (_folder(name) / "params").is_dir()
+    return name not in PUBLISHED or pathlib.Path(name).exists() or (_folder(str(name)) / "params").is_dir()
 
 
 def _folder(name: str) -> pathlib.Path:

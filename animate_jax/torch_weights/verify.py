@@ -135,7 +135,7 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
 def _unet(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: int) -> tuple[Outputs, Outputs]:
     """The spatial layers: one frame, no reference, one token."""
     import torch
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     has_head = "conv_out.weight" in state_dict
     with _meta_device():
@@ -234,7 +234,7 @@ def _pose_guider(model: ModelConfig, state_dict: dict[str, Any], arrays: Params,
 
 def _vae(model: ModelConfig, state_dict: dict[str, Any], arrays: Params, size: int) -> tuple[Outputs, Outputs]:
     import torch
-    from diffusers import AutoencoderKL as TorchAutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as TorchAutoencoderKL
 
     with _meta_device():
         vae: Any = TorchAutoencoderKL.from_config(folder_config("vae", model))

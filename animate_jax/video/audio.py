@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.error
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
@@ -38,7 +39,7 @@ def extract_audio(path: str | os.PathLike, seconds: Number) -> bytes | None:
         if not source.streams.audio:
             return None
         audio = source.streams.audio[0]
-        begin = (video.start_time or 0) * video.time_base
+        begin = video.start_time * video.time_base if video.start_time and video.time_base else Fraction(0)
         try:
             if audio.codec_context is None:
                 raise ValueError("its codec is unknown")
@@ -47,7 +48,7 @@ def extract_audio(path: str | os.PathLike, seconds: Number) -> bytes | None:
                 for packet in packets(source, audio, target, begin, begin + Fraction(seconds)):
                     target.mux(packet)
                     count += 1
-        except (av.FFmpegError, ValueError, TypeError, NotImplementedError) as error:
+        except (av.error.FFmpegError, ValueError, TypeError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             advice = "re-encode it, or leave it out with --audio off"
             warnings.warn(f"{path}: its sound cannot be read ({reason}): {advice}", InputWarning, stacklevel=2)
@@ -61,7 +62,9 @@ def _copied(
     """The packets between two times of the source, with times relative to the first of the two."""
     track, before = target.add_stream_from_template(audio), None
     for packet in source.demux(audio):
-        if packet.pts is None or packet.dts is None or packet.pts * packet.time_base < begin:
+        if packet.pts is None or packet.dts is None or packet.time_base is None:
+            continue
+        if packet.pts * packet.time_base < begin:
             continue
         if packet.pts * packet.time_base >= end:
             break
@@ -79,7 +82,7 @@ def _encoded(
 ) -> Iterator[Packet]:
     track = target.add_stream(ENCODER, rate=audio.rate, bit_rate=BIT_RATE)
     for frame in source.decode(audio):
-        if frame.pts is None or frame.pts * frame.time_base < begin:
+        if frame.pts is None or frame.time_base is None or frame.pts * frame.time_base < begin:
             continue
         if frame.pts * frame.time_base >= end:
             break

@@ -27,6 +27,7 @@ def contact_sheet(
     widths = [max([row[i].shape[1] for row in rows if i < len(row)], default=0) for i in range(columns)]
     heights = [max([picture.shape[0] for picture in row], default=0) for row in rows]
     font = PIL.ImageFont.load_default(size=float(np.clip(max(widths) / 12, 9, 24)))
+    assert isinstance(font, PIL.ImageFont.FreeTypeFont)  # as it has a size
     title = sum(font.getmetrics()) + MARGIN if any(labels) else 0
 
     lefts = MARGIN + np.cumsum([0] + [width + MARGIN for width in widths])

@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.stream
 import PIL
 import PIL.Image
 from av.container import InputContainer
@@ -58,7 +59,9 @@ def open_video(
             file.seek(0)
             # FFmpeg gets no name, which it might take for an address ("concat:a|b"), and must not open files itself.
             options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
-            container = opened.enter_context(av.open(Opened(file), options=options, metadata_errors="replace"))
+            container = opened.enter_context(
+                av.open(Opened(file), mode="r", options=options, metadata_errors="replace")
+            )
             for stream in container.streams.video:
                 if not stream.disposition & av.stream.Disposition.attached_pic:
                     break

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import av.error
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
@@ -61,7 +61,7 @@ def frame_rate(path: str | os.PathLike) -> float:
 
 def iter_frames(
     path: str | os.PathLike, start: int = 0, frames: int | None = None, fps: Number | None = None
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, None]:
     """Decodes a video or gif, one frame at a time, upright and at a constant rate.
 
     The container's rotations and reflections are applied; transparent pixels become white. Frames are the nearest in
@@ -113,7 +113,7 @@ def _decode(
 ) -> Iterator[tuple[float, float, Frame]]:
     """Time since the first frame and duration, in seconds, and the pixels of every frame."""
     origin, time, end = None, -1 / rate, 0.0
-    size: dict[str, int] = {}
+    size: tuple[int, int] | None = None  # width, height
     rotation, matrix = None, None
     try:
         for frame in container.decode(stream):
@@ -124,11 +124,11 @@ def _decode(
                 origin = frame.time if origin is None else origin
                 time = max(time, frame.time - origin)
             if not size:  # of the first frame; a stream's size may change
-                size = {"width": frame.width, "height": frame.height}
-                check_size(str(path), frame.width, frame.height, limits.VIDEO_PIXELS)
+                size = frame.width, frame.height
+                check_size(str(path), *size, limits.VIDEO_PIXELS)
             else:
                 _check_gap(path, before, time)
-            duration = float(frame.duration * frame.time_base) if frame.duration else 1 / rate
+            duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / rate
             end = time + duration
             if frame.rotation != rotation:
                 # PyAV's side data and its frame refer to each other: if read for every frame, hundreds of frames would
@@ -157,14 +157,17 @@ def _check_gap(path: Path, time: float, following: float) -> None:
 
 def _promised_length(container: InputContainer, stream: VideoStream) -> float:
     """The duration in seconds that the file states; 0 if it states none."""
-    length = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+    if stream.duration and stream.time_base:
+        length = float(stream.duration * stream.time_base)
+    else:
+        length = (container.duration or 0) / 1e6
     return length - max(container.start_time or 0, 0) / 1e6 if container.format.name in FROM_ZERO else length
 
 
-def _rgb(frame: av.VideoFrame, size: dict[str, int]) -> Frame:
+def _rgb(frame: av.VideoFrame, size: tuple[int, int]) -> Frame:
     if frame.format.name in ("bgra", "rgba", "pal8", "yuva420p", "yuva444p"):
-        return on_white(frame.to_ndarray(format="rgba", **size))
-    return frame.to_ndarray(format="rgb24", **size)
+        return on_white(frame.to_ndarray(format="rgba", width=size[0], height=size[1]))
+    return frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
 
 
 def _upright(picture: Frame, matrix: Any) -> UInt8[np.ndarray, "_ _ 3"]:
@@ -182,10 +185,10 @@ def _mean_rate(container: InputContainer, stream: VideoStream) -> Fraction:
     stated = stream.average_rate
     if container.format.name != "gif" and stated and stated <= PLAUSIBLE_RATE and is_usual_rate(stated):
         return Fraction(stated)  # PyAV 19 has a type of its own
-    count, begin, end = 0, math.inf, -math.inf
-    with contextlib.suppress(av.FFmpegError):  # decoding will report the same damage
+    times: list[tuple[int, int]] = []  # of every packet, from when to when
+    with contextlib.suppress(av.error.FFmpegError):  # decoding will report the same damage
         for packet in container.demux(stream):
             if packet.pts is not None:
-                count, begin = count + 1, min(begin, packet.pts)
-                end = max(end, packet.pts + (packet.duration or 0))
-    return count / ((end - begin) * stream.time_base) if end > begin else FALLBACK_RATE
+                times.append((packet.pts, packet.pts + (packet.duration or 0)))
+    length = max(end for _, end in times) - min(begin for begin, _ in times) if times else 0
+    return len(times) / (length * stream.time_base) if length > 0 and stream.time_base else FALLBACK_RATE

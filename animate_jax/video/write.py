@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 import PIL.Image
 from av.container import OutputContainer
@@ -58,7 +59,7 @@ def video_writer(path: str | os.PathLike, fps: Number, audio: bytes | None = Non
     try:
         with atomic_file(path) as partial, _gif(partial, fps) if is_gif else _mp4(partial, fps, audio) as write:
             yield write
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}): choose another place") from error
 
 
@@ -72,7 +73,7 @@ def encode_mp4(frames: Iterable[Frame], fps: Number, keyframes: int) -> bytes:
     file = io.BytesIO()
     options = {"g": str(keyframes), "bf": "0", "preset": "veryfast"}
     options |= {"threads": "1", "mbtree": "0"}  # more threads, or mbtree, make the bytes differ between runs
-    with _mp4(file, fps, **options) as write:
+    with _mp4(file, fps, None, **options) as write:
         for frame in frames:
             write(frame)
     return file.getvalue()
@@ -117,16 +118,21 @@ def _mp4(
 @contextlib.contextmanager
 def _audio_track(audio: bytes, container: OutputContainer) -> Iterator[Callable[[Fraction], None]]:
     """Adds an audio track to a container; yields a function that copies the packets that begin before a time."""
-    with av.open(io.BytesIO(audio)) as source:
+    with av.open(io.BytesIO(audio), mode="r") as source:
         track = container.add_stream_from_template(source.streams.audio[0])
-        packets = (packet for packet in source.demux(audio=0) if packet.pts is not None)
+        packets = (
+            (packet.pts * packet.time_base, packet)
+            for packet in source.demux(audio=0)
+            if packet.pts is not None and packet.time_base is not None
+        )
         following = next(packets, None)
 
         def mux_until(time: Fraction) -> None:
             nonlocal following
-            while following is not None and following.pts * following.time_base < time:
-                following.stream = track
-                container.mux(following)
+            while following is not None and following[0] < time:
+                packet = following[1]
+                packet.stream = track
+                container.mux(packet)
                 following = next(packets, None)
 
         yield mux_until

@@ -209,7 +209,7 @@ def serving(
 
 def _launch(blocks: Any, studio: Studio, host: str, port: int, password: str | None) -> str:
     """Starts the server; returns its address."""
-    import gradio as gr
+    from gradio.themes import Soft
     from starlette.middleware import Middleware
 
     try:
@@ -224,7 +224,7 @@ def _launch(blocks: Any, studio: Studio, host: str, port: int, password: str | N
             allowed_paths=[],
             footer_links=[],
             ssr_mode=False,
-            theme=gr.themes.Soft(font="system-ui"),
+            theme=Soft(font="system-ui"),
             app_kwargs={"middleware": [Middleware(UploadGuard, store=studio.store)]},
         )
     except OSError as error:

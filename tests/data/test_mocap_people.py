@@ -72,14 +72,18 @@ def test_keypoints_lie_on_the_person():
     for index in range(10):
         clip = MocapPeople("train", height=96, width=72).clip(index, frames=3)
         assert 0.02 < (clip.mask > 127).mean() < 0.8
-        for points, seen in ((clip.keypoints.body, clip.keypoints.body_confidence),
-                             (clip.keypoints.hands, clip.keypoints.hands_confidence)):  # fmt: skip
+        for points, seen in (
+            (clip.keypoints.body, clip.keypoints.body_confidence),
+            (clip.keypoints.hands, clip.keypoints.hands_confidence),
+        ):
             inside = points[seen > 0]
             assert (inside >= 0).all() and (inside < 1).all()
             frame = np.broadcast_to(np.arange(3).reshape(-1, *[1] * (seen.ndim - 1)), seen.shape)[seen > 0]
             x, y = (inside * [72, 96]).astype(int).T
-            near = np.max([np.pad(clip.mask, ((0, 0), (1, 1), (1, 1)))[frame, y + i, x + j]
-                           for i in range(3) for j in range(3)], axis=0)  # fmt: skip
+            near = np.max(
+                [np.pad(clip.mask, ((0, 0), (1, 1), (1, 1)))[frame, y + i, x + j] for i in range(3) for j in range(3)],
+                axis=0,
+            )
             on, count = on + (near > 0).sum(), count + len(near)
     assert count > 1000 and on / count > 0.99
 

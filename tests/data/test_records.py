@@ -140,9 +140,17 @@ def test_damaged_records(recorded):
 
 def test_examples_as_tensorflow_writes_them():
     """Bytes written down by hand from the format's definition: a: bytes "hi", b: floats 1 and 2, c: -1 and 300."""
-    feature = lambda key, value: b"\x0a" + bytes([len(key) + len(value) + 4]) + b"\x0a" + bytes([len(key)]) + key + (  # noqa: E731
-        b"\x12" + bytes([len(value)]) + value
-    )  # fmt: skip
+
+    def feature(key, value):
+        return (
+            b"\x0a"
+            + bytes([len(key) + len(value) + 4])
+            + b"\x0a"
+            + bytes([len(key)])
+            + key
+            + (b"\x12" + bytes([len(value)]) + value)
+        )
+
     features = feature(b"a", b"\x0a\x04\x0a\x02hi")
     features += feature(b"b", b"\x12\x0a\x0a\x08" + np.float32([1, 2]).tobytes())
     features += feature(b"c", b"\x1a\x0e\x0a\x0c" + b"\xff" * 9 + b"\x01" + b"\xac\x02")

@@ -1,8 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from animate_jax.diffusion.guidance import apply_guidance
 
@@ -14,8 +12,12 @@ def test_guidance_extrapolates_from_unconditional_to_conditional():
     np.testing.assert_array_equal(apply_guidance(unconditional, conditional, 3.5), [[4.5, -5.0]])
 
 
+@pytest.mark.compiles  # only loads PyTorch, but that takes as long
 @pytest.mark.parametrize("rescale", [0.3, 0.7, 1.0])
 def test_rescaled_guidance_is_diffusers(rescale):
+    import torch
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
     unconditional, conditional = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 2)).astype(np.float32)
     guided = torch.from_numpy(unconditional + 3.5 * (conditional - unconditional))
     expected = rescale_noise_cfg(guided, torch.from_numpy(conditional), rescale).numpy()

@@ -171,8 +171,9 @@ def test_every_sampler_recovers_x0_from_a_perfect_model(sampler, prediction):
     x = schedule.add_noise(x0, noise, 999)
 
     def perfect(x, t):
-        _, epsilon = dataclasses.replace(schedule, config=dataclasses.replace(schedule.config, prediction="x0")
-                                         ).to_x0_epsilon(x0, x, t)  # fmt: skip
+        _, epsilon = dataclasses.replace(
+            schedule, config=dataclasses.replace(schedule.config, prediction="x0")
+        ).to_x0_epsilon(x0, x, t)
         return schedule.target(x0, epsilon, t)
 
     result = SAMPLERS[sampler](perfect, x, schedule, 12, KEYS)

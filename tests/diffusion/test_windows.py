@@ -27,8 +27,11 @@ def test_open_windows_end_with_the_video():
 def test_closed_loop_is_the_peers():
     assert windows(30, 24, 4, closed_loop=True) == [span(0, 24), [*span(20, 30), *span(0, 14)]]
     assert windows(64, 24, 4, closed_loop=True) == [
-        span(0, 24), span(20, 44), span(40, 64), [*span(60, 64), *span(0, 20)],
-    ]  # fmt: skip
+        span(0, 24),
+        span(20, 44),
+        span(40, 64),
+        [*span(60, 64), *span(0, 20)],
+    ]
     assert sum(map(len, windows(25, 24, 4, closed_loop=True))) == 48  # 1.92 evaluations per frame
 
 

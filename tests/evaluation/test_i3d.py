@@ -22,7 +22,10 @@ def tree():
     params, statistics = {}, {}
     for name, (size, entry, width) in i3d.convolutions().items():
         place, _, branch = name.partition("/")
-        normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+
+        def normal(*shape):
+            return rng.normal(size=shape).astype(np.float32)
+
         kernel = normal(size, size, size, entry, width) * np.float32((2 / (entry * size**3)) ** 0.5)
         weights = {"Conv_0": {"kernel": kernel}, "BatchNorm_0": {"bias": 0.1 * normal(1, 1, 1, 1, width)}}
         moments = {"mean": 0.1 * normal(1, 1, 1, 1, width), "var": 1 + 0.1 * normal(1, 1, 1, 1, width) ** 2}

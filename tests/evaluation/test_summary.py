@@ -33,7 +33,10 @@ def test_identity_tells_people_apart():
     rng = np.random.default_rng(0)
     people = rng.normal(size=(6, 20))
     common = 100 * np.ones(20)  # what all pictures share must not make everybody alike
-    look = lambda noise: common + people + noise * rng.normal(size=people.shape)  # noqa: E731
+
+    def look(noise):
+        return common + people + noise * rng.normal(size=people.shape)
+
     references, truths = look(0.05), look(0.05)
     similar, first = identity(look(0.05), references, truths)
     assert similar.min() > 0.95 and first.tolist() == [1] * 6

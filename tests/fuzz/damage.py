@@ -36,9 +36,27 @@ def damage_bytes(contents: bytes, rng: random.Random) -> bytes:
 
 
 ODD_VALUES = (
-    None, True, 0, -1, 1, 0.5, 2**31, 2**63, 10**30, 1e308, float("nan"), float("inf"), "", "x" * 300, "\0", [], {},
-    [[]], [0] * 1000, {"": None},
-)  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    1,
+    0.5,
+    2**31,
+    2**63,
+    10**30,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x" * 300,
+    "\0",
+    [],
+    {},
+    [[]],
+    [0] * 1000,
+    {"": None},
+)
 
 
 def damage_json(contents: bytes, rng: random.Random) -> bytes:

@@ -105,9 +105,13 @@ class Poses(Kind):
         for name in ("a.json", "a.npz"):
             write_poses(folder / name, random_keypoints(), (64, 48))
         rng = np.random.default_rng(0)
-        people = {"bodies": {"candidate": rng.random((18, 2)), "subset": np.arange(18.0)[None]},
-                  "hands": rng.random((2, 21, 2)), "faces": rng.random((1, 68, 2)),
-                  "hands_score": rng.random((2, 21)), "faces_score": rng.random((1, 68))}  # fmt: skip
+        people = {
+            "bodies": {"candidate": rng.random((18, 2)), "subset": np.arange(18.0)[None]},
+            "hands": rng.random((2, 21, 2)),
+            "faces": rng.random((1, 68, 2)),
+            "hands_score": rng.random((2, 21)),
+            "faces_score": rng.random((1, 68)),
+        }
         np.save(folder / "a.npy", np.array([people] * 3, object), allow_pickle=True)
         self.files = {name: (folder / name).read_bytes() for name in ("a.json", "a.npz", "a.npy")}
 
@@ -205,13 +209,21 @@ class Samples(Kind):
         write_poses(folder / "driving.json", random_keypoints(2), (64, 48))
         write_poses(folder / "driving.npz", random_keypoints(2), (64, 48))
         (folder / "driving.mp4").write_bytes(Videos(folder).files["a.mp4"])
-        self.files = {name: (folder / name).read_bytes() for name in
-                      ("reference.jpg", "driving.json", "driving.npz", "driving.mp4")}  # fmt: skip
+        self.files = {
+            name: (folder / name).read_bytes()
+            for name in ("reference.jpg", "driving.json", "driving.npz", "driving.mp4")
+        }
         self.undamaged = dict(self.files)
 
     def read(self, path):
-        driving = next((name for name, contents in self.undamaged.items() if name != "reference.jpg"
-                        and (path / name).read_bytes() != contents), "driving.json")  # fmt: skip
+        driving = next(
+            (
+                name
+                for name, contents in self.undamaged.items()
+                if name != "reference.jpg" and (path / name).read_bytes() != contents
+            ),
+            "driving.json",
+        )
         stderr, output = io.StringIO(), path / "made" / "out.mp4"
         options = {"reference": path / "reference.jpg", "driving": path / driving, "output": output, "steps": 1,
                    "frames": 2, "guidance": 1, "checkpoint": self.checkpoint}  # fmt: skip
@@ -232,9 +244,15 @@ class Samples(Kind):
 
 
 KINDS: dict[str, type[Kind]] = {
-    "pictures": Pictures, "videos": Videos, "poses": Poses, "weights": Weights, "data": DataSets,
-    "checkpoints": Checkpoints, "presets": Presets, "sample": Samples,
-}  # fmt: skip
+    "pictures": Pictures,
+    "videos": Videos,
+    "poses": Poses,
+    "weights": Weights,
+    "data": DataSets,
+    "checkpoints": Checkpoints,
+    "presets": Presets,
+    "sample": Samples,
+}
 DEFAULT_CASES = {
     "pictures": 250, "videos": 150, "poses": 250, "weights": 250, "data": 60, "checkpoints": 15, "presets": 25,
     "sample": 12,
@@ -247,8 +265,10 @@ def _tree(folder: pathlib.Path) -> dict[str, bytes]:
 
 def micro_params() -> Params:
     rng = np.random.default_rng(0)
-    return {path: 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype)
-            for path, leaf in abstract_model(MICRO.model)[1].items()}  # fmt: skip
+    return {
+        path: 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype)
+        for path, leaf in abstract_model(MICRO.model)[1].items()
+    }
 
 
 _PIPELINE: list[Pipeline] = []

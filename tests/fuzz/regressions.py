@@ -51,7 +51,10 @@ REGRESSIONS: dict[str, tuple[str, str, Callable[[dict[str, bytes]], bytes]]] = {
     "no array": ("poses", "a.npz", member(b"hello")),
     "negative lengths": ("weights", "a.safetensors", tensors([-2, -2], "x")),
     "half a length": ("weights", "a.safetensors", tensors([4.0], "x")),
-    "convolution of one dimension": ("weights", "a.safetensors",
-                                     tensors([4], "conv_in.weight", "time_embedding.linear_1.weight")),
+    "convolution of one dimension": (
+        "weights",
+        "a.safetensors",
+        tensors([4], "conv_in.weight", "time_embedding.linear_1.weight"),
+    ),
     "header of 4 GB": ("weights", "a.safetensors", lambda files: (2**32).to_bytes(8, "little") + b"{}"),
-}  # fmt: skip
+}

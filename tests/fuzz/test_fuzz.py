@@ -80,5 +80,11 @@ def test_what_the_harness_notices(tmp_path):
         [sys.executable, "-c", NOTICES, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.splitlines() == [
-        "refuse passed", "quarrel no", "crash KeyError:", "shout printed:", "wait took", "grow took", "leave left",
-    ], done.stdout + done.stderr  # fmt: skip
+        "refuse passed",
+        "quarrel no",
+        "crash KeyError:",
+        "shout printed:",
+        "wait took",
+        "grow took",
+        "leave left",
+    ], done.stdout + done.stderr

@@ -35,9 +35,15 @@ def predictions(reference: str, trained: bool) -> tuple[jax.Array, jax.Array]:
     )
 
 
-@pytest.mark.parametrize(("reference", "trained", "same"), [
-    ("attention", False, False), ("none", False, True), ("addition", False, True), ("addition", True, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("reference", "trained", "same"),
+    [
+        ("attention", False, False),
+        ("none", False, True),
+        ("addition", False, True),
+        ("addition", True, False),
+    ],
+)
 def test_reference_is_seen(reference: str, trained: bool, same: bool):
     one, other = predictions(reference, trained)
     assert bool(jnp.allclose(one, other, atol=1e-6)) is same

@@ -34,9 +34,11 @@ def test_the_switch_adds_parameters_and_changes_none(name):
     before, after = (abstract_model(config)[1] for config in (model, copying))
     added = {path.rpartition(".")[0] for path in after if path not in before}
     assert added == {
-        "appearance_guider.conv_in", "appearance_blend.conv_in", "appearance_blend.conv_out",
+        "appearance_guider.conv_in",
+        "appearance_blend.conv_in",
+        "appearance_blend.conv_out",
         "denoising_unet.appearance_conv_out",
-    }  # fmt: skip
+    }
     assert {path: leaf.shape for path, leaf in before.items()} == {path: after[path].shape for path in before}
     assert sum(leaf.size for path, leaf in after.items() if path not in before) < 0.02 * sum(
         leaf.size for leaf in before.values()

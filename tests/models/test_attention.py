@@ -65,9 +65,11 @@ def test_only_large_heads_are_chunked():
 def test_over_frames_as_on_tpu(monkeypatch):
     inputs = arrays(*[(2, 4, 6, 8)] * 3)
     assert_same(
-        lambda *x: attention.attend_temporal(*x, HEADS), inputs, monkeypatch,
+        lambda *x: attention.attend_temporal(*x, HEADS),
+        inputs,
+        monkeypatch,
         lambda patch: patch.setattr(splash, "on_tpu", lambda: True),
-    )  # fmt: skip
+    )
 
 
 def exact(query, key, value, heads):
@@ -93,7 +95,10 @@ def of_module(module, *names):
         for name, array in {query_of: query, key_of: key, value_of: value}.items():
             object.__setattr__(module, name, lambda _, array=array: array)
         object.__setattr__(module, "group_norm", lambda x: x)
-        project = lambda x: seen.append(x) or x  # noqa: E731
+
+        def project(x):
+            return seen.append(x) or x
+
         object.__setattr__(module, output_of, [project] if output_of == "to_out" else project)
         module(query[:, :, None] if output_of == "to_out" else query)
         return seen[0]

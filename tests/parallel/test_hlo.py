@@ -65,8 +65,9 @@ def test_loops_turn_as_often_as_is_written_or_as_they_count():
 @pytest.mark.parametrize("strides, padding, groups", [((1, 1), "SAME", 1), ((2, 2), "SAME", 1), ((2, 1), "VALID", 2)])
 def test_convolutions_count_as_xla_counts_them(strides, padding, groups):
     def f(x, kernel):
-        y = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                                         feature_group_count=groups)  # fmt: skip
+        y = jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
         return y.sum()
 
     lowered = jax.jit(jax.grad(f, (0, 1))).lower(jnp.ones((2, 12, 10, 8)), jnp.ones((3, 3, 8 // groups, 16)))
@@ -98,8 +99,9 @@ def test_what_is_computed_again_is_told_apart():
         return lowered.as_text("hlo", debug_info=True)
 
     def layer(x):
-        convolved = jax.lax.conv_general_dilated(x, jnp.ones((3, 3, 4, 4)), (1, 1), "SAME",
-                                                 dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+        convolved = jax.lax.conv_general_dilated(
+            x, jnp.ones((3, 3, 4, 4)), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return jnp.sin(convolved).sum()
 
     once = hlo.product_flops(text(layer))

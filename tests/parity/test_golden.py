@@ -41,6 +41,8 @@ from animate_jax.torch_weights.convert import from_torch
 from animate_jax.torch_weights.importing import match_part
 from animate_jax.video.clip_image import clip_pixels
 
+pytestmark = pytest.mark.compiles
+
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CONFIG = json.loads((GOLDEN / "config.json").read_text())
 weights = runpy.run_path(str(GOLDEN / "weights.py"))
@@ -183,8 +185,9 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     meta = json.loads(str(golden["meta_json"]))
     version = CONFIG["inference"][meta["version"]]
     whole = model(meta["version"])
-    options = SamplingConfig(meta["steps"], meta["guidance"], meta["context_frames"], meta["context_overlap"], True,
-                             blend="flat")  # fmt: skip
+    options = SamplingConfig(
+        meta["steps"], meta["guidance"], meta["context_frames"], meta["context_overlap"], True, blend="flat"
+    )
     ours = {}
 
     # Once per video

@@ -15,6 +15,8 @@ from animate_jax.models.params import merge_model, split_model
 from animate_jax.torch_weights.convert import from_torch, match_keys
 from animate_jax.video.clip_image import clip_pixels
 
+pytestmark = pytest.mark.compiles
+
 
 def compare(config: ImageEncoderConfig) -> None:
     torch.manual_seed(0)

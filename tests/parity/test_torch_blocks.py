@@ -17,9 +17,16 @@ from animate_jax.torch_weights.convert import to_torch
 
 pytestmark = pytest.mark.compiles
 
-CONFIG = UNetConfig(block_out_channels=(16, 32), attention_levels=(True, False), layers_per_block=1,
-                    num_attention_heads=2, cross_attention_dim=24, norm_num_groups=8, motion_num_attention_heads=2,
-                    motion_norm_num_groups=8)  # fmt: skip
+CONFIG = UNetConfig(
+    block_out_channels=(16, 32),
+    attention_levels=(True, False),
+    layers_per_block=1,
+    num_attention_heads=2,
+    cross_attention_dim=24,
+    norm_num_groups=8,
+    motion_num_attention_heads=2,
+    motion_norm_num_groups=8,
+)
 FILE = pathlib.Path(__file__).parents[2] / "benchmarks" / "torch_blocks.py"
 # Ours (AnimateDiff's names) -> diffusers' in its transformer block.
 RENAMED = {

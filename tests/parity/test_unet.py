@@ -21,11 +21,25 @@ from animate_jax.torch_weights.convert import from_torch, match_keys
 pytestmark = pytest.mark.compiles
 
 # Stable Diffusion's shape (three levels with attention, one without), and the shipped small model's.
-FOUR_LEVELS = UNetConfig(block_out_channels=(16, 32, 32, 48), layers_per_block=1, num_attention_heads=4,
-                         cross_attention_dim=24, norm_num_groups=8)  # fmt: skip
-TWO_LEVELS = UNetConfig(in_channels=16, out_channels=16, block_out_channels=(24, 40), attention_levels=(True, True),
-                        layers_per_block=1, num_attention_heads=1, cross_attention_dim=24, norm_num_groups=8,
-                        motion_num_attention_heads=1, motion_norm_num_groups=8)  # fmt: skip
+FOUR_LEVELS = UNetConfig(
+    block_out_channels=(16, 32, 32, 48),
+    layers_per_block=1,
+    num_attention_heads=4,
+    cross_attention_dim=24,
+    norm_num_groups=8,
+)
+TWO_LEVELS = UNetConfig(
+    in_channels=16,
+    out_channels=16,
+    block_out_channels=(24, 40),
+    attention_levels=(True, True),
+    layers_per_block=1,
+    num_attention_heads=1,
+    cross_attention_dim=24,
+    norm_num_groups=8,
+    motion_num_attention_heads=1,
+    motion_norm_num_groups=8,
+)
 
 
 def torch_unet(config: UNetConfig) -> diffusers.UNet2DConditionModel:

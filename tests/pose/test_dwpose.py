@@ -119,7 +119,9 @@ def write_models(folder, boxes):
     """A detector that always answers `boxes`; a reader whose every point is the brightest column and row."""
     onnx = pytest.importorskip("onnx")
     node, tensor, helper = onnx.helper.make_node, onnx.numpy_helper.from_array, onnx.helper
-    info = lambda name, shape: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)  # noqa: E731
+
+    def info(name, shape):
+        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
     def write(name, nodes, inputs, outputs, constants):
         graph = helper.make_graph(nodes, name, inputs, outputs, [tensor(v, k) for k, v in constants.items()])
@@ -129,12 +131,15 @@ def write_models(folder, boxes):
 
     write(
         DETECTOR,
-        [node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0),
-         node("Mul", ["mean", "zero"], ["nothing"]),
-         node("Add", ["rows", "nothing"], ["output"])],
-        [info("images", [1, 3, 640, 640])], [info("output", [1, CELLS, 85])],
+        [
+            node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0),
+            node("Mul", ["mean", "zero"], ["nothing"]),
+            node("Add", ["rows", "nothing"], ["output"]),
+        ],
+        [info("images", [1, 3, 640, 640])],
+        [info("output", [1, CELLS, 85])],
         {"rows": outputs(*boxes)[None], "zero": np.zeros(1, np.float32)},
-    )  # fmt: skip
+    )
     many = {"points": np.array([1, 133, 1, 1], np.int64)}
     nodes, results = [], []
     for name, axis, size in (("simcc_x", 2, WIDTH), ("simcc_y", 3, HEIGHT)):
@@ -145,9 +150,12 @@ def write_models(folder, boxes):
             node("Reshape", [f"{name}_double", f"{name}_flat"], [f"{name}_row"]),
             node("Tile", [f"{name}_row", f"{name}_times"], [name]),
         ]
-        many |= {f"{name}_column": np.array([1, 1, size, 1], np.int64), f"{name}_pair": np.float32([[[[1, 0.5]]]]),
-                 f"{name}_flat": np.array([1, 1, 2 * size], np.int64),
-                 f"{name}_times": np.array([1, 133, 1], np.int64)}  # fmt: skip
+        many |= {
+            f"{name}_column": np.array([1, 1, size, 1], np.int64),
+            f"{name}_pair": np.float32([[[[1, 0.5]]]]),
+            f"{name}_flat": np.array([1, 1, 2 * size], np.int64),
+            f"{name}_times": np.array([1, 133, 1], np.int64),
+        }
         results.append(info(name, [1, 133, 2 * size]))
     many.pop("points")
     write(POSE_MODEL, nodes, [info("input", [1, 3, HEIGHT, WIDTH])], results, many)

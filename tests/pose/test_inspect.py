@@ -21,11 +21,28 @@ from animate_jax.video.write import write_video
 pytestmark = pytest.mark.compiles
 
 ASTRONAUT = Path(__file__).parents[1] / "data" / "astronaut.jpg"
-STANDING = np.float32([
-    (0.50, 0.12), (0.50, 0.22), (0.42, 0.22), (0.32, 0.28), (0.22, 0.30), (0.58, 0.22), (0.68, 0.28), (0.78, 0.30),
-    (0.45, 0.52), (0.44, 0.72), (0.44, 0.92), (0.55, 0.52), (0.56, 0.72), (0.56, 0.92),
-    (0.48, 0.10), (0.52, 0.10), (0.46, 0.11), (0.54, 0.11),
-])  # fmt: skip
+STANDING = np.float32(
+    [
+        (0.50, 0.12),
+        (0.50, 0.22),
+        (0.42, 0.22),
+        (0.32, 0.28),
+        (0.22, 0.30),
+        (0.58, 0.22),
+        (0.68, 0.28),
+        (0.78, 0.30),
+        (0.45, 0.52),
+        (0.44, 0.72),
+        (0.44, 0.92),
+        (0.55, 0.52),
+        (0.56, 0.72),
+        (0.56, 0.92),
+        (0.48, 0.10),
+        (0.52, 0.10),
+        (0.46, 0.11),
+        (0.54, 0.11),
+    ]
+)
 STYLES = [("tiny", 128, 96), ("paper", 768, 512), ("moore", 784, 512), ("moore", 256, 256), ("musepose", 512, 512)]
 
 
@@ -37,8 +54,12 @@ def standing(frames=3) -> Keypoints:
     face = body[:, [0]] + random.normal(0, 0.02, (1, 68, 2))
     arrays = {"body": body, "hands": hands, "face": face}
     values = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return Keypoints(**{name: values.get(name, np.ones((frames, *getattr(Keypoints.empty(), name).shape), np.float32))
-                        for name in Keypoints.names()})  # fmt: skip
+    return Keypoints(
+        **{
+            name: values.get(name, np.ones((frames, *getattr(Keypoints.empty(), name).shape), np.float32))
+            for name in Keypoints.names()
+        }
+    )
 
 
 def without(keypoints: Keypoints, name: str, place) -> Keypoints:
@@ -88,9 +109,12 @@ def test_a_person_before_a_black_curtain_is_a_person(saturation, tmp_path):
 def test_the_detector_has_the_last_word(monkeypatch):
     """On a person as colorful as drawn poses."""
     frames = draw(standing(), 128, 96, "tiny")
-    found = lambda seen: lambda pictures: without(standing(len(pictures)), "body", slice(None, None if not seen else 0))  # noqa: E731
+
+    def detector(seen):
+        return lambda images: without(standing(len(images)), "body", slice(None, None if not seen else 0))
+
     for seen in (True, False):
-        monkeypatch.setattr("animate_jax.pose.inspect.detect", found(seen))
+        monkeypatch.setattr("animate_jax.pose.inspect.detect", detector(seen))
         assert shows_drawn_poses(frames) is not seen
 
 

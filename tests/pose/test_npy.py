@@ -17,8 +17,11 @@ def musepose_frame(people=2, seed=0):
     subset[0, 4] = -1
     hands, faces = random.uniform(0, 1, (2 * people, 21, 2)), random.uniform(0, 1, (people, 68, 2))
     hands[people, 3], faces[0, 9] = -1, -1
-    return {"bodies": {"candidate": random.uniform(0, 1, (18 * people, 2)), "subset": subset}, "hands": hands,
-            "faces": faces}  # fmt: skip
+    return {
+        "bodies": {"candidate": random.uniform(0, 1, (18 * people, 2)), "subset": subset},
+        "hands": hands,
+        "faces": faces,
+    }
 
 
 @pytest.mark.parametrize("people", [1, 2, 3])
@@ -76,10 +79,18 @@ def test_no_code_runs(tmp_path, monkeypatch):
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("content", [
-    np.zeros((3, 17, 3)), np.zeros((0, 18, 3)), np.zeros(3), np.full((1, 18, 3), np.nan), np.array([{"a": 1}]),
-    np.array(["x"]),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        np.zeros((3, 17, 3)),
+        np.zeros((0, 18, 3)),
+        np.zeros(3),
+        np.full((1, 18, 3), np.nan),
+        np.array([{"a": 1}]),
+        np.array(["x"]),
+    ],
+    ids=str,
+)
 def test_anything_else_is_an_error(tmp_path, content):
     np.save(tmp_path / "bad.npy", content, allow_pickle=True)
     with pytest.raises(UserError, match=r"bad\.npy: not a readable file of DWPose.s or MusePose.s poses"):

@@ -23,7 +23,10 @@ def puppet(frames=12, seed=0, arm=1.0, leg=1.0, torso=1.0, shoulders=1.0, size=1
     random = np.random.default_rng(seed)
     phase = random.uniform(0, 2 * np.pi, 8)[:, None] + np.linspace(0, 4, frames)
     angle = swing * 0.5 * np.sin(phase)  # of upper arms, forearms, thighs, shins: right and left
-    down = lambda a: np.stack([np.sin(a), np.cos(a)], -1)  # noqa: E731
+
+    def down(a):
+        return np.stack([np.sin(a), np.cos(a)], -1)
+
     body = np.zeros((frames, 18, 2))
     body[:, NECK] = [0, -80 * torso]
     for side, sign in enumerate((-1, 1)):
@@ -108,7 +111,10 @@ def test_a_foreshortened_arm_does_not_shorten_the_arms():
     for _, elbow, wrist in LIMBS["arm"]:
         body[wrist] = body[elbow] + 0.2 * (body[wrist] - body[elbow])
     result = retarget(clip, CANVAS, dataclasses.replace(reference, body=body), CANVAS)
-    forearms = lambda k: np.linalg.norm(to_pixels(k, CANVAS)[:, [4, 7]] - to_pixels(k, CANVAS)[:, [3, 6]], axis=-1)  # noqa: E731
+
+    def forearms(k):
+        return np.linalg.norm(to_pixels(k, CANVAS)[:, [4, 7]] - to_pixels(k, CANVAS)[:, [3, 6]], axis=-1)
+
     np.testing.assert_allclose(forearms(result), forearms(clip), rtol=0.1)
 
 
@@ -164,7 +170,10 @@ def test_somebody_who_comes_nearer_does_so_in_the_result():
     growth = np.linspace(1, 1.5, 24, dtype=np.float32)[:, None, None]
     clip = dataclasses.replace(clip, body=0.3 + growth * (clip.body - 0.3))
     result = retarget(clip, CANVAS, puppet(seed=9, swing=0.5)[0], CANVAS)
-    torso = lambda k: np.linalg.norm(to_pixels(k, CANVAS)[:, NECK] - to_pixels(k, CANVAS)[:, HIPS].mean(1), axis=-1)  # noqa: E731
+
+    def torso(k):
+        return np.linalg.norm(to_pixels(k, CANVAS)[:, NECK] - to_pixels(k, CANVAS)[:, HIPS].mean(1), axis=-1)
+
     np.testing.assert_allclose(torso(result), torso(clip), rtol=0.08)
 
 

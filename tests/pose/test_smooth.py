@@ -31,8 +31,13 @@ def test_jitter_shrinks():
     clip = walk()
     after = smooth(jittered(clip), CANVAS, FPS)
     still = [p for p in range(18) if p != 4]
-    error = lambda k: np.sqrt((((k.body - clip.body) * (300, 400))[:, still] ** 2).mean())  # noqa: E731
-    shake = lambda k: np.sqrt((np.diff(k.body * (300, 400), axis=0)[:, still] ** 2).mean())  # noqa: E731
+
+    def error(k):
+        return np.sqrt((((k.body - clip.body) * (300, 400))[:, still] ** 2).mean())
+
+    def shake(k):
+        return np.sqrt((np.diff(k.body * (300, 400), axis=0)[:, still] ** 2).mean())
+
     assert error(after) < 0.6 * error(jittered(clip))
     assert shake(after) < 0.4 * shake(jittered(clip))
 
@@ -40,7 +45,10 @@ def test_jitter_shrinks():
 def test_fast_motion_is_neither_late_nor_shortened():
     clip = walk()
     before, after = clip.body[:, 4, 0] * 300, smooth(clip, CANVAS, FPS).body[:, 4, 0] * 300
-    middle = lambda x: np.interp((before[0] + before[-1]) / 2, x, np.arange(FRAMES))  # noqa: E731
+
+    def middle(x):
+        return np.interp((before[0] + before[-1]) / 2, x, np.arange(FRAMES))
+
     assert abs(middle(after) - middle(before)) < 0.1  # frames
     assert np.abs(after - before).max() < 10  # of 100 pixels
     np.testing.assert_allclose(after[[0, -1]], before[[0, -1]], atol=1)

@@ -11,10 +11,28 @@ from animate_jax.pose.warp import LIMBS, PARTS, TORSO, capsules, warp, warp_fiel
 
 SIZE = 128, 96
 # A person who stands and spreads the arms a little, in pixels.
-BODY = np.float32([
-    (48, 22), (48, 35), (38, 35), (30, 50), (26, 64), (58, 35), (66, 50), (70, 64), (42, 68), (40, 90), (39, 112),
-    (54, 68), (56, 90), (57, 112), (46, 20), (50, 20), (43, 21), (53, 21),
-])  # fmt: skip
+BODY = np.float32(
+    [
+        (48, 22),
+        (48, 35),
+        (38, 35),
+        (30, 50),
+        (26, 64),
+        (58, 35),
+        (66, 50),
+        (70, 64),
+        (42, 68),
+        (40, 90),
+        (39, 112),
+        (54, 68),
+        (56, 90),
+        (57, 112),
+        (46, 20),
+        (50, 20),
+        (43, 21),
+        (53, 21),
+    ]
+)
 RIGHT_ELBOW, RIGHT_WRIST = 3, 4
 RIGHT_FOREARM = 3  # number of the part
 FACE = [0, 14, 15, 16, 17]
@@ -102,9 +120,17 @@ def test_half_a_body_still_has_torso_arms_and_head():
     assert (found.part[0] == TORSO).sum() > 1500
 
 
-@pytest.mark.parametrize(("missing", "gone"), [
-    ([4], {3}), ([9], {6, 7}), ([3], {2, 3}), (FACE, {1}), ([2, 5], {0, 2, 4}), (range(18), set(range(PARTS))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("missing", "gone"),
+    [
+        ([4], {3}),
+        ([9], {6, 7}),
+        ([3], {2, 3}),
+        (FACE, {1}),
+        ([2, 5], {0, 2, 4}),
+        (range(18), set(range(PARTS))),
+    ],
+)
 def test_a_lost_joint_takes_its_parts_away(missing, gone):
     for pair in ((person(missing=missing), person()), (person(), person(missing=missing))):
         found = warp_field(pair[0], frames(pair[1]), *SIZE)
@@ -120,10 +146,17 @@ def test_one_frame_does_not_change_another():
         np.testing.assert_array_equal(together.source[i][alone.part[0] >= 0], alone.source[0][alone.part[0] >= 0])
 
 
-@pytest.mark.parametrize("body", [
-    np.zeros((18, 2), np.float32), np.full((18, 2), 50, np.float32), BODY * 1e4, BODY * (1, 0), BODY * (0, 1),
-    BODY - 500,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        np.zeros((18, 2), np.float32),
+        np.full((18, 2), 50, np.float32),
+        BODY * 1e4,
+        BODY * (1, 0),
+        BODY * (0, 1),
+        BODY - 500,
+    ],
+)
 def test_degenerate_joints_give_finite_numbers(picture, body):
     for pair in ((person(body), person()), (person(), person(body)), (person(body), person(body))):
         with np.errstate(all="raise", under="ignore"):

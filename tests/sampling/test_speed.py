@@ -73,9 +73,10 @@ def test_deep_features_of_the_same_step_change_nothing(micro):
 def test_deep_features_are_reused_as_often_as_asked(pipeline, monkeypatch):
     calls, original = [], pipeline._run_unet_cached
     monkeypatch.setattr(
-        pipeline, "_run_unet_cached",
+        pipeline,
+        "_run_unet_cached",
         lambda params, x, *rest: calls.append((len(x), len(rest) - 3)) or original(params, x, *rest),
-    )  # fmt: skip
+    )
     exact = latents(pipeline, steps=5)
     np.testing.assert_allclose(latents(pipeline, steps=5, deepcache_interval=1), exact, rtol=1e-5)
     assert calls == []
@@ -93,7 +94,10 @@ def test_the_device_never_holds_the_features_of_a_long_video(pipeline, shift):
 
     def most(frames):
         held, before = [], sum(array.nbytes for array in jax.live_arrays())
-        watch = lambda *_: held.append(sum(array.nbytes for array in jax.live_arrays()))  # noqa: E731
+
+        def watch(*_):
+            return held.append(sum(array.nbytes for array in jax.live_arrays()))
+
         options = pipeline.animation_config(steps=3, deepcache_interval=2, shift_windows=shift)
         conditioning = pipeline.precompute_conditioning(picture(), POSES[0], options)
         made = pipeline.sample(conditioning, np.resize(POSES, (frames, 64, 48, 3)), options, 0, False, watch)

@@ -157,9 +157,12 @@ def bucket(monkeypatch):
 def in_its_world(bucket, code, status=0, *arguments):
     """(stdout, stderr) of a program that must end with that status."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments], env=os.environ | bucket.environment,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        env=os.environ | bucket.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == status, done.stderr
     return done.stdout, done.stderr
 

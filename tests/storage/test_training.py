@@ -8,6 +8,10 @@ import sys
 import textwrap
 import time
 
+import pytest
+
+pytestmark = pytest.mark.compiles
+
 CHILD = """
     import sys, time
     from collections.abc import Iterator
@@ -63,10 +67,13 @@ CHILD = """
 def test_a_run_in_a_bucket_is_killed_and_goes_on(bucket, python, micro_checkpoint, tmp_path):
     """While the store fails now and then and lists three names at a time. The result is that of a run on a disk."""
     init = "gs://bucket/weights"
-    python(bucket, f"""
+    python(
+        bucket,
+        f"""
         from animate_jax.checkpoints import checkpoint
         checkpoint.save("{init}", *checkpoint.load({str(micro_checkpoint)!r}))
-    """)  # fmt: skip
+    """,
+    )
     undisturbed, _ = python(bucket, CHILD, 0, "0", str(tmp_path / "run"), init)
 
     bucket.unavailable, bucket.page = 31, 3

@@ -136,6 +136,7 @@ def part(sd15: dict, *names: str) -> dict:
     return {path: leaf.shape for path, leaf in sd15.items() if part_of(path) in names}
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", SD15)
 def test_full_size_parts_fit_the_model(sd15, name):
     keys = without_memory(SD15[name])

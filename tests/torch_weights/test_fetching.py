@@ -150,11 +150,16 @@ def test_fetched_once(server, home, moore, capsys, torch_parts):
     np.testing.assert_array_equal(params["vae.quant_conv.bias"], torch_parts["vae"]["quant_conv.bias"].numpy())
     assert blobs(home) == {sha256(on_hub(server, file)) for file in moore.files.values()}
     assert {digest for digest, _ in server.bytes_sent()} == blobs(home) and len(server.bytes_sent()) == 6
-    assert all(f"/resolve/{file.repository.revision}/" in "".join(path for _, path, _ in server.requests)
-               for file in moore.files.values())  # fmt: skip
+    assert all(
+        f"/resolve/{file.repository.revision}/" in "".join(path for _, path, _ in server.requests)
+        for file in moore.files.values()
+    )
     # the token goes to the hub and nowhere else
-    assert all(headers.get("authorization") == "Bearer hf_secret" for _, path, headers in server.requests
-               if "/resolve/" in path)  # fmt: skip
+    assert all(
+        headers.get("authorization") == "Bearer hf_secret"
+        for _, path, headers in server.requests
+        if "/resolve/" in path
+    )
     assert not any("authorization" in headers for _, path, headers in server.requests if path.startswith("/cdn/"))
     server.requests.clear()
     assert main(["fetch", "moore"]) == 0  # not asked again either
@@ -273,8 +278,13 @@ def test_without_a_network(server, home, noise, monkeypatch, capsys):
         hub.download(remote(file))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     # (the server's commit is not the table's)
-    monkeypatch.setattr(hub, "cached", lambda repository, path, _: next((home / "hub").glob(
-        f"models--{repository.replace('/', '--')}/snapshots/*/{path}")))  # fmt: skip
+    monkeypatch.setattr(
+        hub,
+        "cached",
+        lambda repository, path, _: next(
+            (home / "hub").glob(f"models--{repository.replace('/', '--')}/snapshots/*/{path}")
+        ),
+    )
     server.requests.clear()
     assert main(["fetch", "moore", "--accept-licences"]) == 0
     assert server.requests == []
@@ -389,8 +399,13 @@ def test_killed_and_continued(server, home, moore, small):
 
     (home / "table").write_bytes(pickle.dumps((small, moore)))
     (home / "killed.py").write_text(KILLED)
-    environment = {**os.environ, "HF_ENDPOINT": server.address, "HF_HOME": str(home),
-                   "ANIMATE_JAX_HOME": str(home / "home"), "PYTHONPATH": str(ROOT)}  # fmt: skip
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.address,
+        "HF_HOME": str(home),
+        "ANIMATE_JAX_HOME": str(home / "home"),
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, str(home / "killed.py"), str(home / "table")]
     first = next(iter(moore.files.values()))
     server.piece, server.delay = 50_000, 0.2

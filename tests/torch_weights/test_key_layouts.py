@@ -148,7 +148,10 @@ def test_the_original_single_file_equals_diffusers_conversion(torch_parts, small
 
 def test_the_original_single_file_at_full_size():
     model = ModelConfig.sd15()
-    make = lambda shape, i: torch.empty(shape, device="meta")  # noqa: E731
+
+    def make(shape, i):
+        return torch.empty(shape, device="meta")
+
     file = single_file(SD15["denoising_unet"], SD15["vae"], model, make)
     assert identify(file) == "sd1_file"
     expected = diffusers_conversion(file, model)

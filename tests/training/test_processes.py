@@ -160,10 +160,13 @@ def test_a_lost_process_ends_the_job_and_a_restart_goes_on(alone, place, victim)
 
 @pytest.mark.parametrize(
     "kills, steps, real",
-    [(3, 10, False), pytest.param(20, 100, False, marks=pytest.mark.slow),
-     pytest.param(20, 100, True, marks=pytest.mark.slow)],
+    [
+        (3, 10, False),
+        pytest.param(20, 100, False, marks=pytest.mark.slow),
+        pytest.param(20, 100, True, marks=pytest.mark.slow),
+    ],
     ids=["3", "20", "20 of stage 1"],
-)  # fmt: skip
+)
 def test_killed_at_random_and_none_the_worse(place, micro_checkpoint, kills, steps, real):
     """kill -9, half of the time while a checkpoint is being written, since every step writes one."""
     options = {"init": str(micro_checkpoint), "steps": steps, "save_every": 1, "real": real}

@@ -184,9 +184,10 @@ def test_whatever_they_are_called(tmp_path, kind):
 
 def claims_png(width, height):
     """A PNG of black pixels, one bit each."""
-    chunk = lambda kind, data: (  # noqa: E731
-        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-    )
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
     data = zlib.compress(bytes(min(height * (1 + (width + 7) // 8), 1 << 24)), 1)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")

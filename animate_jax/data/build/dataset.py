@@ -114,7 +114,7 @@ def _run_beam(
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
-        pkg_dir_path = data  # holds no metadata files; without it TFDS would look beside this file
+        pkg_dir_path: Path | None = data  # holds no metadata files; without it TFDS would look beside this file
 
         def _info(self):
             return tfds.core.DatasetInfo(builder=self, features=_features(), description=f"Clips of people: {name}.")
@@ -153,7 +153,8 @@ class _DeterministicWriter:
         from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
         from tensorflow_datasets.proto import tf_example_pb2
 
-        parse = tf_example_pb2.Example.FromString
+        messages: Any = tf_example_pb2  # its classes are made at run time
+        parse = messages.Example.FromString
         ordered = ((key, parse(example).SerializeToString(deterministic=True)) for key, example in examples)
         return ArrayRecordFileAdapter.write_examples(path, ordered)
 
@@ -242,7 +243,7 @@ def _load(results: Path, video: Video):
     return np.load(_result_path(results, video))
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _save(path: Path, arrays: dict[str, Any]) -> None:
     """All or nothing; two processes may write the same file."""
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)

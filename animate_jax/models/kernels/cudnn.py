@@ -27,7 +27,8 @@ def attend(
 ) -> Float[Array, "*b n c"]:
     """`models.attention.attend`, and with `reference` (keys, values) `attend_with_reference`."""
     shape, key_lengths = query.shape, None
-    if mask is not None:  # rows without their reference attend to their own frame's keys, which come first
+    if mask is not None and reference is not None:
+        # Rows without their reference attend to their own frame's keys, which come first.
         key_lengths = jnp.where(mask, key.shape[-2] + reference[0].shape[-2], key.shape[-2])
         key_lengths = jnp.broadcast_to(key_lengths[:, None], shape[:2]).reshape(-1).astype(jnp.int32)
     if reference is not None:

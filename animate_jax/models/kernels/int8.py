@@ -1,5 +1,7 @@
 """The denoising UNet with products of 8-bit integers, by qwix: an approximation."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from animate_jax.errors import UserError
@@ -21,4 +23,5 @@ def quantize_int8(unet: UNet) -> UNet:
     except ImportError as error:
         raise UserError("dtype int8: needs qwix; pip install 'animate-jax[int8]'") from error
     rule = qwix.QuantizationRule(module_path=f"(?!{NOT_QUANTIZED}).*", weight_qtype=jnp.int8, act_qtype=jnp.int8)
-    return qwix.quantize_model(unet, qwix.QtProvider([rule]), skip_nnx_init=True)
+    quantized: Any = qwix.quantize_model(unet, qwix.QtProvider([rule]), skip_nnx_init=True)
+    return quantized

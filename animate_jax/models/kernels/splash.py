@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ def attend(
 ) -> Float[Array, "*b n c"]:
     """`models.attention.attend`, and with `reference` (keys, values) `attend_with_reference`."""
     spec = _spec(query)
+    assert spec is not None, "see `supports`"
     rows = PartitionSpec(*spec[:1])
     local = functools.partial(_attend, heads=heads)
     mesh = jax.sharding.get_abstract_mesh()
@@ -75,7 +77,7 @@ def _attend(query, key, value, reference, mask, heads):
     def split(x):
         return x.reshape(*x.shape[:-1], heads, -1).swapaxes(-2, -3)
 
-    attention = _kernel(heads, token_mask, math.gcd(shape[-2], key.shape[-2]))
+    attention: Any = _kernel(heads, token_mask, math.gcd(shape[-2], key.shape[-2]))
     for _ in lead:
         attention = jax.vmap(attention)
     mixed = attention(split(query * (shape[-1] // heads) ** -0.5), split(key), split(value), segments)
