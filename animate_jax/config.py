@@ -197,6 +197,7 @@ class AnimationConfig(SamplingConfig, FrameConfig):
     hands: Switch = "auto"  # found and drawn where the pose style has them
     face: Switch = "auto"
     audio: Switch = "auto"  # the driving video's sound goes into the result
+    keep_inside: bool = True  # a motion that is fitted bone by bone is moved until it stays in the picture
 
 
 @dataclasses.dataclass(frozen=True)

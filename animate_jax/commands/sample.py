@@ -65,6 +65,7 @@ class Arguments:
     compose: Compose = "off"  # on: the result at the picture's own size, with the picture's own pixels
     background: str = "reference"  # of composed results: reference, driving (the video's scene), a color, or a file
     fps: float | None = None  # of the result; default: the model's, or the driving video's
+    keep_inside: bool = True  # scale and shift a fitted motion (--align bones) until it stays in the picture
     retarget: bool = True  # fit the motion to the reference's body
     align: AlignMethod = "bones"  # how: bone by bone; global: one scale; musepose: as its weights expect; none
     person: str = "largest"  # in the driving video, of several: largest, center, or a number from the left
@@ -117,6 +118,7 @@ def animate(args: Arguments) -> None:
         hands=args.hands,
         face=args.face,
         audio=args.audio,
+        keep_inside=args.keep_inside,
         compose=args.compose,
         background=args.background,
     )

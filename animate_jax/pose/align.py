@@ -29,6 +29,11 @@ MUSEPOSE_TREE = (
     *((9, 8, "thigh"), (12, 11, "thigh"), (10, 9, "shin"), (13, 12, "shin")),
 )
 WRISTS = [7, 4]  # of the left and the right hand
+ANKLES = [10, 13]
+EDGES = 0.0, 0.02, 0.0  # free space that `keep_inside` leaves: beside, above (the head goes on) and below the joints
+INSIDE_QUANTILE = 0.95  # over frames
+SMALLEST = 0.5
+MAX_OUTSIDE = 0.05  # share of joints up to which a motion is left as it is
 
 
 def align_motion(
@@ -47,6 +52,46 @@ def align_motion(
     """
     functions = {"none": align_none, "global": align_global, "musepose": align_musepose, "bones": align_bones}
     return functions[method](driving.bounded(), driving_canvas, reference.bounded(), canvas)
+
+
+def keep_inside(fitted: Keypoints, reference: Keypoints) -> Keypoints:
+    """Scales and shifts a fitted motion, the same in all frames, so that it stays in the picture.
+
+    Up to `MAX_OUTSIDE` of the joints may leave it. Only joints that the reference shows inside the picture have to; a
+    reference closer to an edge than `EDGES` may stay there. A person who stands is scaled about the floor. Frames
+    beyond `INSIDE_QUANTILE` on either side do not count, and nobody becomes smaller than `SMALLEST`.
+
+    Args:
+        fitted: [F] frames, in units of the picture.
+        reference: one frame (no leading axis), in the same units.
+    """
+    own = reference.bounded()
+    wanted = (own.body_confidence > MIN_CONFIDENCE) & ((own.body > 0) & (own.body < 1)).all(-1)
+    seen = (fitted.body_confidence > MIN_CONFIDENCE) & wanted
+    frames = seen.any(-1)
+    outside = seen & ((fitted.body < 0) | (fitted.body > 1)).any(-1)
+    if outside.sum() <= MAX_OUTSIDE * seen.sum():
+        return fitted
+    body = fitted.body[frames].astype(np.float64)
+    low = np.where(seen[frames, :, None], body, np.inf).min(1)
+    high = np.where(seen[frames, :, None], body, -np.inf).max(1)
+    low, high = np.quantile(low, 1 - INSIDE_QUANTILE, 0), np.quantile(high, INSIDE_QUANTILE, 0)
+    least = np.minimum((EDGES[0], EDGES[1]), own.body[wanted].min(0))
+    most = np.maximum((1 - EDGES[0], 1 - EDGES[2]), own.body[wanted].max(0))
+    scale = min(1.0, *((most - least) / np.maximum(high - low, 1e-9)))
+    standing = seen[frames][:, ANKLES].all(-1)
+    if standing.any():
+        floor = np.quantile(body[standing][:, ANKLES, 1].max(-1), 0.5)
+        if low[1] < least[1] < floor:
+            scale = min(scale, (min(floor, most[1]) - least[1]) / (floor - low[1]))
+    else:
+        floor = high[1]
+    scale = max(scale, SMALLEST)
+    fixed = np.array([(low[0] + high[0]) / 2, floor])
+    low, high = (scale * (edge - fixed) + fixed for edge in (low, high))
+    shift = np.where(low < least, least - low, np.minimum(most - high, 0))
+    offset = (1 - scale) * fixed + shift
+    return fitted.affine((scale, scale), (float(offset[0]), float(offset[1])))
 
 
 def align_bones(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints:

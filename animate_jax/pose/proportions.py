@@ -49,6 +49,12 @@ BONES = {
 }
 HEAD = "eyes", "ears", "temples"
 BONE_LENGTH_STD = 0.07  # standard deviation between people of one height, as a logarithm
+MAX_PULL = 0.3  # of a bone of the reference on its size: drawn figures have bones of any length
+TELLING = 4  # bones of the body, from which on those of the head, large in drawings, do not tell the size
+LARGE_HEAD = 0.4  # as a logarithm, from which a figure is taken for a drawn one
+STRAIGHT, EVEN = 0.95, 0.1  # from which two limbs are not foreshortened: straightness, difference as a logarithm
+USUAL = 0.2  # and how far the ratio of the two lengths may be from an adult's, as a logarithm
+UNFORESHORTENED = 0.01  # mean foreshortening of such bones, as a logarithm
 CLIP_FORESHORTENING = 0.05  # mean of the longest appearance in a clip, as a logarithm
 LENGTH_QUANTILE = 0.95  # quantile over frames
 SAME_POSE_ANGLE = np.radians(7)  # root mean square difference of bone directions of two people in one pose
@@ -103,7 +109,10 @@ def estimate_proportions(driven: Points, driven_seen: Seen, target: Points, targ
 
     # Both sizes are estimated from single frames by the same rule, so that its errors cancel on average.
     first = np.flatnonzero(~np.isnan(lengths).all(1))[0]
-    size, build = _true_lengths(target_lengths - true, FORESHORTENING)
+    apparent = target_lengths - true
+    drawn = _has_large_head(apparent)
+    foreshortening = _foreshortening(target[0], target_seen[0]) if drawn else FORESHORTENING
+    size, build = _true_lengths(apparent, foreshortening, person=not drawn)
     logs = size + build - sizes[first]
     sizes = sizes - sizes[first]
     pairs = _compare_bones(driven, driven_seen, target, target_seen, sizes)
@@ -187,7 +196,7 @@ def _smooth(values: list[float]) -> Float[np.ndarray, " frames"]:
 
 
 def _true_lengths(
-    apparent: Float[np.ndarray, " bones"], foreshortening: Float[np.ndarray, " bones"]
+    apparent: Float[np.ndarray, " bones"], foreshortening: Float[np.ndarray, " bones"], person: bool = True
 ) -> tuple[float, Float[np.ndarray, " bones"]]:
     """Splits logarithms of apparent lengths / expected lengths (nan: unknown) into the person's size and builds.
 
@@ -196,17 +205,56 @@ def _true_lengths(
     posteriori estimate is build = max(apparent - size, -BONE_LENGTH_STD**2 / foreshortening): a bone that appears
     longer than expected is longer, one that appears slightly shorter is shorter, and one that appears much shorter is
     foreshortened. The size is where the builds sum to zero. Unknown builds are 0, an unknown size is nan.
+
+    Args:
+        person: otherwise it may be a drawn figure: no bone counts for more than `MAX_PULL`, and the head does not count
+            beside `TELLING` other bones.
     """
-    known = ~np.isnan(apparent)
+    known = telling = ~np.isnan(apparent)
     if not known.any():
         return np.nan, np.zeros(len(apparent))
-    least = -(BONE_LENGTH_STD**2) / foreshortening
-    low, high = (apparent + least)[known].min(), apparent[known].max()
+    least, most = -(BONE_LENGTH_STD**2) / foreshortening, np.inf
+    lowest = least
+    if not person:
+        lowest, most = np.maximum(least, -MAX_PULL), MAX_PULL
+        body = known & ~np.isin(list(BONES), ("neck", *HEAD))
+        telling = body if body.sum() >= TELLING else known
+    low, high = (apparent + least)[telling].min(), apparent[telling].max()
     for _ in range(50):
         size = (low + high) / 2
-        pull = np.maximum(apparent - size, least)[known].sum()
+        pull = np.clip(apparent - size, lowest, most)[telling].sum()
         low, high = (size, high) if pull > 0 else (low, size)
     return size, np.where(known, np.maximum(np.nan_to_num(apparent) - size, least), 0)
+
+
+def _has_large_head(apparent: Float[np.ndarray, " bones"]) -> bool:
+    """Whether the head is as large, beside the body, as in drawings; arguments as in `_true_lengths`."""
+    head = np.isin(list(BONES), ("neck", *HEAD)) & ~np.isnan(apparent)
+    body = ~head & ~np.isnan(apparent)
+    if not head.any() or body.sum() < TELLING:
+        return False
+    size, _ = _true_lengths(np.where(body, apparent, np.nan), FORESHORTENING)
+    return bool(np.median(apparent[head]) - size > LARGE_HEAD)
+
+
+def _foreshortening(points: Float[np.ndarray, "19 2"], seen: Bool[np.ndarray, " 19"]) -> Float[np.ndarray, " bones"]:
+    """Mean foreshortening of each kind of bone in one picture, as a logarithm: arms or legs that are straight and
+    equally long on both sides do not point at the camera."""
+    result = FORESHORTENING.copy()
+    for names in (("upper arm", "forearm"), ("thigh", "shin")):
+        upper, lower = (np.array(BONES[name].pairs) for name in names)
+        if not (seen[upper].all() and seen[lower].all()):
+            continue
+        lengths = np.linalg.norm([points[pairs[:, 1]] - points[pairs[:, 0]] for pairs in (upper, lower)], axis=-1)
+        whole = np.linalg.norm(points[lower[:, 1]] - points[upper[:, 0]], axis=-1)
+        if lengths.min() < MIN_LENGTH:
+            continue
+        even = np.abs(np.log(lengths[:, 0] / lengths[:, 1])).max() < EVEN
+        usual = BONES[names[0]].length / BONES[names[1]].length
+        even &= np.abs(np.log(lengths[0] / lengths[1] / usual)).max() < USUAL
+        if even and (whole > STRAIGHT * lengths.sum(0)).all():
+            result[[list(BONES).index(name) for name in names]] = UNFORESHORTENED
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from animate_jax.config import AnimationConfig
 from animate_jax.errors import UserError
 from animate_jax.images import Image, Images, resize_lanczos
-from animate_jax.pose.align import AlignMethod, align_motion, crop_box
+from animate_jax.pose.align import AlignMethod, align_motion, crop_box, keep_inside
 from animate_jax.pose.detect import Detector, detect, require_person, segment
 from animate_jax.pose.draw import PARTS, LazyPoseImages
 from animate_jax.pose.files import KEYPOINT_SUFFIXES, read_poses
@@ -195,6 +195,8 @@ def fit_motion(
     if motion.keypoints is None:
         raise UserError("--compose on: drawn poses do not say where joints are: drive with a video or keypoints")
     fitted = align_motion(motion.keypoints, motion.canvas, reference, size, align).without(*_switched_off(options))
+    if options.keep_inside and align == "bones":
+        fitted = keep_inside(fitted, reference)
     warn_of_fit(fitted, drawn_parts(options))
     return fitted
 

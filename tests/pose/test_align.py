@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from animate_jax.pose.align import align_global as align
-from animate_jax.pose.align import align_musepose, align_none, crop_box
+from animate_jax.pose.align import align_musepose, align_none, crop_box, keep_inside
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints, to_pixels
 
 CANVAS = (200, 100)  # height, width
@@ -191,3 +191,46 @@ def test_musepose_scales_what_it_cannot_measure_by_one():
     clip = person()
     reference = without(person(), [3, 6, 1])[0]
     assert_same(align_musepose(clip, CANVAS, reference, CANVAS), clip)
+
+
+def standing(frames=6, height=0.8, floor=0.95, x=0.5):
+    """Somebody upright, in units of the picture."""
+    body = np.zeros((frames, 18, 2), np.float32) + [x, floor - 0.5 * height]
+    body[:, [10, 13], 1] = floor
+    body[:, [0, 14, 15, 16, 17], 1] = floor - height
+    return dataclasses.replace(Keypoints.empty(frames), body=body, body_confidence=np.ones((frames, 18), np.float32))
+
+
+def test_what_is_inside_stays_as_it_is():
+    fitted = standing()
+    np.testing.assert_array_equal(keep_inside(fitted, standing(1)[0]).body, fitted.body)
+
+
+def test_a_head_above_the_picture_is_brought_back_and_the_feet_stay():
+    fitted, reference = standing(height=1.2), standing(1)[0]
+    found = keep_inside(fitted, reference)
+    assert found.body.min() > 0.01
+    np.testing.assert_allclose(found.body[:, [10, 13], 1], 0.95, atol=1e-5)
+    np.testing.assert_allclose(found.body[..., 0], 0.5, atol=1e-5)
+
+
+def test_somebody_who_walks_out_is_brought_back_and_one_bad_frame_does_not_count():
+    fitted = standing(100)
+    fitted.body[..., 0] += np.linspace(0, 0.7, 100)[:, None]
+    found = keep_inside(fitted, standing(1)[0]).body
+    assert 0 <= np.quantile(found[..., 0], 0.06) and np.quantile(found[..., 0], 0.94) <= 1
+    np.testing.assert_allclose(np.diff(found[:, 0, 0]), np.diff(found[:, 0, 0])[0], atol=1e-6)
+    wild = standing(100)
+    wild.body[50] = 9
+    np.testing.assert_allclose(keep_inside(wild, standing(1)[0]).body[0], wild.body[0], atol=1e-6)
+
+
+def test_legs_that_the_reference_does_not_show_may_leave():
+    reference = standing(1)[0]
+    reference.body_confidence[[9, 10, 12, 13]] = 0
+    fitted = standing(height=0.8, floor=1.4)
+    fitted.body[:, :9, 1] = 0.5
+    fitted.body[:, [11, 14, 15, 16, 17], 1] = 0.5
+    np.testing.assert_array_equal(keep_inside(fitted, reference).body, fitted.body)
+    nobody = Keypoints.empty(3)
+    np.testing.assert_array_equal(keep_inside(nobody, reference).body, nobody.body)

@@ -253,3 +253,16 @@ def test_a_few_points_are_enough_to_go_on():
 def test_one_frame_is_a_clip():
     clip = puppet(frames=1)
     assert_same(retarget(clip, CANVAS, clip[0], CANVAS), clip)
+
+
+def test_a_drawn_figure_with_a_large_head_keeps_its_bones():
+    """Standing in the reference; the bones of its picture are all there is to know of it."""
+    figure = puppet(1, seed=3, arm=0.75, leg=0.7, swing=0.05)
+    body = to_pixels(figure, CANVAS)
+    head = [0, 14, 15, 16, 17]
+    body[:, head] = body[:, [NECK]] + 2.2 * (body[:, head] - body[:, [NECK]])
+    figure = dataclasses.replace(figure, body=(body / (CANVAS[1], CANVAS[0])).astype(np.float32))
+    found = to_pixels(retarget(puppet(24, seed=5), CANVAS, figure[0], CANVAS), CANVAS)
+    for a, b in ((8, 9), (9, 10), (2, 3), (3, 4), (NECK, 8), (2, 5)):
+        length, own = (np.linalg.norm(points[:, a] - points[:, b], axis=-1).max() for points in (found, body))
+        assert 0.8 < length / own < 1.25, (a, b)
