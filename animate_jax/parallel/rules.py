@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MIN_SHARDED_SIZE = 2**18  # elements; smaller arrays are replicated: gathering them costs more than holding them
 
@@ -16,7 +16,7 @@ RULES: tuple[tuple[str, PartitionSpec | None], ...] = (
 )
 
 
-def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The first rule that matches the path decides."""
     rule = next(rule for pattern, rule in RULES if re.fullmatch(pattern, path))
     if rule is not None:

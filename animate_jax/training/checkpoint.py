@@ -39,13 +39,13 @@ class RunCheckpoints:
 
     def __init__(self, config: TrainConfig):
         policies = ocp.training.preservation_policies
-        keep = [policies.LatestN(config.keep_last)]
+        keep: list[Any] = [policies.LatestN(config.keep_last)]
         if config.keep_every:
             keep.append(policies.EveryNSteps(config.keep_every))
-        self._keep = policies.AnyPreservationPolicy(keep)
+        self._keep: Any = policies.AnyPreservationPolicy(keep)
         self._directory = to_path(config.output) / "checkpoints"
         self._allow_changes = config.allow_changes
-        self._metadata = {"preset": to_dict(preset_of(config)), "config": to_dict(config)}
+        self._metadata: dict[str, Any] = {"preset": to_dict(preset_of(config)), "config": to_dict(config)}
         self._waiter = futures.ThreadPoolExecutor(1)
         self._saving: futures.Future | None = None  # the save under way
         self._failed = False  # the save before
@@ -54,7 +54,7 @@ class RunCheckpoints:
 
     def _open(self) -> ocp.training.Checkpointer:
         return ocp.training.Checkpointer(
-            self._directory,
+            os.fspath(self._directory),
             preservation_policy=self._keep,
             cleanup_tmp_directories=True,  # of saves that were killed
         )
@@ -97,6 +97,7 @@ class RunCheckpoints:
         try:
             # Forced: while the previous save is under way, Orbax would otherwise skip this one silently.
             saved = self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
+            assert saved is not None  # as it is forced
             self._saving = self._waiter.submit(saved.result)
         except Exception as error:
             self._saving = futures.Future()
@@ -149,7 +150,7 @@ class RunCheckpoints:
         latest = self._orbax.latest
         if latest is None:
             return None
-        directory = self._orbax.directory
+        directory = self._directory
         changes = self._changes(directory / str(latest.step))
         if changes and not self._allow_changes:
             raise UserError(

@@ -114,8 +114,10 @@ def _begin(target: epath.Path, encoding: Encoding) -> None:
 
 
 def _finish(target: epath.Path, info: dict[str, Any], places: dict[str, list[epath.Path]]) -> None:
-    lengths = {split: [len(grain.sources.ArrayRecordDataSource([str(file)])) for file in files]
-               for split, files in places.items()}  # fmt: skip
+    lengths = {
+        split: [len(grain.sources.ArrayRecordDataSource([str(file)])) for file in files]  # pyright: ignore[reportArgumentType]
+        for split, files in places.items()
+    }
     if not all(map(sum, lengths.values())):
         raise UserError(f"{target}: no clip could be encoded")
     kept = [split for split in info["splits"] if split["name"] not in lengths]

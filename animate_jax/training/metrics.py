@@ -24,7 +24,7 @@ from animate_jax.parallel.forecast import step_flops
 from animate_jax.parallel.hlo import recomputed_flops
 
 # tensorboardX imports torch if it can: 3 s, for tensors that it never gets here. None makes that import fail.
-_torch = sys.modules.setdefault("torch", None)
+_torch = sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]  # None is meant
 from tensorboardX import SummaryWriter  # noqa: E402
 
 if _torch is None:
@@ -107,7 +107,7 @@ def truncate_after(lines: pathlib.Path, step: int) -> None:
 def start_wandb(directory: pathlib.Path, config: dict[str, Any]) -> Any:
     """Starts or resumes the run there, under a random number of its own, as many folders have the same name."""
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # not among the test packages
     except ImportError:
         raise UserError("--wandb: needs the package wandb: pip install 'animate-jax[wandb]'") from None
     stored = directory / "wandb.json"
@@ -172,7 +172,7 @@ class Clock:
     def start(self, step: jax.stages.Compiled, trainable: Params, passes: int = 1) -> None:
         """`passes` micro-batches make a step."""
         if self._chip:
-            self._flops, self._again = step_flops(step, trainable, passes), recomputed_flops(step.as_text())
+            self._flops, self._again = step_flops(step, trainable, passes), recomputed_flops(step.as_text() or "")
         self.restart()
 
     def restart(self) -> None:

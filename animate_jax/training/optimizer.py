@@ -27,9 +27,13 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     rate = learning_rate(config, steps)
     clip = optax.clip_by_global_norm(config.clip_norm)
     if config.optimizer == "muon":
-        adam = {"adam_b1": config.betas[0], "adam_b2": config.betas[1], "adam_weight_decay": config.weight_decay}
+        adam: dict[str, Any] = {
+            "adam_b1": config.betas[0],
+            "adam_b2": config.betas[1],
+            "adam_weight_decay": config.weight_decay,
+        }
 
-        def matrices(params: dict[str, Any]) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+        def matrices(params: Any) -> Any:  # path -> how a stack is read as matrices; None: AdamW's
             return {path: _MATRIX if path.startswith(_STACK) else None for path in params}
 
         muon = optax.contrib.muon(
@@ -89,7 +93,7 @@ def stack_by_shape(tx: optax.GradientTransformation) -> optax.GradientTransforma
         parts = {name: iter(array) if name.startswith(_STACK) else iter([array]) for name, array in stacks.items()}
         return {path: next(parts[stack_of(path, array)]).reshape(array.shape) for path, array in sorted(like.items())}
 
-    def update(updates: Params, state: Any, params: Params) -> tuple[Params, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         stacks, state = tx.update(stack(updates), state, stack(params))
         return unstack(stacks, updates), state
 

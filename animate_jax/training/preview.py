@@ -142,14 +142,13 @@ class Preview:
         with jax.set_mesh(self._mesh):
             self._pipeline = self._pipeline or Pipeline(params, self._preset, self._mesh)
             self._pipeline.params = params
-            results = np.stack([self._result(clip) for clip in self._clips])
+            results = np.stack([self._result(self._pipeline, clip) for clip in self._clips])
             self._pipeline.params = {}
             self._write(step, results)
             clips = [scores(result, clip, self._lpips) for result, clip in zip(results, self._clips, strict=True)]
         return {f"preview/{name}": float(np.mean([clip[name] for clip in clips])) for name in clips[0]}
 
-    def _result(self, clip: PreviewClip) -> UInt8[np.ndarray, "_ h w 3"]:
-        pipeline = self._pipeline
+    def _result(self, pipeline: Pipeline, clip: PreviewClip) -> UInt8[np.ndarray, "_ h w 3"]:
         if self._rebuild:
             return pipeline.decode(pipeline.encode(clip.frames[1:]))
         options = pipeline.animation_config()

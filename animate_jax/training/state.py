@@ -71,5 +71,5 @@ def sampling_params(state: TrainState) -> Params:
 
 def update_ema(ema: Params, params: Params, step: jax.Array, decay: float) -> Params:
     """An exponential average whose window grows with the run, so that early averages forget the start."""
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return {path: decay * ema[path] + (1 - decay) * params[path] for path in ema}
+    rate = jnp.minimum(decay, (1 + step) / (10 + step))
+    return {path: rate * ema[path] + (1 - rate) * params[path] for path in ema}

@@ -186,7 +186,7 @@ def make_step(
         else:
             (value, metrics), grads = mean_gradients(*weights, batch, lambda model, batch: loss(model, batch, key))
         updates, opt = tx.update(grads, state.opt, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable: Any = optax.apply_updates(state.trainable, updates)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)  # the same on all devices
         new = trainable, opt, update_ema(state.ema, trainable, state.step, ema)
