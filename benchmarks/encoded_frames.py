@@ -15,12 +15,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from animate_jax.config import DataConfig, ModelConfig, TrainConfig
 from animate_jax.data.batch import Batch
 from animate_jax.parallel.mesh import make_mesh
-from animate_jax.presets import presets  # fmt: skip
+from animate_jax.presets import presets
 from animate_jax.training.losses import DiffusionLoss
 from animate_jax.training.step import make_program
 
-BOTH = TrainConfig("stage1", "", trainable=r"(?!vae\.)(?!image_encoder\.)(?!.*motion_modules)",
-                   data=DataConfig(batch=1, frames=1), compute_dtype="bfloat16", remat="blocks")  # fmt: skip
+BOTH = TrainConfig(
+    "stage1",
+    "",
+    trainable=r"(?!vae\.)(?!image_encoder\.)(?!.*motion_modules)",
+    data=DataConfig(batch=1, frames=1),
+    compute_dtype="bfloat16",
+    remat="blocks",
+)
 CLIP = DataConfig(batch=1, frames=24, consecutive=True)
 CONFIGS = {
     "stage 1": BOTH,

@@ -86,8 +86,13 @@ def cases(
         for frames in (1, 8, 24):
             inputs = params, shape(frames, 96, 64, 4)
             # With its usual effort the compiler takes a quarter of an hour and more for a single frame.
-            yield (f"VAE decode, {frames} frames at once, least effort", mock.MagicMock(), LEAST_EFFORT,
-                   lambda params, x: merge_model(graphdef, params).to_images(x), inputs)  # fmt: skip
+            yield (
+                f"VAE decode, {frames} frames at once, least effort",
+                mock.MagicMock(),
+                LEAST_EFFORT,
+                lambda params, x: merge_model(graphdef, params).to_images(x),
+                inputs,
+            )
 
 
 def main(args: Arguments) -> None:

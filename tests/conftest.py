@@ -30,21 +30,38 @@ MICRO = Preset(
     "micro",
     ModelConfig(
         unet=UNetConfig(
-            in_channels=4, out_channels=4, block_out_channels=(8,), attention_levels=(False,),
-            layers_per_block=1, num_attention_heads=2, cross_attention_dim=8, norm_num_groups=4,
-            position_embedding=True, motion_max_length=8, motion_num_attention_heads=2, motion_norm_num_groups=4,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8,),
+            attention_levels=(False,),
+            layers_per_block=1,
+            num_attention_heads=2,
+            cross_attention_dim=8,
+            norm_num_groups=4,
+            position_embedding=True,
+            motion_max_length=8,
+            motion_num_attention_heads=2,
+            motion_norm_num_groups=4,
         ),
-        vae=VAEConfig(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=4,
-                      scaling_factor=1.0),
-        image_encoder=ImageEncoderConfig(image_size=16, patch_size=8, hidden_size=16, intermediate_size=32,
-                                         num_hidden_layers=1, num_attention_heads=2, projection_dim=8),
+        vae=VAEConfig(
+            latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0
+        ),
+        image_encoder=ImageEncoderConfig(
+            image_size=16,
+            patch_size=8,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            projection_dim=8,
+        ),
         pose_guider=PoseGuiderConfig(block_out_channels=(4, 4, 8), conditioning_channels=8),
         reference_pose_guider=True,
     ),
     ScheduleConfig(prediction="x0"),
     FrameConfig(48, 64, fps=10.0, pose_style="tiny"),
     SamplingConfig(steps=2, guidance=2.0, window=4, overlap=1, shared_noise=True),
-)  # fmt: skip
+)
 
 
 # The model of the PyTorch implementations at such a size: two levels, attention in one of them.
@@ -54,8 +71,14 @@ SMALL = dataclasses.replace(
     model=dataclasses.replace(
         MICRO.model,
         unet=UNetConfig(
-            block_out_channels=(8, 16), attention_levels=(True, False), num_attention_heads=2, cross_attention_dim=12,
-            norm_num_groups=4, motion_max_length=32, motion_num_attention_heads=2, motion_norm_num_groups=4,
+            block_out_channels=(8, 16),
+            attention_levels=(True, False),
+            num_attention_heads=2,
+            cross_attention_dim=12,
+            norm_num_groups=4,
+            motion_max_length=32,
+            motion_num_attention_heads=2,
+            motion_norm_num_groups=4,
         ),
         vae=VAEConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4),
         image_encoder=dataclasses.replace(MICRO.model.image_encoder, projection_dim=12),
@@ -65,7 +88,7 @@ SMALL = dataclasses.replace(
     schedule=ScheduleConfig(),
     frames=FrameConfig(64, 64),
     sampling=SamplingConfig(steps=2, window=24),
-)  # fmt: skip
+)
 
 
 def using(config: TrainConfig, preset: Preset) -> TrainConfig:

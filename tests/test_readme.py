@@ -112,7 +112,10 @@ def test_the_wheel_in_an_empty_environment(tmp_path):
     subprocess.run([tmp_path / "env/bin/python", "-m", "pip", "install", "-q", wheel], check=True, env=clean)
     command, empty = tmp_path / "env/bin/animate-jax", tmp_path / "empty"
     empty.mkdir()
-    run = lambda *words: subprocess.run([command, *words], check=True, cwd=empty, env=clean, capture_output=True)  # noqa: E731
+
+    def run(*words):
+        return subprocess.run([command, *words], check=True, cwd=empty, env=clean, capture_output=True)
+
     run("sample", "--steps", "1", "--frames", "2")
     assert {path.name for path in (empty / "outputs").iterdir()} == {"sample.mp4", "sample_sheet.png"}
     assert b"--optim.learning-rate" in run("train", "tiny_stage1", "--help").stdout

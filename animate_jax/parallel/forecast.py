@@ -67,8 +67,9 @@ class Plan:
         lines.append(f"  {'memory traffic':<20}{self.traffic / 1e9:9.2f} GB")
         lines += [f"  {kind:<20}{size / 1e9:9.3f} GB" for kind, size in self.collectives.items() if size]
         bounds = ", ".join(f"{name} {value:.3f}" for name, value in self.seconds.items())
-        lines.append(f"step at least {max(self.seconds.values()):.3f} s ({bounds}); compiled in "
-                     f"{self.compile_seconds:.0f} s")  # fmt: skip
+        lines.append(
+            f"step at least {max(self.seconds.values()):.3f} s ({bounds}); compiled in {self.compile_seconds:.0f} s"
+        )
         return "\n".join(lines)
 
 
@@ -81,8 +82,12 @@ def topology_devices(name: str) -> Sequence[jax.Device]:  # pyright: ignore[repo
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("--plan: needs the TPU compiler; pip install 'animate-jax[tpu]' (Linux)")
     # Without these, libtpu looks for a TPU machine around it.
-    surroundings = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-                    "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
+    surroundings = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
     for variable, value in surroundings.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies  # loads libtpu
@@ -137,11 +142,17 @@ def compile_plan(
         return Plan(dict(mesh.shape), chip, {**argument_bytes, "activations": rest}, remedies, words)
     temp_bytes = max(hlo.allocated_bytes(buffers) - sum(argument_bytes.values()), 0.0)
     return Plan(
-        dict(mesh.shape), chip, {**argument_bytes, "activations": temp_bytes}, remedies, None,
+        dict(mesh.shape),
+        chip,
+        {**argument_bytes, "activations": temp_bytes},
+        remedies,
+        None,
         flops=hlo.product_flops(text) + hlo.kernel_flops(text),
-        recomputed=hlo.recomputed_flops(text) or 0.0, traffic=hlo.memory_traffic(text),
-        collectives=hlo.collective_bytes(text), compile_seconds=time.monotonic() - began,
-    )  # fmt: skip
+        recomputed=hlo.recomputed_flops(text) or 0.0,
+        traffic=hlo.memory_traffic(text),
+        collectives=hlo.collective_bytes(text),
+        compile_seconds=time.monotonic() - began,
+    )
 
 
 def compile_to_text(lowered: jax.stages.Lowered, options: dict[str, Any], folder: pathlib.Path) -> tuple[str, str]:

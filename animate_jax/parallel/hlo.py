@@ -54,8 +54,9 @@ def product_flops(hlo: str, only: str = "") -> float:
         found = re.search(r"= (.*?) convolution\(%?([\w.\-]+), %?([\w.\-]+)\)", line)
         if not found or only not in line:
             continue
-        (_, result), (_, left), (_, right) = (arrays(text)[0] for text in (
-            found.group(1), shapes[found.group(2)], shapes[found.group(3)]))  # fmt: skip
+        (_, result), (_, left), (_, right) = (
+            arrays(text)[0] for text in (found.group(1), shapes[found.group(2)], shapes[found.group(3)])
+        )
         labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
         window = dict(re.findall(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_\-]+)", line))
         assert labels, line
@@ -148,8 +149,9 @@ def size(shapes: str) -> int:
     found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", shapes)
     return sum(
         math.prod(int(side) for side in sides.split(",") if side) * DTYPE_BYTES.get(dtype, 4)
-        for dtype, sides, layout in found if "S(" not in layout
-    )  # fmt: skip
+        for dtype, sides, layout in found
+        if "S(" not in layout
+    )
 
 
 def arrays(text: str) -> list[Array]:

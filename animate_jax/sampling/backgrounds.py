@@ -83,7 +83,10 @@ def backdrop(
     keypoints = motion.keypoints[::step][: len(pictures)]
     pictures = pictures[: len(keypoints)]
     reach = 2 * round(INPAINT_MARGIN * size[0]) + 1
-    grow = lambda person: cv2.dilate(capsules(person, *size), np.ones((reach, reach), np.uint8)) > 0  # noqa: E731
+
+    def grow(person):
+        return cv2.dilate(capsules(person, *size), np.ones((reach, reach), np.uint8)) > 0
+
     person = np.stack([grow(keypoints[i]) for i in range(len(keypoints))])
     picture, times = median(pictures, ~person)
     change = np.abs(pictures.astype(np.int16) - picture).mean(-1)[~person]

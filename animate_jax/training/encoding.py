@@ -163,10 +163,16 @@ class Encoder:
 
         self._run = jax.jit(run)
         self.encoding = Encoding(
-            options.split, width, height, frames.clip_resize, options.mirrored, options.dtype,
+            options.split,
+            width,
+            height,
+            frames.clip_resize,
+            options.mirrored,
+            options.dtype,
             moments=(height // scale, width // scale, 2 * model.vae.latent_channels),
-            embedding=model.image_encoder.projection_dim, encoders=encoders_of(path, stored),
-        )  # fmt: skip
+            embedding=model.image_encoder.projection_dim,
+            encoders=encoders_of(path, stored),
+        )
 
     def __call__(self, clips: RecordedClips, numbers: Iterable[int]) -> Iterator[tuple[bytes, Box, Iterator[bytes]]]:
         """The clips with these numbers as `write_shard` takes them; damaged ones are reported and left out."""
@@ -232,8 +238,11 @@ def check_encoded(config: TrainConfig, encoding: Encoding) -> None:
         needs.append("training an autoencoder")
     if needs:
         raise UserError(f"{root}, and {needs[0]} needs pixels: give the data set of videos")
-    trained = [path for path in encoding.encoders if re.match(config.trainable, path)
-               and not (config.frozen and re.match(config.frozen, path))]  # fmt: skip
+    trained = [
+        path
+        for path in encoding.encoders
+        if re.match(config.trainable, path) and not (config.frozen and re.match(config.frozen, path))
+    ]
     if trained:
         raise UserError(f"{root}, and --trainable matches {trained[0]!r}: give the data set of videos")
     if config.init is None:

@@ -93,8 +93,9 @@ def run_lock(output: str | os.PathLike) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{output}: is being trained already{_holder(path)}: wait for it, or choose another "
-                            "--output") from None  # fmt: skip
+            raise UserError(
+                f"{output}: is being trained already{_holder(path)}: wait for it, or choose another --output"
+            ) from None
         except OSError:
             pass  # a file system without locks
         file.truncate(0)

@@ -18,9 +18,11 @@ FREE_GROUPS = ("mesh.", "preview.")
 IN_PRESET = ("preset", "size", "prediction", "zero_terminal_snr")
 # What training takes from a preset, and the flag that replaces it.
 PRESET_FLAGS = {
-    "schedule.prediction": "--prediction", "schedule.zero_terminal_snr": "--zero-terminal-snr",
-    "frames.width": "--size", "frames.height": "--size",
-}  # fmt: skip
+    "schedule.prediction": "--prediction",
+    "schedule.zero_terminal_snr": "--zero-terminal-snr",
+    "frames.width": "--size",
+    "frames.height": "--size",
+}
 PRESET_PARTS = ("model.", "schedule.", "frames.")
 
 

@@ -179,8 +179,13 @@ def test_everything_that_can_be_kept(files, micro_checkpoint, capfd):
     assert sample.main([*arguments(files, micro_checkpoint, output=output), *flags]) == 0
     assert read_video(files / "out_side_by_side.gif")[0].shape == (3, 64, 144, 3)
     assert {path.name for path in kept.iterdir()} == {
-        "driving.npz", "fitted.npz", "reference.npz", "reference.png", "poses", "animate_jax.json",
-    }  # fmt: skip
+        "driving.npz",
+        "fitted.npz",
+        "reference.npz",
+        "reference.png",
+        "poses",
+        "animate_jax.json",
+    }
     assert len(list((kept / "poses").iterdir())) == 3
 
 

@@ -42,7 +42,10 @@ def test_the_warp_comes_with_models_that_see_it_and_changes_nothing_else(micro, 
         assert parts["background"].shape == (64, 48, 3) and parts["warp"].shape == (3, 64, 48, 3)
         assert parts["warp_masks"].shape == (3, 64, 48, 2) and parts["warp_masks"].dtype == np.uint8
         lost += not parts["warp_masks"].any()
-        near = lambda picture: np.abs(picture.astype(int) - plain["frames"]).mean()  # noqa: B023, E731
+
+        def near(picture):
+            return np.abs(picture.astype(int) - plain["frames"]).mean()
+
         sharp += near(parts["warp"]) < near(plain["reference"][None])
     assert lost <= 3 and sharp >= 8
 

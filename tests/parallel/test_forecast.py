@@ -26,7 +26,10 @@ def test_micro_batches_add_up_and_the_optimizer_counts_once():
     def flops(passes):
         def step(weights, opt, rows):
             grad = jax.grad(lambda weights, part: jnp.sum(jnp.square(part @ weights)))
-            add = lambda total, part: (total + grad(weights, part), None)  # noqa: E731
+
+            def add(total, part):
+                return (total + grad(weights, part), None)
+
             total, _ = jax.lax.scan(add, jnp.zeros_like(weights), rows.reshape(passes, -1, 128))
             updates, opt = tx.update(total, opt, weights)
             return optax.apply_updates(weights, updates), opt
@@ -136,9 +139,12 @@ needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, 
 
 def planned(script, *arguments):
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -207,8 +213,9 @@ def test_a_small_step_compiled_for_sixteen_chips():
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("topology, frames, kinds", [("v5e:1x1", 1, set()), ("v5e:2x4", 1, set()),
-                                                     ("v5e:2x2", 4, {"all-to-all"})])  # fmt: skip
+@pytest.mark.parametrize(
+    "topology, frames, kinds", [("v5e:1x1", 1, set()), ("v5e:2x4", 1, set()), ("v5e:2x2", 4, {"all-to-all"})]
+)
 def test_sampling_sends_only_what_is_meant(topology, frames, kinds):
     """Windows on chips of their own have nothing to tell each other; the frames of one go to the temporal layers and
     back."""

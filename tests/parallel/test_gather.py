@@ -126,8 +126,11 @@ def test_gradients_and_state_are_those_of_one_device(model, layouts):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=16", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT, json.dumps(layouts), model],
-        cwd=ROOT, env=os.environ | flags, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     for layout, found in json.loads(done.stdout).items():
         assert max(found.values()) < 1e-5, (layout, found)

@@ -160,8 +160,12 @@ def test_four_processes_read_sixteen_clips():
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                    "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "4"}  # fmt: skip
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "4",
+    }
     command = [sys.executable, "-c", PROCESS, json.dumps(orders)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [

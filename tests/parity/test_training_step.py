@@ -46,14 +46,29 @@ pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 CLIPS, FRAMES, HEIGHT, WIDTH = 2, 2, 20, 12  # latents of 10 x 6 and 5 x 3
 MODEL = ModelConfig(
-    unet=UNetConfig(block_out_channels=(16, 24), attention_levels=(True, False), layers_per_block=1,
-                    num_attention_heads=4, cross_attention_dim=12, norm_num_groups=8, motion_max_length=8,
-                    motion_num_attention_heads=4, motion_norm_num_groups=8),
+    unet=UNetConfig(
+        block_out_channels=(16, 24),
+        attention_levels=(True, False),
+        layers_per_block=1,
+        num_attention_heads=4,
+        cross_attention_dim=12,
+        norm_num_groups=8,
+        motion_max_length=8,
+        motion_num_attention_heads=4,
+        motion_norm_num_groups=8,
+    ),
     vae=VAEConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4),
-    image_encoder=ImageEncoderConfig(image_size=16, patch_size=8, hidden_size=16, intermediate_size=32,
-                                     num_hidden_layers=1, num_attention_heads=2, projection_dim=12),
+    image_encoder=ImageEncoderConfig(
+        image_size=16,
+        patch_size=8,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        projection_dim=12,
+    ),
     pose_guider=PoseGuiderConfig(block_out_channels=(4, 8), conditioning_channels=16),
-)  # fmt: skip
+)
 PAPER = ScheduleConfig(zero_terminal_snr=False, prediction="epsilon")
 PEERS = ScheduleConfig(zero_terminal_snr=True, prediction="v")
 PEERS_LOSS = DiffusionLossConfig(weighting="min_snr", noise_offset=0.05, condition_dropout=0.5)
@@ -123,8 +138,10 @@ class AttendToReference:
             for layer, x in ((attn.to_q, hidden_states), (attn.to_k, both), (attn.to_v, both))
         )
         keep = self.bank["keep"].repeat_interleave(FRAMES, 0)
-        seen = torch.cat([torch.ones(len(keep), hidden_states.shape[1], dtype=torch.bool),
-                          keep[:, None].expand(-1, lent.shape[1])], 1)[:, None, None]  # fmt: skip
+        seen = torch.cat(
+            [torch.ones(len(keep), hidden_states.shape[1], dtype=torch.bool), keep[:, None].expand(-1, lent.shape[1])],
+            1,
+        )[:, None, None]
         mixed = F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(-2)
         return attn.to_out[0](mixed)
 
@@ -137,24 +154,30 @@ class Torch:
         self.temporal = temporal
         levels = list(zip(("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D"), strict=True))
         options = dict(
-            block_out_channels=unet.block_out_channels, layers_per_block=unet.layers_per_block,
-            attention_head_dim=unet.num_attention_heads, cross_attention_dim=unet.cross_attention_dim,
-            norm_num_groups=unet.norm_num_groups, down_block_types=[down for down, _ in levels],
+            block_out_channels=unet.block_out_channels,
+            layers_per_block=unet.layers_per_block,
+            attention_head_dim=unet.num_attention_heads,
+            cross_attention_dim=unet.cross_attention_dim,
+            norm_num_groups=unet.norm_num_groups,
+            down_block_types=[down for down, _ in levels],
             up_block_types=[up for _, up in levels][::-1],
-        )  # fmt: skip
+        )
         self.parts = {
             "denoising_unet": diffusers.UNet2DConditionModel(**options),
             "reference_unet": diffusers.UNet2DConditionModel(**options),
             "vae": diffusers.AutoencoderKL(
-                block_out_channels=vae.block_out_channels, layers_per_block=vae.layers_per_block,
-                norm_num_groups=vae.norm_num_groups, latent_channels=vae.latent_channels,
-                down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+                block_out_channels=vae.block_out_channels,
+                layers_per_block=vae.layers_per_block,
+                norm_num_groups=vae.norm_num_groups,
+                latent_channels=vae.latent_channels,
+                down_block_types=["DownEncoderBlock2D"] * 2,
+                up_block_types=["UpDecoderBlock2D"] * 2,
             ),
             "image_encoder": transformers.CLIPVisionModelWithProjection(
                 transformers.CLIPVisionConfig(**dataclasses.asdict(clip), hidden_act="quick_gelu")
             ),
             "pose_guider": torch.nn.Module(),
-        }  # fmt: skip
+        }
         self.motion = {}
         for name, part in self.parts.items():
             prefix = f"{name}."
@@ -220,10 +243,12 @@ class Torch:
 
         # diffusers' own schedule; one timestep per clip in stage 2, one per frame in stage 1
         scheduler = diffusers.DDIMScheduler(
-            beta_start=config.beta_start, beta_end=config.beta_end, beta_schedule=config.beta_schedule,
+            beta_start=config.beta_start,
+            beta_end=config.beta_end,
+            beta_schedule=config.beta_schedule,
             rescale_betas_zero_snr=config.zero_terminal_snr,
             prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[config.prediction],
-        )  # fmt: skip
+        )
         t = torch.tensor(np.broadcast_to(randomness["t"], (CLIPS, FRAMES)).ravel(), dtype=torch.long)
         noise = pictures(randomness["noise"])
         x_t = scheduler.add_noise(x0, noise, t)

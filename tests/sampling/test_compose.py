@@ -126,8 +126,14 @@ def test_chunks_do_not_matter_and_frames_are_in_their_places(scene, waving):
     parts = np.concatenate(list(made.frames(iter([frames[:2], frames[2:4], frames[4:]]))))
     np.testing.assert_array_equal(whole, parts)
     for i in range(5):
-        [warped], _ = dataclasses.replace(made.warped, picture=scene.picture, mask=scene.mask, reference=person(),
-            background=scene.background, driven=waving)[i : i + 1]  # fmt: skip
+        [warped], _ = dataclasses.replace(
+            made.warped,
+            picture=scene.picture,
+            mask=scene.mask,
+            reference=person(),
+            background=scene.background,
+            driven=waving,
+        )[i : i + 1]
         assert difference(whole[i], warped).mean() < 2
     assert difference(whole[0], whole[4]).max() > 50
 

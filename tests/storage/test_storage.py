@@ -53,7 +53,9 @@ def test_a_mirror_uploads_what_changed_and_continues_what_was_there(bucket, pyth
 
 def test_of_two_runs_in_one_folder_the_later_one_goes_on(bucket, python):
     """And nothing of the earlier one is uploaded any more."""
-    told, _ = python(bucket, """
+    told, _ = python(
+        bucket,
+        """
         from animate_jax.storage import Mirror, Overtaken
         try:
             with Mirror("gs://bucket/run", every=0) as first:
@@ -65,7 +67,8 @@ def test_of_two_runs_in_one_folder_the_later_one_goes_on(bucket, python):
                     first.sync()
         except Overtaken as error:
             print(error)
-    """)  # fmt: skip
+    """,
+    )
     assert told.startswith("gs://bucket/run: another run writes there now (process ") and told.count("\n") == 1
     assert bucket.read("run/log") == b"second"
 
@@ -136,8 +139,14 @@ def test_weights_are_imported_into_a_bucket_and_exported_from_it(bucket, python,
 
 
 def test_no_checkpoint_is_one_line(bucket, python):
-    _, told = python(bucket, "from animate_jax.__main__ import main; raise SystemExit(main())", 2, "sample",
-                     "--checkpoint", "gs://bucket/nothing")  # fmt: skip
+    _, told = python(
+        bucket,
+        "from animate_jax.__main__ import main; raise SystemExit(main())",
+        2,
+        "sample",
+        "--checkpoint",
+        "gs://bucket/nothing",
+    )
     assert told.splitlines()[-1].startswith("animate-jax sample: gs://bucket/nothing: no such checkpoint"), told
 
 
@@ -186,8 +195,11 @@ def test_listings_of_several_pages(bucket, python):
     """
     python(bucket, write)
     bucket.page = 3
-    told, _ = python(bucket, """
+    told, _ = python(
+        bucket,
+        """
         from animate_jax.storage import to_path
         print(sum(1 for _ in to_path("gs://bucket/x").iterdir()))
-    """)  # fmt: skip
+    """,
+    )
     assert told == "8\n"

@@ -57,12 +57,19 @@ def train(options):
     if real := options.get("real", False):
         data = DataConfig(batch=2, frames=1, clip_frames=4, num_workers=1)
     config = TrainConfig(
-        preset=MICRO, stage="stage1", output=str(output),
-        init=options["init"], log_every=1, save_every=options["save_every"],
-        trainable=r"(?!vae\.)(?!.*motion_modules)" if real else r"vae\.quant_conv", steps=options["steps"], data=data,
-        optim=OptimConfig(learning_rate=0.01), mesh=MeshConfig(fsdp=options.get("fsdp", 1)),
+        preset=MICRO,
+        stage="stage1",
+        output=str(output),
+        init=options["init"],
+        log_every=1,
+        save_every=options["save_every"],
+        trainable=r"(?!vae\.)(?!.*motion_modules)" if real else r"vae\.quant_conv",
+        steps=options["steps"],
+        data=data,
+        optim=OptimConfig(learning_rate=0.01),
+        mesh=MeshConfig(fsdp=options.get("fsdp", 1)),
         preview=PreviewConfig(every=options.get("preview_every", 4), clips=2, frames=4),
-    )  # fmt: skip
+    )
     mesh = make_mesh(config.mesh)
     preview = total
     if options.get("previews", False):

@@ -53,10 +53,18 @@ class Numbers(Iterator):
 
 def pulling(output, init) -> TrainConfig:
     return TrainConfig(
-        preset=MICRO, stage="stage1", output=str(output), init=str(init), trainable=r"vae\.quant_conv\.bias",
-        steps=6, log_every=2, save_every=100, keep_last=10, data=DataConfig(batch=2),
+        preset=MICRO,
+        stage="stage1",
+        output=str(output),
+        init=str(init),
+        trainable=r"vae\.quant_conv\.bias",
+        steps=6,
+        log_every=2,
+        save_every=100,
+        keep_last=10,
+        data=DataConfig(batch=2),
         optim=OptimConfig(learning_rate=0.1, decay="cosine"),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

@@ -64,10 +64,17 @@ def test_a_storage_that_keeps_failing_ends_the_run_at_once(config, micro, monkey
 
 def test_a_second_start_is_refused_and_a_killed_one_is_not(config, micro):
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time\nfrom animate_jax.training.guards import run_lock\n"
-         "with run_lock(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(600)", config.output],
-        stdout=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\nfrom animate_jax.training.guards import run_lock\n"
+            "with run_lock(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(600)",
+            config.output,
+        ],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+    )
     assert holder.stdout.readline() == b"held\n"
     message = refusal(config, pull, Numbers())
     assert f"{config.output}: is being trained already by process {holder.pid} on " in message

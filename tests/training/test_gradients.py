@@ -181,8 +181,13 @@ def test_overfitting_four_clips(name, micro, micro_params, model):
     within a fifth of its floor; stage 2, whose spatial layers are random here and stay so, falls. Trained parameters
     move, and no frozen one changes by a bit."""
     config = runpy.run_path(f"configs/{name}.py")["get_config"]()
-    config = dataclasses.replace(config, data=DataConfig(batch=4, frames=FRAMES), compute_dtype="float32",
-                                 remat="none", loss=DiffusionLossConfig(condition_dropout=0.0))  # fmt: skip
+    config = dataclasses.replace(
+        config,
+        data=DataConfig(batch=4, frames=FRAMES),
+        compute_dtype="float32",
+        remat="none",
+        loss=DiffusionLossConfig(condition_dropout=0.0),
+    )
     batch, steps = four_clips(), {"stage1": 450, "stage2": 150}[name]
     tx = make_optimizer(dataclasses.replace(config.optim, learning_rate=3e-3, weight_decay=0.0), 600)
     first = make_state(micro_params, config.trainable, tx, ema=False, half=config.frozen_bf16)

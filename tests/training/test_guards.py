@@ -82,9 +82,17 @@ EVENTS = [
 def test_where_the_time_went(tmp_path):
     spent = account(EVENTS)
     assert spent == {
-        "steps": 38.0, "waited": 2.0, "again": 10.0, "compile": 33.0, "restore": 5.0, "initialise": 10.0, "save": 1.0,
-        "preview": 3.0, "down": 29.0, "other": 4.0,
-    }  # fmt: skip
+        "steps": 38.0,
+        "waited": 2.0,
+        "again": 10.0,
+        "compile": 33.0,
+        "restore": 5.0,
+        "initialise": 10.0,
+        "save": 1.0,
+        "preview": 3.0,
+        "down": 29.0,
+        "other": 4.0,
+    }
     assert sum(spent.values()) == 135.0
     (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, EVENTS)) + '\n{"time": 236.0, "ev')
     said = report(tmp_path).splitlines()

@@ -59,8 +59,10 @@ def test_what_a_killed_run_wrote_after_its_last_checkpoint_goes(tmp_path):
     with MetricWriter(tmp_path, 20) as writer:
         writer.write(30, {"loss": 0.5})
     assert [json.loads(line) for line in lines.read_text().splitlines()] == [
-        {"step": 10, "loss": 10.0}, {"step": 20, "loss": 20.0}, {"step": 30, "loss": 0.5},
-    ]  # fmt: skip
+        {"step": 10, "loss": 10.0},
+        {"step": 20, "loss": 20.0},
+        {"step": 30, "loss": 0.5},
+    ]
     assert [path.name for path in tmp_path.glob("metrics*")] == ["metrics.jsonl"]
 
 

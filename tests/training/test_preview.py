@@ -42,9 +42,12 @@ def without_lpips(monkeypatch):
 def config(tmp_path):
     pytest.importorskip("numba")
     return TrainConfig(
-        preset=MICRO, stage="stage1", output=str(tmp_path), data=DataConfig(num_workers=0),
+        preset=MICRO,
+        stage="stage1",
+        output=str(tmp_path),
+        data=DataConfig(num_workers=0),
         preview=PreviewConfig(every=1, clips=2, frames=4),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("stage", ["stage1", "vae"])
@@ -80,8 +83,13 @@ def test_recorded_clips_that_are_held_out(config, micro, micro_params, tmp_path,
     def sample(clip):
         assert clip == "one clip"
         frames = np.full((4, 64, 48, 3), 200, np.uint8)
-        return {"reference": frames[0], "reference_pose": frames[0], "frames": frames, "poses": frames // 2,
-                "masks": frames[..., 0]}  # fmt: skip
+        return {
+            "reference": frames[0],
+            "reference_pose": frames[0],
+            "frames": frames,
+            "poses": frames // 2,
+            "masks": frames[..., 0],
+        }
 
     monkeypatch.setattr(records, "RecordedClips", clips)
     monkeypatch.setattr(preview_module.RecordedSamples, "__call__", lambda self, position, clip: sample(clip))
@@ -127,8 +135,13 @@ run(config, pull, Numbers(0, 1, 0, sys.stderr), preview=preview.Preview(config))
 def test_a_run_on_four_devices_shows_what_one_would(config, micro, micro_checkpoint, tmp_path, monkeypatch):
     four = tmp_path / "four"
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", RUN, str(four), str(micro_checkpoint)], cwd=ROOT,
-                          env=os.environ | flags, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(four), str(micro_checkpoint)],
+        cwd=ROOT,
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     monkeypatch.setattr(preview_module, "rendered_clips", held_out)
     one = Preview(config)(checkpoint.load(four)[0], 1)

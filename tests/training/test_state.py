@@ -99,13 +99,19 @@ def test_muon_on_stacks_is_muon_on_each():
         return params
 
     alone = optax.contrib.muon(
-        config.learning_rate, weight_decay=0.1, consistent_rms=0.2, adam_b1=config.betas[0], adam_b2=config.betas[1],
-        adam_weight_decay=0.1, muon_weight_dimension_numbers=lambda tree: {
+        config.learning_rate,
+        weight_decay=0.1,
+        consistent_rms=0.2,
+        adam_b1=config.betas[0],
+        adam_b2=config.betas[1],
+        adam_weight_decay=0.1,
+        muon_weight_dimension_numbers=lambda tree: {
             path: optax.contrib.MuonDimensionNumbers(tuple(range(a.ndim - 1)), (a.ndim - 1,))
-            if getattr(a, "ndim", 0) > 1 else None
+            if getattr(a, "ndim", 0) > 1
+            else None
             for path, a in tree.items()
         },
-    )  # fmt: skip
+    )
     expected = walk(alone, params)
     for path, array in walk(tx, params).items():
         np.testing.assert_allclose(array, expected[path], rtol=1e-4, atol=1e-5, err_msg=path)

@@ -97,7 +97,9 @@ def test_the_warped_reference_costs_nothing_at_first_and_is_learned(micro, micro
 
     @jax.jit
     def gradients(params):
-        objective = lambda params: loss(merge_model(graphdef, params), batch._replace(**warped), KEY)  # noqa: E731
+        def objective(params):
+            return loss(merge_model(graphdef, params), batch._replace(**warped), KEY)
+
         return jax.value_and_grad(objective, has_aux=True)(params)
 
     loss = losses.DiffusionLoss(using(config, micro_copying))
@@ -215,7 +217,7 @@ def test_the_perceptual_loss_sees_the_same_squares_of_the_same_frames(config, fr
 
     config = with_loss(config, perceptual_weight=weight, perceptual_crop=16, perceptual_frames=frames)
     value, metrics = losses.DiffusionLoss(using(config, predicting(micro, "v")), distance)(model, batch, KEY)
-    (true, made), = seen  # fmt: skip
+    ((true, made),) = seen
     assert true.shape == made.shape == (CLIPS * frames, 16, 16, 3)
     np.testing.assert_allclose(true[:, ::4, ::4], made[:, ::4, ::4], atol=1e-5)
     assert len(np.unique(true, axis=0)) == CLIPS * frames  # no frame twice
@@ -321,7 +323,10 @@ def test_the_autoencoders_loss(error, mean, sigma, model, batch, monkeypatch):
 
     monkeypatch.setattr(AutoencoderKL, "encode", encode)
     monkeypatch.setattr(AutoencoderKL, "decode", lambda self, latents: seen[-1] + error)
-    perceptual = lambda a, b: jnp.full(len(a), 7.0) * jnp.abs(a - b).mean((1, 2, 3))  # noqa: E731
+
+    def perceptual(a, b):
+        return jnp.full(len(a), 7.0) * jnp.abs(a - b).mean((1, 2, 3))
+
     value, metrics = losses.VAELoss(VAE, perceptual)(model, batch, KEY)
     assert seen[0].shape == (CLIPS * FRAMES, 16, 16, 3)
     kl = 4 * (0.5 * (mean**2 + sigma**2 - 1) - np.log(sigma))  # of two normal distributions, per position
