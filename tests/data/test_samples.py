@@ -43,7 +43,7 @@ def test_the_warp_comes_with_models_that_see_it_and_changes_nothing_else(micro, 
         assert parts["warp_masks"].shape == (3, 64, 48, 2) and parts["warp_masks"].dtype == np.uint8
         lost += not parts["warp_masks"].any()
 
-        def near(picture):
+        def near(picture, plain=plain):
             return np.abs(picture.astype(int) - plain["frames"]).mean()
 
         sharp += near(parts["warp"]) < near(plain["reference"][None])
