@@ -19,7 +19,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from jaxtyping import Float
 
-from animate_jax.config import TrainConfig
+from animate_jax.config import ClipResize, TrainConfig
 from animate_jax.data.records import TEMPLATE, RecordedClip, example_message, find_data_set, open_split
 from animate_jax.data.samples import Box, choose_frames, flip_horizontally, keypoints_in_box, person_mask
 from animate_jax.errors import UserError, reading
@@ -40,7 +40,7 @@ class Encoding:
     split: str
     width: int  # pixels that the autoencoder saw
     height: int
-    clip_resize: str
+    clip_resize: ClipResize
     mirrored: bool  # every frame is stored a second time, mirrored
     dtype: Literal["float16", "float32"]
     moments: tuple[int, int, int]  # shape: latent height, width, twice the channels

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -117,6 +118,24 @@ class LazyWarpedImages:
     def _reference_part(self) -> UInt8[np.ndarray, "height width"]:
         """The part of each pixel of the reference, counted from 1; 0: none."""
         return (warp_field(self.reference, self.reference[None], *self.mask.shape).part[0] + 1).astype(np.uint8)
+
+
+class WarpedImages(NamedTuple):
+    """The values of `LazyWarpedImages`, computed in advance."""
+
+    background: UInt8[np.ndarray, "h w 3"]
+    images: UInt8[np.ndarray, "f h w 3"]
+    masks: UInt8[np.ndarray, "f h w 2"]
+
+    def __getitem__(self, frames) -> tuple[np.ndarray, np.ndarray]:
+        return self.images[frames], self.masks[frames]
+
+    def select(self, frames) -> WarpedImages:
+        """Only those frames."""
+        return self._replace(images=self.images[frames], masks=self.masks[frames])
+
+
+AnyWarpedImages = LazyWarpedImages | WarpedImages
 
 
 def warp(picture: Picture, mask: Mask | None, reference: Keypoints, driven: Keypoints) -> LazyWarpedImages:

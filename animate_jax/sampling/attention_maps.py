@@ -37,8 +37,8 @@ def block_features(
     noise = jax.random.normal(jax.random.key(seed), clean.shape)
     x = pipeline.schedule.add_noise(clean, noise, np.full((1, 1), t))
     graphdef, _ = abstract_model(pipeline.preset.model)
-    timesteps, poses = jnp.full((1, 1), float(t)), to_unit(poses[:])[None]
-    features = _block_features(graphdef, pipeline.params, x, timesteps, conditioning, poses)
+    timesteps, pose_images = jnp.full((1, 1), float(t)), to_unit(poses[:])[None]
+    features = _block_features(graphdef, pipeline.params, x, timesteps, conditioning, pose_images)
     return {path: tokens[0] for path, tokens in features.items()}
 
 

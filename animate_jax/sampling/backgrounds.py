@@ -123,7 +123,7 @@ def similarity(
     """Scale and shift, in pixels, that bring a fitted motion nearest to the one it was made from; its feet stand on
     the same floor. Least squares over all joints of all frames [F]."""
     seen = (fitted.body_confidence >= MIN_CONFIDENCE) & (driving.body_confidence >= MIN_CONFIDENCE)
-    points, target = fitted.body * np.float64(size[::-1]), driving.body * np.float64(driving_size[::-1])
+    points, target = fitted.body * np.array(size[::-1], float), driving.body * np.array(driving_size[::-1], float)
     if not seen.any():
         return 1.0, (0.0, 0.0)
     mean, target_mean = points[seen].mean(0), target[seen].mean(0)

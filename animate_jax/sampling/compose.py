@@ -73,8 +73,8 @@ class Scene:
         (height, width), own = background.shape[:2], self.size
         small = [max(round(side * min(scale, 1)), 1) for side in own]
         rest = [scale * side / other for side, other in zip(own, small, strict=True)]
-        matrix = np.float32([[rest[1], 0, shift[0]], [0, rest[0], shift[1]]])
-        matrix[:, 2] += np.float32([rest[1] - 1, rest[0] - 1]) / 2  # OpenCV's pixels have their centers at 0
+        matrix = np.array([[rest[1], 0, shift[0]], [0, rest[0], shift[1]]], np.float32)
+        matrix[:, 2] += np.array([rest[1] - 1, rest[0] - 1], np.float32) / 2  # OpenCV's pixels have their centers at 0
         picture, mask = (
             cv2.warpAffine(
                 cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA), matrix, (width, height), borderMode=border
@@ -110,9 +110,9 @@ class Composition:
             options: size and pose style of the model's pictures.
         """
         box = person_box(scene.keypoints, fitted, scene.size, options.width / options.height)
-        moved = [into_box(keypoints, scene.size, box) for keypoints in (scene.keypoints, fitted)]
+        own, driven = (into_box(keypoints, scene.size, box) for keypoints in (scene.keypoints, fitted))
         mask = cut(scene.mask, box, cv2.BORDER_CONSTANT)
-        warped = LazyWarpedImages(cut(scene.picture, box), mask, cut(scene.background, box), *moved)
+        warped = LazyWarpedImages(cut(scene.picture, box), mask, cut(scene.background, box), own, driven)
         return cls(scene, LazyPoseImages(fitted, *scene.size, options.pose_style), box, warped)
 
     def seen_by_model(self, options: AnimationConfig) -> LazyWarpedImages:

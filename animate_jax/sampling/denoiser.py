@@ -33,7 +33,7 @@ from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.sharding import BATCH_AXES
 from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.mesh import AXES
-from animate_jax.pose.warp import LazyWarpedImages
+from animate_jax.pose.warp import AnyWarpedImages, LazyWarpedImages
 from animate_jax.sampling.inputs import Poses
 from animate_jax.video.clip_image import clip_pixels
 
@@ -108,7 +108,7 @@ class Denoiser:
         seed: int = 0,
         progress: bool = True,
         callback: StepCallback | None = None,
-        warped: LazyWarpedImages | list[LazyWarpedImages | None] | None = None,
+        warped: AnyWarpedImages | list[LazyWarpedImages | None] | None = None,
     ) -> Latents:
         """Denoises the latents of whole videos, window by window; they lie in host memory.
 
@@ -216,12 +216,12 @@ class Denoiser:
         """uint8 frames [f, height, width, 3] -> the autoencoder's scaled latents, `vae.downscale` pixels a position."""
         return self._encode(self.params, cast_floating(to_signed(images), self.dtype))[None]
 
-    def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"], warped: LazyWarpedImages | None = None) -> Images:
+    def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"], warped: AnyWarpedImages | None = None) -> Images:
         """Latents of one video -> uint8 frames [f, height, width, 3]; `warped` as in `decode_chunks`."""
         return np.concatenate(list(self.decode_chunks(np.asarray(latents[0]), warped)))
 
     def decode_chunks(
-        self, latents: Float[np.ndarray, "f h w c"], warped: LazyWarpedImages | None = None
+        self, latents: Float[np.ndarray, "f h w c"], warped: AnyWarpedImages | None = None
     ) -> Iterator[Images]:
         """Latents -> uint8 frames, a few at a time; with `appearance`, blended with the warped reference of the same
         frames."""

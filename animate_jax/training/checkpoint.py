@@ -91,7 +91,7 @@ class RunCheckpoints:
         if self._orbax.latest is not None and self._orbax.latest.step == step:
             return
         items = {"params": sampling_params(state), "train": training_only(state), "data": IteratorCheckpoint(data)}
-        metadata = self._metadata
+        metadata: Any = self._metadata
         if jax.process_count() == 1:  # of several, none has whole arrays
             metadata = metadata | {"checksums": checksums(items["params"])}
         try:

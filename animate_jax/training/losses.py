@@ -155,10 +155,10 @@ class DiffusionLoss(Loss):
         noise = randomness["noise"]
         if options.scheduled_sampling:
             noise = self._with_own_error(denoise, x0, noise, t, per_frame, randomness["use_own_sample"])
-        x_t = self.schedule.add_noise(x0, noise, per_frame)
+        x_t = jnp.asarray(self.schedule.add_noise(x0, noise, per_frame))
         prediction = denoise(x_t, t)
         total, metrics = self._denoising(prediction, x0, noise, per_frame, batch.masks, randomness)
-        predicted_x0 = self.schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0]
+        predicted_x0 = jnp.asarray(self.schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, per_frame)[0])
         if self.temporal and options.flicker_weight:
             assert batch.frames is not None
             metrics["flicker"] = flicker(predicted_x0, batch.frames).mean()
@@ -204,7 +204,7 @@ class DiffusionLoss(Loss):
     ) -> Array:
         """Scheduled sampling: `noise` such that x_t holds, where `own`, what the model makes of pure noise."""
         at_last = jnp.full_like(per_frame, self.last)
-        x_last = self.schedule.add_noise(x0, noise, at_last)
+        x_last = jnp.asarray(self.schedule.add_noise(x0, noise, at_last))
         sample = denoise(x_last, jnp.full_like(t, self.last)).astype(jnp.float32)
         sample = jax.lax.stop_gradient(self.schedule.to_x0_epsilon(sample, x_last, at_last)[0])
         # Its error counts as noise: then x_t holds the sample in place of x0, and the target is still x0's.
@@ -222,7 +222,7 @@ class DiffusionLoss(Loss):
     ) -> tuple[Array, Metrics]:
         """The weighted mean squared error, and the plain one by quarters of the noise levels."""
         options = self.options
-        target = self.schedule.target(x0, noise, per_frame)
+        target = jnp.asarray(self.schedule.target(x0, noise, per_frame))
         # An own sample says no more about x0 than pure noise did, so it weighs as much.
         own = randomness["use_own_sample"][..., 0, 0, 0] if options.scheduled_sampling else None
         effective_t = per_frame if own is None else jnp.where(own, self.last, per_frame)

@@ -89,7 +89,7 @@ def stack_by_shape(tx: optax.GradientTransformation) -> optax.GradientTransforma
             for name, arrays in members.items()
         }
 
-    def unstack(stacks: Params, like: Params) -> Params:
+    def unstack(stacks: Any, like: Params) -> Params:
         parts = {name: iter(array) if name.startswith(_STACK) else iter([array]) for name, array in stacks.items()}
         return {path: next(parts[stack_of(path, array)]).reshape(array.shape) for path, array in sorted(like.items())}
 

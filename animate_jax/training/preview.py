@@ -24,7 +24,7 @@ from animate_jax.models.params import Params
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.perceptual import lpips
 from animate_jax.pose.draw import draw
-from animate_jax.pose.warp import LazyWarpedImages, warp
+from animate_jax.pose.warp import AnyWarpedImages, WarpedImages, warp
 from animate_jax.presets import preset_of
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.contact_sheet import contact_sheet
@@ -34,24 +34,13 @@ from animate_jax.video.write import write_video
 REFERENCE_GAP = 4  # frames between the reference and the first frame to make, in rendered clips
 
 
-class WarpedImages(NamedTuple):
-    """The values of `LazyWarpedImages`, computed in advance."""
-
-    background: UInt8[np.ndarray, "h w 3"]
-    images: UInt8[np.ndarray, "f h w 3"]
-    masks: UInt8[np.ndarray, "f h w 2"]
-
-    def __getitem__(self, frames) -> tuple[np.ndarray, np.ndarray]:
-        return self.images[frames], self.masks[frames]
-
-
 class PreviewClip(NamedTuple):
     """A reference frame, followed by the frames to make."""
 
     frames: UInt8[np.ndarray, "_ h w 3"]
     poses: UInt8[np.ndarray, "_ h w 3"]
     mask: UInt8[np.ndarray, "_ h w"]  # of the frames to make: the person
-    warped: LazyWarpedImages | WarpedImages | None = None  # into the poses of the frames to make
+    warped: AnyWarpedImages | None = None  # into the poses of the frames to make
 
 
 def rendered_clips(config: TrainConfig) -> list[PreviewClip]:
@@ -73,8 +62,8 @@ def rendered_clips(config: TrainConfig) -> list[PreviewClip]:
 
 def recorded_clips(config: TrainConfig) -> list[PreviewClip]:
     """The first clips of a split that is not trained on, if the data set has one."""
-    options, data = config.preview, config.data
-    if data.root is None:
+    options, data, root = config.preview, config.data, config.data.root
+    if root is None:
         return []
     from animate_jax.data.records import RecordedClips  # protobuf and array_record; only runs that read clips
 
@@ -83,7 +72,7 @@ def recorded_clips(config: TrainConfig) -> list[PreviewClip]:
         if split == data.split:
             continue
         try:
-            clips = RecordedClips(data.root, split)
+            clips = RecordedClips(root, split)
         except UserError:
             continue
         sample = SkipDamaged(clips, RecordedSamples(dataclasses.replace(config, data=data)), len(clips) // 2)
