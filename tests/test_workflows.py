@@ -21,7 +21,7 @@ def test_workflows_call_targets_of_the_makefile(path):
 
 def test_every_check_runs_somewhere():
     text = "".join(path.read_text() for path in WORKFLOWS)
-    assert all(f"make {target}" in text for target in ("lint", "quick", "test", "docs", "slow"))
+    assert all(f"make {target}" in text for target in ("lint", "types", "quick", "test", "docs", "slow"))
 
 
 def test_ruff_is_the_same_everywhere():
