@@ -154,6 +154,6 @@ def test_full_size_is_shown_in_the_dtype_it_is_trained_in(config, micro, micro_p
     """So that a whole copy fits beside the training's state; the bias of a convolution shows what became of all."""
     preview = Preview(dataclasses.replace(config, compute_dtype="bfloat16"))
     seen = []
-    preview._result = lambda clip: seen.append(preview._pipeline) or clip.frames[1:]
+    preview._result = lambda pipeline, clip: seen.append(pipeline) or clip.frames[1:]
     preview(micro_params, 1)
     assert {pipeline.dtype for pipeline in seen} == {jnp.dtype("bfloat16")} and preview._pipeline.params == {}

@@ -117,11 +117,12 @@ def test_the_preview_nears_the_result(micro_params, micro):
 
 
 def test_leaving_stops_the_work(studio):
+    before = set(threading.enumerate())
     updates = studio.animate(ask(frames=5, steps=500))
     while "%" not in next(updates).text:
         pass
     updates.close()
-    assert not studio.device_lock.locked() and threading.active_count() < 20
+    assert not studio.device_lock.locked() and not set(threading.enumerate()) - before
     assert not list(studio.folder.rglob("*.mp4"))
 
 
