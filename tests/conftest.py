@@ -64,6 +64,13 @@ MICRO = Preset(
 )
 
 
+# Somebody standing upright with spread arms: x, y of OpenPose's 18 points.
+STANDING = np.array([
+    (0.50, 0.12), (0.50, 0.22), (0.42, 0.22), (0.32, 0.28), (0.22, 0.30), (0.58, 0.22), (0.68, 0.28), (0.78, 0.30),
+    (0.45, 0.52), (0.44, 0.72), (0.44, 0.92), (0.55, 0.52), (0.56, 0.72), (0.56, 0.92),
+    (0.48, 0.10), (0.52, 0.10), (0.46, 0.11), (0.54, 0.11),
+], np.float32)  # fmt: skip
+
 # The model of the PyTorch implementations at such a size: two levels, attention in one of them.
 SMALL = dataclasses.replace(
     MICRO,

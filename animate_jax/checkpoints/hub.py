@@ -236,14 +236,20 @@ def _answering(name: str, advice: str = "") -> Iterator[None]:
         raise UserError(f"{name}: {_explanation(name, error)}{advice and f': {advice}'}") from error
 
 
+def page(name: str) -> str:
+    """The address of the page of a repository, or of the one that a file "owner/repository/path" lies in."""
+    from huggingface_hub import constants
+
+    return "/".join((constants.ENDPOINT, *name.split("/")[:2]))
+
+
 def _explanation(name: str, error: Exception) -> str:
     from huggingface_hub import errors
 
-    page = "/".join(name.split("/")[:2])
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(error, errors.GatedRepoError):
-        return f"the hub asks you to accept its terms on https://huggingface.co/{page}, then `hf auth login`"
+        return f"the hub asks you to accept its terms on {page(name)}, then `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         return "the hub has no such repository, or it is private: check the name, or `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):

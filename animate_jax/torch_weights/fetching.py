@@ -70,7 +70,7 @@ def fetch(name: PublishedName, accept_licences: bool = False) -> pathlib.Path:
     new = {repository: licence for repository, licence in licences.items() if accepted.get(repository) != licence}
     print(f"{name} is made of", file=sys.stderr)
     for repository, licence in licences.items():
-        print(f"  https://huggingface.co/{repository}: {licence}", file=sys.stderr)
+        print(f"  {hub.page(repository)}: {licence}", file=sys.stderr)
     if new and not (accept_licences or sys.stdin.isatty()):
         raise UserError(
             f"{name}: its licences must be accepted first: animate-jax weights fetch {name} --accept-licences"

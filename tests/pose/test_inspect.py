@@ -17,32 +17,11 @@ from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.images import read_image
 from animate_jax.video.read import iter_frames, read_video
 from animate_jax.video.write import write_video
+from tests.conftest import STANDING
 
 pytestmark = pytest.mark.compiles
 
 ASTRONAUT = Path(__file__).parents[1] / "data" / "astronaut.jpg"
-STANDING = np.float32(
-    [
-        (0.50, 0.12),
-        (0.50, 0.22),
-        (0.42, 0.22),
-        (0.32, 0.28),
-        (0.22, 0.30),
-        (0.58, 0.22),
-        (0.68, 0.28),
-        (0.78, 0.30),
-        (0.45, 0.52),
-        (0.44, 0.72),
-        (0.44, 0.92),
-        (0.55, 0.52),
-        (0.56, 0.72),
-        (0.56, 0.92),
-        (0.48, 0.10),
-        (0.52, 0.10),
-        (0.46, 0.11),
-        (0.54, 0.11),
-    ]
-)
 STYLES = [("tiny", 128, 96), ("paper", 768, 512), ("moore", 784, 512), ("moore", 256, 256), ("musepose", 512, 512)]
 
 

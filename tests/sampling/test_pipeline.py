@@ -26,35 +26,11 @@ from animate_jax.torch_weights import fetching
 from animate_jax.video.images import read_image
 from animate_jax.video.read import read_video
 from animate_jax.video.write import write_video
-from tests.conftest import random_params
+from tests.conftest import STANDING, random_params
 
 pytestmark = pytest.mark.compiles
 
 ASTRONAUT = Path(__file__).parents[1] / "data" / "astronaut.jpg"
-
-# Somebody standing upright with spread arms: x, y of OpenPose's 18 points.
-STANDING = np.float32(
-    [
-        (0.50, 0.12),
-        (0.50, 0.22),
-        (0.42, 0.22),
-        (0.32, 0.28),
-        (0.22, 0.30),
-        (0.58, 0.22),
-        (0.68, 0.28),
-        (0.78, 0.30),
-        (0.45, 0.52),
-        (0.44, 0.72),
-        (0.44, 0.92),
-        (0.55, 0.52),
-        (0.56, 0.72),
-        (0.56, 0.92),
-        (0.48, 0.10),
-        (0.52, 0.10),
-        (0.46, 0.11),
-        (0.54, 0.11),
-    ]
-)
 
 
 def waving(frames: int) -> Keypoints:

@@ -144,7 +144,7 @@ def test_fetched_once(server, home, moore, capsys, torch_parts):
     target = home / "home" / "checkpoints" / "moore"
     assert said.out == f"{target}\n"
     for file in moore.files.values():
-        assert f"https://huggingface.co/{file.repository.name}: {file.repository.licence}" in said.err
+        assert f"{server.address}/{file.repository.name}: {file.repository.licence}" in said.err
     params, preset = checkpoint.load(target)
     assert preset.name == "small"
     np.testing.assert_array_equal(params["vae.quant_conv.bias"], torch_parts["vae"]["quant_conv.bias"].numpy())
@@ -252,7 +252,7 @@ def test_another_file_than_the_table_knows(server, home, noise, name):
     [
         ((401, "RepoNotFound"), "the hub has no such repository, or it is private: check the name, or `hf auth login`"),
         ((401, ""), "the hub has no such repository, or it is private"),
-        ((403, "GatedRepo"), "accept its terms on https://huggingface.co/stabilityai/sd-vae-ft-mse, then `hf auth"),
+        ((403, "GatedRepo"), "accept its terms on {hub}/stabilityai/sd-vae-ft-mse, then `hf auth"),
         ((404, "RevisionNotFound"), "the hub does not have this version of it any more"),
         ((404, "EntryNotFound"), "the hub has no such file"),
         ((500, ""), "500"),
@@ -263,7 +263,7 @@ def test_refusals_are_one_line(server, home, noise, capsys, refusal, message):
     assert main(["fetch", "moore", "--accept-licences"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("animate-jax weights: stabilityai/sd-vae-ft-mse/diffusion_pytorch_model.safetensors: ")
-    assert message in line and "copy its folder moore to" in line
+    assert message.format(hub=server.address) in line and "copy its folder moore to" in line
     assert server.bytes_sent() == [], "noticed before anything is downloaded"
 
 
