@@ -237,10 +237,12 @@ def _answering(name: str, advice: str = "") -> Iterator[None]:
 
 
 def page(name: str) -> str:
-    """The address of the page of a repository, or of the one that a file "owner/repository/path" lies in."""
-    from huggingface_hub import constants
+    """The address of the page of a repository, or of the one that a file "owner/repository/path" lies in.
 
-    return "/".join((constants.ENDPOINT, *name.split("/")[:2]))
+    Raises:
+        UserError: huggingface_hub is not installed.
+    """
+    return "/".join((_library(name).constants.ENDPOINT, *name.split("/")[:2]))
 
 
 def _explanation(name: str, error: Exception) -> str:

@@ -426,3 +426,9 @@ def test_killed_and_continued(server, home, moore, small):
     assert len(asked) == 6 and asked[0][0] == sha256(on_hub(server, first))
     checkpoint.load(Path(done.stdout.strip()))
     assert not any(name.endswith(".incomplete") for name in blobs(home))
+
+
+def test_without_the_package(home, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main(["fetch", "moore", "--accept-licences"]) == 2
+    assert "pip install" in capsys.readouterr().err.splitlines()[-1]
