@@ -265,6 +265,7 @@ def main(args: Arguments) -> None:
             pck1, pck2, distance, bones = results.mean(0)
             wins = (best == row).sum()
             print(f"| {method} | {pck1:.3f} | {pck2:.3f} | {distance:.3f} | {bones:.3f} | {wins} of {len(cases)} |")
+    print_harder(cases, [case(people, index, LOOKS_DOWN) for index in range(args.pairs)])
     print_lost_frames(cases)
     print_hands(cases)
 

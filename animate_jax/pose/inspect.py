@@ -71,13 +71,18 @@ def warn_of_gaps(path: str | os.PathLike, keypoints: Keypoints) -> None:
         )
 
 
-def warn_of_fit(fitted: Keypoints, parts: Sequence[str]) -> None:
-    """Warns when keypoints [F], fitted to the picture to be made, leave it, or lack one of the parts to be drawn."""
+def warn_of_fit(fitted: Keypoints, parts: Sequence[str], reference: Keypoints) -> None:
+    """Warns when keypoints [F], fitted to the picture to be made, leave it, or lack one of the parts to be drawn.
+
+    Joints count that the reference (one frame, in the same units) shows: legs that it does not show may leave.
+    """
     joints = fitted.body_confidence >= MIN_CONFIDENCE
-    outside = joints & ((fitted.body < 0) | (fitted.body > 1)).any(-1)
-    if outside.sum() > MAX_OUTSIDE_SHARE * joints.sum():
+    shown = (reference.body_confidence >= MIN_CONFIDENCE) & ((reference.body > 0) & (reference.body < 1)).all(-1)
+    seen = joints & shown
+    outside = seen & ((fitted.body < 0) | (fitted.body > 1)).any(-1)
+    if outside.sum() > MAX_OUTSIDE_SHARE * seen.sum():
         warn(
-            f"{outside.sum() / joints.sum():.0%} of the fitted joints lie outside the picture: "
+            f"{outside.sum() / seen.sum():.0%} of the fitted joints lie outside the picture: "
             "give a picture with more room around the person, or try another --align"
         )
     lacking = [part for part in parts if not (getattr(fitted, f"{part}_confidence") >= MIN_CONFIDENCE).any()]

@@ -197,7 +197,7 @@ def fit_motion(
     fitted = align_motion(motion.keypoints, motion.canvas, reference, size, align).without(*_switched_off(options))
     if options.keep_inside and align == "bones":
         fitted = keep_inside(fitted, reference)
-    warn_of_fit(fitted, drawn_parts(options))
+    warn_of_fit(fitted, drawn_parts(options), reference)
     return fitted
 
 

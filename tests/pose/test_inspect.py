@@ -146,21 +146,34 @@ def told(work) -> list[str]:
 
 @pytest.mark.parametrize("style", ["paper", "moore", "musepose", "tiny", "none"])
 def test_nothing_is_told_of_what_is_in_order(style):
-    assert told(lambda: warn_of_fit(standing(), PARTS[style])) == []
+    assert told(lambda: warn_of_fit(standing(), PARTS[style], standing(1)[0])) == []
     assert told(lambda: warn_of_gaps("dance.mp4", standing())) == []
     nobody = Keypoints.empty(3)
-    assert told(lambda: warn_of_fit(nobody, PARTS[style])) == []
+    assert told(lambda: warn_of_fit(nobody, PARTS[style], standing(1)[0])) == []
 
 
 @pytest.mark.parametrize("outside, share", [(0, None), (2, None), (3, "6%"), (54, "100%")])
 def test_joints_outside_the_picture_are_told_from_a_share_on(outside, share):
     clip = standing()
     clip.body.reshape(-1, 2)[:outside, 0] = 1.01
-    lines = told(lambda: warn_of_fit(clip, ()))
+    lines = told(lambda: warn_of_fit(clip, (), standing(1)[0]))
     assert [line.partition(" ")[0] for line in lines] == ([share] if share else [])
     assert all("try another --align" in line for line in lines)
     missing = without(clip, "body", np.s_[:])
-    assert told(lambda: warn_of_fit(missing, ())) == []
+    assert told(lambda: warn_of_fit(missing, (), standing(1)[0])) == []
+
+
+@pytest.mark.parametrize("place", [0.5, 1.2])  # not seen, or seen below the picture
+def test_legs_that_the_reference_does_not_show_may_leave(place):
+    clip, reference = standing(), standing(1)[0]
+    clip.body[:, [9, 10, 12, 13], 1] = 1.3
+    assert len(told(lambda: warn_of_fit(clip, (), reference))) == 1
+    reference.body[[9, 10, 12, 13], 1] = place
+    reference.body_confidence[[9, 10, 12, 13]] = place > 1
+    assert told(lambda: warn_of_fit(clip, (), reference)) == []
+    clip.body[:, 4] = -0.2
+    [line] = told(lambda: warn_of_fit(clip, (), reference))
+    assert line.startswith("7% of the fitted joints")  # one of fourteen
 
 
 @pytest.mark.parametrize(
@@ -178,10 +191,10 @@ def test_hands_and_faces_that_weights_want(style, gone, line):
     clip = standing()
     for part in gone:
         clip = without(clip, part, np.s_[1:])
-    assert told(lambda: warn_of_fit(clip, PARTS[style])) == []  # one frame shows them
+    assert told(lambda: warn_of_fit(clip, PARTS[style], standing(1)[0])) == []  # one frame shows them
     for part in gone:
         clip = without(clip, part, np.s_[:])
-    lines = told(lambda: warn_of_fit(clip, PARTS[style]))
+    lines = told(lambda: warn_of_fit(clip, PARTS[style], standing(1)[0]))
     assert [each.startswith(line) and "--dwpose FOLDER" in each for each in lines] == [True] * bool(line)
 
 
