@@ -17,7 +17,7 @@ DType = Literal["float32", "bfloat16"]
 ClipResize = Literal["squash", "center_crop", "pad"]  # of the reference to CLIP's square
 SamplerName = Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"]
 Weighting = Literal["none", "min_snr", "x0"]  # of the loss, see `diffusion.losses.loss_weight`
-Gather = Literal["auto", "step", "layer"]
+Gather = Literal["auto", "step", "weights", "layer"]
 Speed = Literal["exact", "fast", "fastest"]
 Switch = Literal["auto", "off"]
 Compose = Literal["on", "off"]  # of the result: at the picture's own size, or as the model decodes it
@@ -254,7 +254,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     # "factored" is Adafactor's second moment (rows and columns) and a bfloat16 first one: 2 bytes per parameter, not 8.
     moments: Literal["full", "factored"] = "full"  # AdamW's
-    # In which the devices' gradients are summed (with --mesh.gather step; "layer" does it in the dtype of the passes).
+    # In which the devices' gradients are summed (--mesh.gather step, weights; "layer" does it in that of the passes).
     gradient_dtype: DType = "float32"
     ema: float = 0.999  # decay of the averaged weights that are sampled from; 0 keeps none
 
@@ -265,9 +265,10 @@ class MeshConfig:
 
     fsdp: int = 1  # devices that share one copy of parameters and moments
     frames: int = 1  # devices that share one clip: its frames in spatial layers, its pixels in temporal layers
-    # When weights divided by `fsdp` are gathered: once per step, whole, and gradients summed once; or for every layer
-    # and micro-batch, where they do not fit whole. auto: "step" on TPUs of whose memory they and the gradients take at
-    # most a third, if less is sent so; otherwise "layer".
+    # When weights divided by `fsdp` are gathered. "step": once per step, whole, and gradients are summed once.
+    # "weights": once, too, but gradients are summed for every micro-batch, so that each device holds only its shard of
+    # the sum. "layer": for every layer and micro-batch, where they do not fit whole. auto: the first of which
+    # weights and gradients take at most a third of a TPU's memory, if it sends less; otherwise "layer".
     gather: Gather = "auto"
 
 

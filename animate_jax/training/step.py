@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key, PyTree
 
-from animate_jax.config import TrainConfig
+from animate_jax.config import Gather, TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import Params, abstract_model, merge_model
@@ -71,7 +71,7 @@ def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> 
         config.optim.ema,
         config.accumulate,
         config.compute_dtype,
-        gathers_once(config, loss, mesh, abstract),
+        choose_gather(config, loss, mesh, abstract),
         config.optim.gradient_dtype,
     )
     return Program(
@@ -81,30 +81,36 @@ def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> 
     )
 
 
-def gathers_once(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh, state: TrainState) -> bool:
-    """Whether weights are gathered and gradients summed once per step, as `--mesh.gather` asks. Otherwise the compiler
-    decides, as it does where all devices have the same clips and for losses that are not a mean over rows.
+def choose_gather(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh, state: TrainState) -> Gather:
+    """What `--mesh.gather` comes to: "step", "weights" or "layer". It is "layer", where the compiler decides, if all
+    devices have the same clips and for losses that are not a mean over rows.
 
-    "auto" is "step" where whole weights and gradients leave room on a TPU, and less is sent so. The compiler gathers
-    every layer forward and again backward, and sums gradients in the dtype of the passes, for every micro-batch: only
-    where nothing is gathered and there is one micro-batch does it send less, in bfloat16.
+    "auto" is the first of them whose whole weights and gradients take at most a third of a TPU's memory, if it sends
+    less. With "layer" the compiler gathers every layer
+    forward and again backward, and sums gradients in the dtype of the passes, for every micro-batch: only where nothing
+    is gathered and there is one micro-batch does it send less, in bfloat16.
 
     Raises:
-        UserError: "step" is asked of the autoencoder's loss.
+        UserError: "step" or "weights" is asked of the autoencoder's loss.
     """
-    possible = isinstance(loss, Loss) and loss.mean_over_rows
-    if config.mesh.gather == "step" and isinstance(loss, Loss) and not possible:
-        raise UserError("--mesh.gather step: not for the autoencoder, whose loss looks at all crops of a batch at once")
-    if not possible or config.mesh.gather == "layer" or mesh.shape["data"] * mesh.shape["fsdp"] == 1:
-        return False
-    if config.mesh.gather == "step":
-        return True
-    width, summed = (jnp.dtype(dtype).itemsize for dtype in (config.compute_dtype, config.optim.gradient_dtype))
-    trained, frozen = (sum(leaf.size for leaf in params.values()) for params in (state.trainable, state.frozen))
-    whole = (trained + frozen) * width + trained * 4  # gradients add up in float32
+    asked, possible = config.mesh.gather, isinstance(loss, Loss) and loss.mean_over_rows
+    if asked in ("step", "weights") and isinstance(loss, Loss) and not possible:
+        raise UserError(
+            f"--mesh.gather {asked}: not for the autoencoder, whose loss looks at all crops of a batch at once"
+        )
+    if not possible or mesh.shape["data"] * mesh.shape["fsdp"] == 1:
+        return "layer"
+    if asked != "auto":
+        return asked
     chip = find_chip(mesh.devices.flat[0].device_kind)
-    fits = chip is not None and whole <= chip.memory / 3
-    return fits and (mesh.shape["fsdp"] > 1 or config.accumulate * width >= summed)
+    width, summed = (jnp.dtype(dtype).itemsize for dtype in (config.compute_dtype, config.optim.gradient_dtype))
+    if chip is None or (mesh.shape["fsdp"] == 1 and config.accumulate * width < summed):
+        return "layer"
+    trained, frozen = (sum(leaf.size for leaf in params.values()) for params in (state.trainable, state.frozen))
+    room = chip.memory / 3 - (trained + frozen) * width
+    if trained * 4 <= room:  # gradients add up in float32
+        return "step"
+    return "weights" if mesh.shape["fsdp"] > 1 and trained * width <= room else "layer"
 
 
 def make_step(
@@ -114,7 +120,7 @@ def make_step(
     ema: float,
     accumulate: int = 1,
     compute_dtype: DTypeLike = jnp.float32,
-    gather: bool = False,
+    gather: Gather = "layer",
     gradient_dtype: DTypeLike = jnp.float32,
 ) -> Step:
     """`step(state, batch, key) -> (state, metrics)`, a pure function.
@@ -127,20 +133,27 @@ def make_step(
         loss: a `Loss`; without accumulation any function (model, batch, key) -> (value, metrics).
         accumulate: micro-batches. The sum of their gradients is that of the batch, in the memory of one.
         compute_dtype: what the parameters are cast to for the passes.
-        gather: on a mesh, gather the weights and sum the gradients once per step (parallel/gather.py); needs a `Loss`
-            that is a mean over rows. Otherwise the compiler does both layer by layer, for every micro-batch.
-        gradient_dtype: with `gather`, that of the sum over devices.
+        gather: what `choose_gather` found. "step" and "weights" (parallel/gather.py) need a `Loss` that is a mean over
+            rows; with "layer" the compiler gathers weights and sums gradients, for every micro-batch.
+        gradient_dtype: with "step" and "weights", that of the sum over devices.
     """
 
     def mean_gradients(
-        trainable: Params, frozen: Params, inputs: PyTree, compute: Callable[[AnimateAnyone, Any], LossAndMetrics]
+        trainable: Params,
+        frozen: Params,
+        inputs: PyTree,
+        compute: Callable[[AnimateAnyone, Any], LossAndMetrics],
+        reduce: Callable[[Params], Params] = lambda grads: grads,
     ) -> tuple[LossAndMetrics, Params]:
+        """`reduce` is applied to the gradients of every micro-batch."""
+
         def value_and_grads(part: PyTree) -> tuple[LossAndMetrics, Params]:
             def objective(trainable: Params) -> LossAndMetrics:
                 params = {path: array.astype(compute_dtype) for path, array in {**frozen, **trainable}.items()}
                 return compute(merge_model(graphdef, params), part)
 
-            return jax.value_and_grad(objective, has_aux=True)(trainable)
+            value, grads = jax.value_and_grad(objective, has_aux=True)(trainable)
+            return value, reduce(grads)
 
         if accumulate == 1:
             return value_and_grads(inputs)
@@ -149,7 +162,8 @@ def make_step(
             value, grads = value_and_grads(part)
             return jax.tree.map(lambda a, b: a + b.astype(a.dtype) / accumulate, total, grads), value
 
-        zeros = {path: jnp.zeros(array.shape, jnp.float32) for path, array in trainable.items()}
+        reduced = jax.eval_shape(reduce, trainable)
+        zeros = {path: jnp.zeros(array.shape, jnp.float32) for path, array in reduced.items()}
         grads, (values, metrics) = jax.lax.scan(add, zeros, micro_batches(inputs, accumulate))
         # NaN: a metric that this micro-batch has no sample for
         return (values.mean(), {name: jnp.nanmean(each) for name, each in metrics.items()}), grads
@@ -165,8 +179,13 @@ def make_step(
 
         def local(trainable: Params, frozen: Params, inputs: PyTree) -> tuple[LossAndMetrics, Params]:
             whole = gathering.gather(trainable, trained, compute_dtype), gathering.gather(frozen, others, compute_dtype)
-            value_and_metrics, grads = mean_gradients(*whole, inputs, compute)
-            return jax.lax.pmean(value_and_metrics, BATCH_AXES), gathering.mean_shards(grads, trained, gradient_dtype)
+            reduce = functools.partial(gathering.mean_shards, specs=trained, dtype=gradient_dtype)
+            if gather == "weights":
+                value_and_metrics, grads = mean_gradients(*whole, inputs, compute, reduce)
+            else:
+                value_and_metrics, grads = mean_gradients(*whole, inputs, compute)
+                grads = reduce(grads)
+            return jax.lax.pmean(value_and_metrics, BATCH_AXES), grads
 
         return jax.shard_map(
             local,
@@ -180,7 +199,7 @@ def make_step(
         key = jax.random.fold_in(key, state.step)
         weights = state.trainable, state.frozen
         if isinstance(loss, Loss):
-            gradients = gathered_gradients if gather else mean_gradients
+            gradients = mean_gradients if gather == "layer" else gathered_gradients
             inputs = batch, loss.sample_randomness(batch, key)
             (value, metrics), grads = gradients(*weights, inputs, lambda model, inputs: loss.compute(model, *inputs))
         else:

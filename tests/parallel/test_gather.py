@@ -19,7 +19,7 @@ from animate_jax.errors import UserError
 from animate_jax.parallel.mesh import AXES
 from animate_jax.training.losses import DiffusionLoss, VAELoss
 from animate_jax.training.state import TrainState
-from animate_jax.training.step import gathers_once
+from animate_jax.training.step import choose_gather
 from tests.conftest import MICRO
 
 ROOT = Path(__file__).parents[2]
@@ -112,9 +112,11 @@ report = {}
 alone = {}
 for data, fsdp, frames, passes in json.loads(sys.argv[1]):
     if passes not in alone:
-        alone[passes] = step(make_mesh(devices=jax.devices()[:1]), passes, False)
-    many = step(make_mesh(MeshConfig(fsdp, frames), jax.devices()[: data * fsdp * frames]), passes, True)
-    report[f"{data} {fsdp} {frames} {passes}"] = {k: float(v) for k, v in difference(many, alone[passes]).items()}
+        alone[passes] = step(make_mesh(devices=jax.devices()[:1]), passes, "layer")
+    mesh = make_mesh(MeshConfig(fsdp, frames), jax.devices()[: data * fsdp * frames])
+    for gather in ("step", "weights") if passes > 1 else ("step",):
+        many = difference(step(mesh, passes, gather), alone[passes])
+        report[f"{data} {fsdp} {frames} {passes} {gather}"] = {k: float(v) for k, v in many.items()}
 print(json.dumps(report))
 """
 
@@ -156,18 +158,18 @@ def chosen(device, sizes, gather="auto", data=1, fsdp=16, frames=1, dtype="bfloa
     )
     params = {name: {name: jax.ShapeDtypeStruct((size,), jnp.float32)} for name, size in sizes.items()}
     state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), **params, opt=(), ema={})
-    return gathers_once(config, DiffusionLoss(config) if loss is None else loss, mesh, state)
+    return choose_gather(config, DiffusionLoss(config) if loss is None else loss, mesh, state)
 
 
 @pytest.mark.parametrize(
     "device, stage1, stage2",
     [
-        ("TPU v5 lite", False, False),
-        ("TPU v6 lite", False, True),
-        ("TPU v5", True, True),
-        ("TPU7x", True, True),
-        ("NVIDIA H100 80GB HBM3", False, False),
-        ("cpu", False, False),
+        ("TPU v5 lite", "layer", "layer"),
+        ("TPU v6 lite", "weights", "step"),
+        ("TPU v5", "step", "step"),
+        ("TPU7x", "step", "step"),
+        ("NVIDIA H100 80GB HBM3", "layer", "layer"),
+        ("cpu", "layer", "layer"),
     ],
 )
 @pytest.mark.parametrize("data, fsdp, frames", [(1, 16, 1), (16, 16, 1), (1, 4, 4)])
@@ -177,33 +179,38 @@ def test_auto_gathers_once_where_whole_weights_leave_room(device, stage1, stage2
 
 
 @pytest.mark.parametrize(
-    "accumulate, dtype, once", [(1, "float32", False), (2, "float32", True), (1, "bfloat16", True)]
+    "accumulate, dtype, found", [(1, "float32", "layer"), (2, "float32", "step"), (1, "bfloat16", "step")]
 )
-def test_auto_sends_no_more_where_nothing_is_gathered(accumulate, dtype, once):
+def test_auto_sends_no_more_where_nothing_is_gathered(accumulate, dtype, found):
     options = {"accumulate": accumulate, "optim": OptimConfig(gradient_dtype=dtype)}
-    assert chosen("TPU v5", STAGE1, data=256, fsdp=1, **options) == once
-    assert not chosen("TPU v5 lite", STAGE1, data=256, fsdp=1, **options)
+    assert chosen("TPU v5", STAGE1, data=256, fsdp=1, **options) == found
+    assert (
+        chosen("TPU v6 lite", STAGE1, data=256, fsdp=1, **options) == "layer"
+    )  # sums for every micro-batch either way
 
 
 def test_float32_passes_take_twice_the_room():
-    assert chosen("TPU v6 lite", STAGE2) and not chosen("TPU v6 lite", STAGE2, dtype="float32")
+    assert chosen("TPU v6 lite", STAGE2) == "step"
+    assert chosen("TPU v6 lite", STAGE2, dtype="float32") == "layer"
 
 
 @pytest.mark.parametrize("device", ["TPU v5", "TPU v5 lite", "cpu"])
 def test_one_clip_at_a_time_is_left_to_the_compiler(device):
-    for gather in ("auto", "step", "layer"):
-        assert not chosen(device, STAGE1, gather, fsdp=1)
-        assert not chosen(device, STAGE2, gather, fsdp=1, frames=4)
+    for gather in ("auto", "step", "weights", "layer"):
+        assert chosen(device, STAGE1, gather, fsdp=1) == "layer"
+        assert chosen(device, STAGE2, gather, fsdp=1, frames=4) == "layer"
 
 
 def test_who_asks_gets_what_was_asked():
-    assert chosen("TPU v5 lite", STAGE1, "step") and chosen("cpu", STAGE1, "step")
-    assert not chosen("TPU v5", STAGE1, "layer")
+    for gather in ("step", "weights", "layer"):
+        assert chosen("TPU v5 lite", STAGE1, gather) == gather
+        assert chosen("TPU v5", STAGE1, gather) == gather
 
 
-def test_losses_that_are_no_mean_over_rows_are_left_to_the_compiler():
+@pytest.mark.parametrize("gather", ["step", "weights"])
+def test_losses_that_are_no_mean_over_rows_are_left_to_the_compiler(gather):
     config = TrainConfig(stage="vae", output="", preset=MICRO, vae_loss=VAELossConfig())
-    assert not chosen("TPU v5", STAGE1, loss=VAELoss(config, lambda a, b: 0.0))
-    assert not chosen("TPU v5", STAGE1, loss=lambda model, batch, key: (0.0, {}))
-    with pytest.raises(UserError, match=r"--mesh.gather step: not for the autoencoder"):
-        chosen("TPU v5", STAGE1, "step", loss=VAELoss(config, lambda a, b: 0.0))
+    assert chosen("TPU v5", STAGE1, loss=VAELoss(config, lambda a, b: 0.0)) == "layer"
+    assert chosen("TPU v5", STAGE1, loss=lambda model, batch, key: (0.0, {})) == "layer"
+    with pytest.raises(UserError, match=f"--mesh.gather {gather}: not for the autoencoder"):
+        chosen("TPU v5", STAGE1, gather, loss=VAELoss(config, lambda a, b: 0.0))
