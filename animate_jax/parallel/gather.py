@@ -1,4 +1,4 @@
-"""Weights gathered and gradients summed once per step, by devices that each process clips of their own.
+"""Weights gathered once per step, and gradients summed, by devices that each process clips of their own.
 
 To be called inside a `jax.shard_map` over the mesh's `data` and `fsdp`: ZeRO (Rajbhandari et al. 2020, section 5) with
 whole weights during the passes.
