@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from orbax.checkpoint import v1 as ocp
 
 from animate_jax.atomic import atomic_folder, check_folder, entries
+from animate_jax.checkpoints import arrays
 from animate_jax.checkpoints.batches import group_by_bytes, nbytes
 from animate_jax.config import Preset, to_dict
 from animate_jax.errors import UserError, reading
@@ -72,6 +72,8 @@ def save(path: Address, params: Params, preset: Preset, dtype: DTypeLike | None 
     Raises:
         UserError: something else than a checkpoint is there.
     """
+    from orbax.checkpoint import v1 as ocp
+
     if dtype is not None:
         params = {key: jnp.asarray(array, dtype) for key, array in params.items()}
     with _writing(path) as fresh:
@@ -88,6 +90,8 @@ def save_batches(path: Address, batches: Iterable[Params], preset: Preset) -> No
     Raises:
         UserError: something else than a checkpoint is there.
     """
+    from orbax.checkpoint import v1 as ocp
+
     sums: dict[str, str] = {}
     with _writing(path) as fresh:
         for batch in batches:
@@ -193,10 +197,10 @@ def _metadata(path: Folder) -> dict[str, Any]:
         return values
 
 
-def checksums(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, str]:
+def checksums(values: Mapping[str, np.ndarray | jax.Array]) -> dict[str, str]:
     """CRC-32 of every array's bytes, in eight hexadecimal digits."""
     return {
-        key: f"{zlib.crc32(np.asarray(array).reshape(-1).view(np.uint8).data):08x}" for key, array in arrays.items()
+        key: f"{zlib.crc32(np.asarray(array).reshape(-1).view(np.uint8).data):08x}" for key, array in values.items()
     }
 
 
@@ -206,13 +210,13 @@ def stored_checksums(path: Folder) -> dict[str, str]:
     return known if isinstance(known, dict) else {}
 
 
-def damaged_arrays(known: Mapping[str, str], arrays: Mapping[str, np.ndarray | jax.Array]) -> list[str]:
+def damaged_arrays(known: Mapping[str, str], values: Mapping[str, np.ndarray | jax.Array]) -> list[str]:
     """The arrays of a checkpoint, in the dtype in which they are stored, that differ from what was saved.
 
     Args:
         known: `stored_checksums`.
     """
-    return [key for key, value in checksums(arrays).items() if known.get(key, value) != value]
+    return [key for key, value in checksums(values).items() if known.get(key, value) != value]
 
 
 def load(
@@ -241,6 +245,8 @@ def load(
         target = {
             key: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[key]) for key, leaf in expected.items()
         }
+        from orbax.checkpoint import v1 as ocp
+
         try:
             return ocp.load_checkpointables(os.fspath(path), {"params": target})["params"], preset
         except Exception as error:
@@ -316,22 +322,35 @@ def read_arrays(
     Raises:
         UserError: the checkpoint is damaged.
     """
+    try:
+        found = arrays.read(path, stored)
+    except Exception:
+        found = _read_with_orbax(path, stored)
+    if wrong := damaged_arrays(stored_checksums(path) if known is None else known, found):
+        raise UserError(
+            f"{path}: damaged: {len(wrong)} arrays are not what was saved, first {wrong[0]!r}: {_restore_advice(path)}"
+        )
+    return found
+
+
+def _read_with_orbax(path: Folder, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    from orbax.checkpoint import v1 as ocp
+
     target = {key: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for key, leaf in stored.items()}
     loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
     try:
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-            arrays = ocp.load_checkpointables(os.fspath(path), {"params": target})["params"]
+            return ocp.load_checkpointables(os.fspath(path), {"params": target})["params"]
     except Exception as error:
         raise damaged(path, error) from error
-    if wrong := damaged_arrays(stored_checksums(path) if known is None else known, arrays):
-        raise UserError(
-            f"{path}: damaged: {len(wrong)} arrays are not what was saved, first {wrong[0]!r}: {_restore_advice(path)}"
-        )
-    return arrays
 
 
 def stored_arrays(path: Folder) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every array in a checkpoint, without reading the arrays."""
+    with contextlib.suppress(Exception):
+        return arrays.describe(path)
+    from orbax.checkpoint import v1 as ocp
+
     try:
         stored = ocp.checkpointables_metadata(os.fspath(path)).metadata["params"]
         return {key: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for key, leaf in stored.items()}

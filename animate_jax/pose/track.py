@@ -10,7 +10,6 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from scipy.optimize import linear_sum_assignment
 
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
@@ -92,7 +91,7 @@ def track_person(people: list[list[Detection]], person: str = "largest") -> Keyp
     for frame, found in enumerate(people):
         costs = np.array([[track.cost(f, frame) for f in found] for track in tracks]).reshape(len(tracks), len(found))
         # Infinite costs are replaced by ones larger than those of any possible assignment.
-        rows, columns = linear_sum_assignment(np.where(np.isinf(costs), 1e6, costs))
+        rows, columns = _assign(np.where(np.isinf(costs), 1e6, costs))
         pairs = [(r, c) for r, c in zip(rows, columns, strict=True) if np.isfinite(costs[r, c])]
         for row, column in pairs:
             tracks[row].update(found[column], frame)
@@ -115,6 +114,15 @@ def track_person(people: list[list[Detection]], person: str = "largest") -> Keyp
     else:
         chosen = here[wanted - 1]
     return Keypoints.stack([_pose_at(chosen, tracks, frame) for frame in range(len(people))])
+
+
+def _assign(costs: Float[np.ndarray, "t d"]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pairs with the least total cost."""
+    if costs.size <= 1:  # one person, as in most videos: SciPy takes half a second to import
+        return np.nonzero(np.ones_like(costs))
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(costs)
 
 
 def _pose_at(chosen: _Track, tracks: list[_Track], frame: int) -> Keypoints:

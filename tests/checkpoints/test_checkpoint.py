@@ -80,7 +80,7 @@ def test_saving_that_fails_leaves_the_old_checkpoint(micro, micro_params, copy, 
     def full(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint.ocp, "save_checkpointables", full)
+    monkeypatch.setattr("orbax.checkpoint.v1.save_checkpointables", full)
     with pytest.raises(UserError, match=r"no space left on device\): make room"):
         checkpoint.save(copy, {path: array + 1 for path, array in micro_params.items()}, micro)
     assert_equal(checkpoint.load(copy)[0], micro_params)

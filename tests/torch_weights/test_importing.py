@@ -223,7 +223,7 @@ def test_an_import_that_fails_leaves_the_old_checkpoint(moore_directory, small, 
     import_checkpoint(find_files(moore_directory, "moore"), tmp_path / "ckpt", small)
     vae = moore_directory / "sd-vae-ft-mse" / "diffusion_pytorch_model.bin"
     monkeypatch.setattr(batches, "BATCH_BYTES", 20_000)
-    monkeypatch.setattr(checkpoint.ocp.partial, "finalize", lambda path: 1 / 0)
+    monkeypatch.setattr("orbax.checkpoint.v1.partial.finalize", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         import_checkpoint({"vae": vae}, tmp_path / "ckpt", small)
     monkeypatch.undo()
