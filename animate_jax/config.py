@@ -20,7 +20,7 @@ Weighting = Literal["none", "min_snr", "x0"]  # of the loss, see `diffusion.loss
 Gather = Literal["auto", "step", "weights", "layer"]
 Speed = Literal["exact", "fast", "fastest"]
 Switch = Literal["auto", "off"]
-Compose = Literal["on", "off"]  # of the result: at the picture's own size, or as the model decodes it
+Compose = Literal["auto", "on", "off"]  # of results: at the picture's own size, or as the model decodes them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,6 +99,12 @@ def speeds(sampling: SamplingConfig) -> dict[Speed, dict[str, Any]]:
     }
 
 
+def composes(preset: Preset) -> bool:
+    """Whether results are composed when nothing else is asked for: those of the small model that ships with the
+    package, whose own pictures are too small to show a face (docs/sampling.md)."""
+    return preset.name == "tiny"
+
+
 def preset_of(config: TrainConfig) -> Preset:
     """A run's preset with the fields that its options replace.
 

@@ -62,7 +62,8 @@ class Arguments:
     frames: int | None = None  # at most so many
     width: int | None = None  # of the result, in pixels
     height: int | None = None
-    compose: Compose = "off"  # on: the result at the picture's own size, with the picture's own pixels
+    compose: Compose = "auto"  # on: the result at the picture's own size, with the picture's own pixels; off: as the
+    # model decodes it; auto: on for the small bundled model, except with drawn poses
     background: str = "reference"  # of composed results: reference, driving (the video's scene), a color, or a file
     fps: float | None = None  # of the result; default: the model's, or the driving video's
     keep_inside: bool = True  # scale and shift a fitted motion (--align bones) until it stays in the picture

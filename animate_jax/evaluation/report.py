@@ -62,6 +62,8 @@ TABLES = {
         "identity": ("identity ↑", 3),
         "identity_first": ("own reference nearest ↑", 2),
         "flicker": ("flicker ↓", 2),
+        "background_drift": ("background drift ↓", 2),
+        "person_drift": ("person drift ↓", 2),
     },
     "As DisCo's code computes them (only to read published tables; see docs/evaluation.md)": {
         "disco_psnr": ("uint8-overflow PSNR", 2),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -111,6 +111,7 @@ def measure(
     for percent in (10, 20):
         scores[f"pck_{percent}"] = _mean(pck(detected, driven, video.shape[1:3], percent / 100))
     scores["flicker"] = flicker(video, truth)
+    scores["background_drift"], scores["person_drift"] = color_drift(video, masks)
 
     features = {}
     if networks.video_features and len(video) >= i3d.MIN_FRAMES:
@@ -171,6 +172,27 @@ def flicker(video: Frames, truth: Frames) -> float:
     true_change, change = (np.abs(np.diff(x.astype(np.int16), axis=0)) for x in (truth, video))
     still = true_change.max(-1) <= STILL_LEVELS
     return float(change[still].mean()) if still.any() else np.nan
+
+
+def color_drift(video: Frames, masks: Masks, step: int = 1) -> tuple[float, float]:
+    """How far the mean color of the background and that of the person move from the reference's in 100 frames: slopes
+    of straight lines through all frames, mean over the channels, in levels of 255. NaN where there is nothing to see.
+
+    Args:
+        masks: non-zero where the person is; what is never masked is background.
+        step: frames of the original video from one of these frames to the next.
+    """
+    behind, person = ~(masks != 0).any(0), masks != 0
+    seen = person.any((1, 2))
+    background = video[:, behind].mean(1) if behind.any() else np.empty((0, 3))
+    colors = [frame[mask].mean(0) for frame, mask in zip(video[seen], person[seen], strict=True)]
+    return _slope(np.arange(len(background)) * step, background), _slope(np.flatnonzero(seen) * step, colors)
+
+
+def _slope(frames: Int[np.ndarray, " frames"], colors: Sequence[np.ndarray] | np.ndarray) -> float:
+    if len(frames) < 2:
+        return np.nan
+    return float(100 * np.abs(np.polyfit(frames, np.stack(list(colors)), 1)[0]).mean())
 
 
 def _enlarged(image: Array, box: Array) -> Array:

@@ -13,12 +13,11 @@ from jaxtyping import Float
 
 from animate_jax.errors import UserError
 from animate_jax.images import Image, resize_lanczos
-from animate_jax.pose.files import KEYPOINT_SUFFIXES
 from animate_jax.pose.inspect import warn
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 from animate_jax.pose.warp import INPAINT_MARGIN, capsules, without_person
 from animate_jax.sampling.compose import LARGEST, Scene, even
-from animate_jax.sampling.inputs import DrivingMotion
+from animate_jax.sampling.inputs import DrivingMotion, is_keypoints
 from animate_jax.video.images import read_image
 from animate_jax.video.read import iter_frames
 
@@ -72,7 +71,7 @@ def backdrop(
     Raises:
         UserError: what drives is no video of a person, or unreadable.
     """
-    if isinstance(path, DrivingMotion) or motion.keypoints is None or pathlib.Path(path).suffix in KEYPOINT_SUFFIXES:
+    if isinstance(path, DrivingMotion) or motion.keypoints is None or is_keypoints(path):
         raise UserError("--background driving: only a video of a person has a scene: choose another background")
     own = motion.canvas
     scale = min((height or LARGEST[0]) / own[0], (width or LARGEST[1]) / own[1], 1 if not (width or height) else np.inf)

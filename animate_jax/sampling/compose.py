@@ -31,7 +31,7 @@ BEYOND = 0.1  # sizes of the picture that the box may follow the person out of i
 
 # How the model's frame is explained, at its own size. Differences are root mean squares over a neighborhood, in levels.
 NOISE = 30.0  # between the model's frame and what it stands for
-NEITHER = 80.0  # from which it stands for neither
+NEITHER = 50.0  # from which it stands for neither
 NEIGHBORHOOD = 1.2  # pixels, standard deviation
 SURE = 3.5  # NOISE**2 / 2 by which a sure warp is preferred
 SURE_FROM, SURE_AT = 0.05, 0.4  # of the warp's own certainty

@@ -92,12 +92,10 @@ def read_motion(
     """
     check_request(fps, 0, person)
     path = pathlib.Path(path)
-    if path.is_dir() or path.suffix.lower() in KEYPOINT_SUFFIXES:
+    if is_keypoints(path):
         return _read_keypoints(path, frames, fps, person, canvas)
     rate = min(fps or math.inf, frame_rate(path))
-    if driving_kind is None:
-        with contextlib.closing(iter_frames(path, frames=frames, fps=rate)) as images:
-            driving_kind = "poses" if shows_drawn_poses(images) else "video"
+    driving_kind = driving_kind or kind_of(path, frames, rate)
     if driving_kind == "poses":
         images = iter_frames(path, frames=frames, fps=rate)
         motion = DrivingMotion(float(rate), images=np.stack([resize_lanczos(x, size or x.shape[:2]) for x in images]))
@@ -105,6 +103,27 @@ def read_motion(
         motion = _detect_motion(path, frames, rate, progress, person, detector or _detector(parts))
     log.info("%s: %s", path, "drawn poses" if driving_kind == "poses" else "a video of a person")
     return dataclasses.replace(motion, audio=extract_audio(path, len(motion) / motion.fps))
+
+
+def has_joints(
+    driving: str | pathlib.Path | DrivingMotion, driving_kind: DrivingKind | None = None, frames: int | None = None
+) -> bool:
+    """Whether it is known where the joints are in what drives: not in drawn poses. Arguments as in `read_motion`."""
+    if isinstance(driving, DrivingMotion):
+        return driving.keypoints is not None
+    return is_keypoints(driving) or (driving_kind or kind_of(driving, frames)) == "video"
+
+
+def is_keypoints(path: str | pathlib.Path) -> bool:
+    """Whether it is a file of keypoints, or a folder of such, by its name."""
+    path = pathlib.Path(path)
+    return path.is_dir() or path.suffix.lower() in KEYPOINT_SUFFIXES
+
+
+def kind_of(path: str | pathlib.Path, frames: int | None = None, fps: Number | None = None) -> DrivingKind:
+    """What a video shows in its beginning: a person, or drawn poses."""
+    with contextlib.closing(iter_frames(path, frames=frames, fps=fps)) as images:
+        return "poses" if shows_drawn_poses(images) else "video"
 
 
 def _read_keypoints(

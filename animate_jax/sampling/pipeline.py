@@ -25,7 +25,7 @@ from animate_jax.pose.detect import Detector
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.warp import LazyWarpedImages
-from animate_jax.presets import speeds
+from animate_jax.presets import composes, speeds
 from animate_jax.sampling.backgrounds import Backdrop, backdrop, paint, place
 from animate_jax.sampling.compose import Composition, Scene, read_scene
 from animate_jax.sampling.denoiser import Denoiser, StepCallback
@@ -39,6 +39,7 @@ from animate_jax.sampling.inputs import (
     draw_motion,
     drawn_parts,
     fit_motion,
+    has_joints,
     read_motion,
     warp_reference,
 )
@@ -132,7 +133,7 @@ class Pipeline(Denoiser):
         canvas: tuple[int, int] | None = None,
         driving_kind: DrivingKind | None = None,
         callback: StepCallback | None = None,
-        compose: Compose = "off",
+        compose: Compose = "auto",
         background: str | pathlib.Path = "reference",
         **overrides: Any,
     ) -> AnimationStream | list[AnimationStream]:
@@ -142,7 +143,8 @@ class Pipeline(Denoiser):
         denoised as one batch, with that many times the memory.
 
         Args:
-            reference: an image file or uint8 RGB [H, W, 3] of one person; it is cropped to the result's proportions.
+            reference: an image file or uint8 RGB [H, W, 3] of one person; it is cropped to the result's proportions,
+                except by `compose`.
             driving: a video of a person, a keypoints file, a video of drawn poses, or a `DrivingMotion`.
             frames: at most that many frames.
             fps: of the result; default: the rate the weights were trained for, else the driving video's.
@@ -154,7 +156,8 @@ class Pipeline(Denoiser):
             driving_kind: what videos show: a person ("video") or drawn poses; None detects it.
             callback: called after every evaluation, see `StepCallback`.
             compose: "off" gives what the model decodes. "on" puts the reference's own pixels where the model
-                shows them, at the reference's own size: at most 768 pixels high, or `width` and `height`.
+                shows them, at the reference's own size: at most 768 pixels high, or `width` and `height`. "auto" is
+                "on" for the small bundled model, unless drawn poses drive, and "off" for others.
             background: of composed results: "reference", "driving" (the driving video's scene, in which the character
                 takes the person's place), a color or a picture file.
             overrides: `speed` ("exact", "fast", "fastest"), and fields of `AnimationConfig`: width, height, steps,
@@ -165,7 +168,11 @@ class Pipeline(Denoiser):
         """
         check_request(fps, seed, person)
         if compose not in get_args(Compose):
-            raise UserError(f"--compose {compose}: choose on or off")
+            raise UserError(f"--compose {compose}: choose auto, on or off")
+        if compose == "auto":
+            compose = "off"
+            if composes(self.preset) and all(has_joints(motion, driving_kind, frames) for motion in as_list(driving)):
+                compose = "on"
         size = {name: overrides.pop(name, None) for name in ("width", "height")} if compose == "on" else {}
         options = self.animation_config(**overrides)
         reading = {

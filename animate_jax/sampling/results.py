@@ -24,6 +24,7 @@ from animate_jax.video.write import encode_mp4, same_file, video_writer, write_v
 
 POSES_FOLDER = "debug folder"  # what `AnimationStream.save_poses` writes, in messages
 SHEET_HEIGHT = 192  # pixels; smaller images of a contact sheet are enlarged
+SHOWN_HEIGHT = 256  # pixels; smaller videos in a notebook are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,11 @@ class Animation:
     def save_contact_sheet(self, path: str | os.PathLike, columns: int = 8) -> None:
         write_image(path, self.contact_sheet(columns, zoom_factor(self.reference)))
 
-    def show(self, zoom: int = 2, side_by_side: bool = False):
-        """Plays in a notebook, in a loop."""
+    def show(self, zoom: int | None = None, side_by_side: bool = False):
+        """Plays in a notebook, in a loop, enlarged `zoom` times: by default only what is small."""
         from IPython.display import HTML
 
+        zoom = zoom or max(1, SHOWN_HEIGHT // self.frames.shape[1])
         frames = (self.side_by_side() if side_by_side else self.frames).repeat(zoom, 1).repeat(zoom, 2)
         even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
         video = base64.b64encode(encode_mp4(even, self.fps, keyframes=len(even))).decode()

@@ -56,7 +56,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
                     speed = gr.Dropdown(list(get_args(Speed)), label="Speed")
                 with gr.Accordion("More", open=False), gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
-                    size = gr.Dropdown(list(studio.sizes), label="Size")
+                    size = gr.Dropdown(list(studio.sizes), value=studio.usual_size, label="Size")
                     background = gr.Dropdown(list(BACKGROUNDS), label="Background, at the picture's own size")
                     align = gr.Dropdown(list(get_args(AlignMethod)), value="bones", label="Fit the motion by")
                     person = gr.Dropdown(["largest", "center", "1", "2", "3"], label="Person in the video")

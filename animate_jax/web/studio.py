@@ -30,6 +30,7 @@ from animate_jax.errors import UserError
 from animate_jax.pose.detect import Detector
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.files import KEYPOINT_SUFFIXES
+from animate_jax.presets import composes
 from animate_jax.sampling.compose import read_scene
 from animate_jax.sampling.inputs import crop_reference, draw_motion, drawn_parts, fit_motion
 from animate_jax.sampling.pipeline import Pipeline
@@ -132,6 +133,7 @@ class Studio:
         self.store = FileStore(folder, visitor_limits.megabytes * 1_000_000, KEEP_FILES)
         model = pipeline.preset.frames
         self.sizes = size_choices(pipeline.preset) | {PICTURE_SIZE: (model.width, model.height)}
+        self.usual_size = PICTURE_SIZE if composes(pipeline.preset) else next(iter(self.sizes))
         self.device_lock = threading.Lock()
         self.running: dict[str, Progress] = {}  # session -> its video
         self.session_files: dict[str, set[pathlib.Path]] = {}  # used or made by the session

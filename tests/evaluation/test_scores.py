@@ -9,12 +9,13 @@ import scipy.ndimage
 
 from animate_jax.evaluation import scores
 from animate_jax.evaluation.image_quality import psnr, ssim
-from animate_jax.evaluation.scores import Networks, flicker, frame_scores, measure
+from animate_jax.evaluation.scores import Networks, color_drift, flicker, frame_scores, measure
 from animate_jax.perceptual import lpips
 from animate_jax.pose.keypoints import Keypoints
 
 pytestmark = pytest.mark.compiles
 
+DRIFTS = "background_drift", "person_drift"
 FRAMES = 18  # more than go through in one pass
 
 
@@ -79,6 +80,24 @@ def test_worse_videos_score_worse(truth, boxes, alex):
             assert values == sorted(values) and values[-1] > values[0], (kind, name, values)
 
 
+def test_colors_that_wander_are_measured_where_they_wander(truth):
+    masks = np.zeros(truth.shape[:3], np.uint8)
+    for frame in range(FRAMES):
+        masks[frame, 10:30, 4 + frame : 14 + frame] = 1
+    assert color_drift(truth, masks) == pytest.approx((0, 0), abs=1e-6)
+    fading = truth.astype(float)
+    fading[..., 0] -= np.where(masks, 0, 0.6 * np.arange(FRAMES)[:, None, None])
+    fading[..., 2] += np.where(masks, 3 * np.arange(FRAMES)[:, None, None], 0)
+    fading = np.round(fading).clip(0, 255).astype(np.uint8)
+    assert color_drift(fading, masks) == pytest.approx((20, 100), rel=0.03)
+    assert color_drift(fading[::3], masks[::3], step=3) == pytest.approx((20, 100), rel=0.06)
+    masks[3] = 0  # a frame without a person
+    assert color_drift(fading, masks)[1] == pytest.approx(100, rel=0.03)
+    assert np.isnan(color_drift(fading, np.zeros_like(masks))[1])
+    assert np.isnan(color_drift(fading, np.ones_like(masks))[0])
+    assert np.isnan(color_drift(fading[:1], masks[:1])).all()
+
+
 def test_flicker_is_what_changes_where_nothing_should(truth):
     assert flicker(truth, truth) == 0
     brightness = truth.copy()
@@ -113,4 +132,10 @@ def test_measure_asks_every_network(truth, boxes, monkeypatch):
     assert seen["videos"] == (1, 16, 20, 10 + FRAMES - 1, 3)  # one box around all
     assert seen["frames"] == (FRAMES, 56, 32, 3)
     assert got.scores["found"] == 1 and "psnr" in got.scores
-    assert set(measure(truth, truth, masks, found, Networks()).scores) == {"found", "pck_10", "pck_20", "flicker"}
+    assert set(measure(truth, truth, masks, found, Networks()).scores) == {
+        "found",
+        "pck_10",
+        "pck_20",
+        "flicker",
+        *DRIFTS,
+    }

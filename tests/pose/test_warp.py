@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.warp import LIMBS, PARTS, TORSO, capsules, warp, warp_field, without_person
+from animate_jax.pose.warp import LIMBS, PARTS, TORSO, capsules, diffused, warp, warp_field, without_person
 
 SIZE = 128, 96
 # A person who stands and spreads the arms a little, in pixels.
@@ -175,6 +175,20 @@ def test_what_lies_behind_the_person_comes_from_around_it():
     np.testing.assert_array_equal(made[:, :15], wall[:, :15])
     large = [cv2.resize(x, None, fx=4, fy=4) for x in (picture, mask)]
     assert np.abs(without_person(*large)[2::4, 2::4].astype(int) - wall).max() < 60
+
+
+def test_large_holes_are_filled_without_edges():
+    picture = np.full((96, 96, 3), 20, np.uint8)
+    picture[:, 48:] = 220
+    hole = np.zeros((96, 96), np.uint8)
+    hole[16:80, 16:80] = 255
+    made = diffused(picture, hole)
+    np.testing.assert_array_equal(made[hole == 0], picture[hole == 0])
+    assert 20 <= made.min() and made.max() <= 220.001
+    inner = made[24:72, 24:72, 0]
+    assert max(np.abs(np.diff(inner, axis=axis)).max() for axis in (0, 1)) < 20  # of the 200 between the two sides
+    assert inner[:, 0].max() < 70 and inner[:, -1].min() > 170
+    np.testing.assert_allclose(diffused(np.full((40, 30, 3), 7, np.uint8), hole[:40, :30]), 7, atol=1e-3)
 
 
 def test_nobody_shows_the_background(picture):

@@ -19,6 +19,7 @@ from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.warp import warp
 from animate_jax.sampling import compose as compose_module
 from animate_jax.sampling import inputs as module
+from animate_jax.sampling import pipeline as pipeline_module
 from animate_jax.sampling.compose import read_scene
 from animate_jax.sampling.inputs import DrivingMotion, crop_reference, draw_motion, fit_motion
 from animate_jax.sampling.pipeline import Pipeline
@@ -468,6 +469,18 @@ def test_composed_results_have_the_pictures_own_size_and_pixels(copying, anybody
 def test_what_is_not_composed_is_what_the_model_decodes(pipeline, anybody, picture):
     usual = pipeline(picture, walk(), progress=False)
     np.testing.assert_array_equal(pipeline(picture, walk(), progress=False, compose="off").frames, usual.frames)
+
+
+def test_only_where_joints_are_known_are_results_composed_unasked(copying, anybody, monkeypatch, tmp_path):
+    monkeypatch.setattr(compose_module, "segment", lambda picture, person: None)
+    picture, drawn = large_picture(), DrivingMotion(10.0, images=np.zeros((2, 64, 48, 3), np.uint8))
+    write_poses(tmp_path / "poses.npz", walk(2).keypoints, walk(2).canvas)
+    write_video(tmp_path / "drawn.mp4", drawn.images, 10)
+    for small, sizes in ((True, (320, 64, 320, 64)), (False, (64, 64, 64, 64))):
+        monkeypatch.setattr(pipeline_module, "composes", lambda preset, small=small: small)
+        for motion, height in zip((walk(2), drawn, tmp_path / "poses.npz", tmp_path / "drawn.mp4"), sizes, strict=True):
+            made = copying(picture, motion, progress=False, driving_kind="poses" if height == 64 else None)
+            assert made.frames.shape[1] == height
 
 
 def test_several_composed_results_before_other_backgrounds(copying, anybody, monkeypatch):

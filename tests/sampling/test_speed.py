@@ -10,7 +10,7 @@ import pytest
 
 from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model, merge_model
-from animate_jax.presets import presets, speeds
+from animate_jax.presets import composes, presets, speeds
 from animate_jax.sampling import denoiser
 from animate_jax.sampling.pipeline import Pipeline
 
@@ -146,6 +146,10 @@ def test_8_bit_products_of_the_bundled_model_can_be_traced():
 
     sides = (1, 128, 96, 3), (1, 64, 64, 3), (1, 1)
     assert jax.eval_shape(step, shapes, *(jax.ShapeDtypeStruct(side, jnp.float32) for side in sides)).shape[-1] == 48
+
+
+def test_only_the_small_model_composes_unasked():
+    assert [name for name, preset in presets().items() if composes(preset)] == ["tiny"]
 
 
 def test_speeds(pipeline, micro):
