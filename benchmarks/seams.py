@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from animate_jax.diffusion.windowed import step_windows
+from animate_jax.diffusion.sampling_loop import step_windows
 from animate_jax.evaluation.clips import from_renderer
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.sampling.pipeline import Pipeline
@@ -34,7 +34,7 @@ class Arguments:
 
 def borders(pipeline: Pipeline, frames: int, options) -> list[int]:
     """Frames that a window of the last step begins with, or that come after its end."""
-    windows, _ = step_windows(frames, pipeline.schedule, options)[-1]
+    windows = step_windows(frames, options)[-1]
     return sorted({edge for window in windows for edge in (window[0], window[-1] + 1)} - {0, frames})
 
 

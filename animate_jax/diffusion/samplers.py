@@ -3,6 +3,9 @@
 A sampler is called as `sampler(predict, x, schedule, steps, keys)`, where `predict(x, t)` returns the UNet's
 prediction at timestep t. x is in host memory: NumPy in, NumPy out. All are deterministic but `euler_ancestral`, the
 only one to use `keys`, one per video. The numerics are those of diffusers' schedulers of the same names.
+
+A new sampler is a function here that calls `predict` once per step, its row in `SAMPLERS`, and its name in
+`config.SamplerName`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from animate_jax.config import SamplerName
 from animate_jax.diffusion.noise import per_frame_normal
 from animate_jax.diffusion.schedule import FloatArray, Schedule
 from animate_jax.errors import UserError
@@ -177,11 +181,10 @@ def predict_x0(prediction: FloatArray, x: FloatArray, schedule: Schedule, alpha:
     return (x - float(sigma) * prediction) / float(alpha)
 
 
-SAMPLERS: dict[str, Sampler] = {
+SAMPLERS: dict[SamplerName, Sampler] = {
     "ddim": ddim,
     "dpm_solver": dpm_solver,
     "unipc": unipc,
     "euler": euler,
     "euler_ancestral": euler_ancestral,
 }
-MULTISTEP = ("dpm_solver", "unipc")  # `timesteps` with extra = 1

@@ -1,7 +1,7 @@
 """The device side of sampling: a model's parameters and its compiled functions.
 
 One evaluation passes through five layers: a sampler calls `predict(x, t)` for the whole video (`diffusion.samplers`),
-`diffusion.windowed` calls `predict_windows(x, t, frames)` for a few windows, `Denoiser.sample` adds their poses,
+`diffusion.sampling_loop` calls `predict_windows(x, t, frames)` for a few windows, `Denoiser.sample` adds their poses,
 `Denoiser.build_unet` caches deep features between steps, and `_run_unet` is the compiled `AnimateAnyone.denoise`.
 """
 
@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from animate_jax.config import AnimationConfig, Preset
 from animate_jax.diffusion.noise import initial_noise
+from animate_jax.diffusion.sampling_loop import Latents, num_function_evaluations, sample_windowed
 from animate_jax.diffusion.schedule import make_schedule
-from animate_jax.diffusion.windowed import Latents, num_function_evaluations, sample_windowed
 from animate_jax.images import Image, Images, to_signed, to_uint8, to_unit
 from animate_jax.models.guidance_pairs import is_paired, pair, unpair
 from animate_jax.models.kernels.int8 import quantize_int8
@@ -169,7 +169,7 @@ class Denoiser:
             return prediction
 
         run_unet = self.build_unet(conditioning, options)
-        total, done = num_function_evaluations(frames, self.schedule, options, windows_per_call), itertools.count(1)
+        total, done = num_function_evaluations(frames, options, windows_per_call), itertools.count(1)
         with tqdm(total=total, desc="denoising", unit="step", dynamic_ncols=True, disable=not progress) as bar:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, ANCESTRAL_NOISE)
             return sample_windowed(predict, noise, self.schedule, options, bar.update, keys, windows_per_call)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from animate_jax.checkpoints import checkpoint, hub
 from animate_jax.config import AnimationConfig, Compose, DType, Preset, Speed
-from animate_jax.diffusion.windowed import Latents
+from animate_jax.diffusion.sampling_loop import Latents
 from animate_jax.errors import UserError
 from animate_jax.images import Image, Images
 from animate_jax.models.params import abstract_model

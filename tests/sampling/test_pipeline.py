@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from animate_jax.diffusion.windowed import num_function_evaluations
+from animate_jax.diffusion.sampling_loop import num_function_evaluations
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.files import write_poses
@@ -106,9 +106,7 @@ def test_videos_of_any_length_are_made_window_by_window(frames, guidance, pipeli
     options = pipeline.animation_config(guidance=guidance)
     animation = pipeline(picture, walk(frames), guidance=guidance, progress=False)
     assert len(animation.frames) == frames
-    assert calls == [(1 + (guidance > 1), min(frames, 4), 16, 12, 4)] * num_function_evaluations(
-        frames, pipeline.schedule, options
-    )
+    assert calls == [(1 + (guidance > 1), min(frames, 4), 16, 12, 4)] * num_function_evaluations(frames, options)
 
 
 def test_every_window_gets_its_own_poses(pipeline, anybody, picture):

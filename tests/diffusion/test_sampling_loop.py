@@ -10,8 +10,8 @@ import pytest
 from animate_jax.config import SamplingConfig, ScheduleConfig
 from animate_jax.diffusion.noise import initial_noise
 from animate_jax.diffusion.samplers import SAMPLERS
+from animate_jax.diffusion.sampling_loop import num_function_evaluations, sample_windowed
 from animate_jax.diffusion.schedule import make_schedule
-from animate_jax.diffusion.windowed import num_function_evaluations, sample_windowed
 from animate_jax.diffusion.windows import windows
 from animate_jax.errors import UserError
 
@@ -62,7 +62,7 @@ def test_every_window_is_denoised_once_per_step(frames, closed_loop):
     )
     expected = [(t, chunk) for t in (999, 799, 599, 399, 199) for chunk in windows(frames, 4, 2, closed_loop)]
     assert seen == expected
-    assert len(progress) == len(seen) == num_function_evaluations(frames, schedule, options)
+    assert len(progress) == len(seen) == num_function_evaluations(frames, options)
     assert result.shape == (1, frames, 2, 2, 1)
 
 
@@ -135,7 +135,7 @@ def test_windows_denoised_together_are_the_same(together):
     np.testing.assert_allclose(several, alone, rtol=1e-6)
     number = len(windows(7, options.window, options.overlap))
     assert number % together and calls == 2 * number * [(1, 4)] + 2 * -(-number // together) * [(together, 4)]
-    assert num_function_evaluations(7, schedule, options, together) == 2 * -(-number // together)
+    assert num_function_evaluations(7, options, together) == 2 * -(-number // together)
 
 
 @pytest.mark.parametrize("scale, expected", [(1.5, 1 + 1.5 * 2), (4.0, 1 + 4.0 * 2)])
@@ -161,6 +161,23 @@ def test_without_guidance_only_the_conditional_half_is_computed(scale):
         return x
 
     sample_windowed(denoise, NOISE, schedule, dataclasses.replace(OPTIONS, guidance=scale))
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_is_guided_at_the_timesteps_that_it_visits(sampler, spacing):
+    schedule, rows = make_schedule(ScheduleConfig(prediction="x0", timestep_spacing=spacing)), []
+    options = dataclasses.replace(
+        OPTIONS, sampler=sampler, steps=4, guidance=2.0, guidance_interval=(0.6, 0.85), window=7
+    )
+
+    def denoise(x, t, frames):
+        rows.append((int(t[0, 0]), x.shape[0]))
+        return x
+
+    sample_windowed(denoise, NOISE, schedule, options)
+    assert [count for _, count in rows] == [1 + (0.6 <= t / 999 <= 0.85) for t, _ in rows]
+    assert len({t for t, _ in rows}) == num_function_evaluations(SHAPE[1], options) == 4
 
 
 def test_guidance_is_limited_to_its_interval():
@@ -200,7 +217,7 @@ def test_every_sampler_denoises_long_guided_videos(sampler):
 
     result = sample_windowed(denoise, NOISE, schedule, options, lambda: calls.append(1))
     np.testing.assert_allclose(result, CLEAN, atol=1e-5)
-    assert len(calls) == num_function_evaluations(SHAPE[1], schedule, options)
+    assert len(calls) == num_function_evaluations(SHAPE[1], options)
 
 
 @pytest.mark.parametrize("field", [{"steps": 0}, {"overlap": 4}])

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from animate_jax.config import SamplingConfig
 from animate_jax.diffusion.guidance import apply_guidance
-from animate_jax.diffusion.samplers import MULTISTEP, SAMPLERS, timesteps
+from animate_jax.diffusion.samplers import SAMPLERS
 from animate_jax.diffusion.schedule import FloatArray, Schedule
 from animate_jax.diffusion.windows import blend, windows
 from animate_jax.models.guidance_pairs import pair, unpair
@@ -53,10 +53,11 @@ def sample_windowed(
         UserError: impossible steps or windows.
     """
     frames = noise.shape[1]
-    plan = iter(step_windows(frames, schedule, options))
+    last, (low, high) = schedule.config.train_steps - 1, options.guidance_interval
+    steps = iter(step_windows(frames, options))
 
     def predict(x: FloatArray, t: np.integer) -> Latents:
-        chunks, guided = next(plan)
+        chunks, guided = next(steps), options.guidance > 1 and low <= t / last <= high
 
         def predictions() -> Iterator[Float[np.ndarray, "r n h w c"]]:
             for start in range(0, len(chunks), windows_per_call):
@@ -79,22 +80,14 @@ def sample_windowed(
     return np.asarray(SAMPLERS[options.sampler](predict, noise, schedule, options.steps, keys))
 
 
-def step_windows(frames: int, schedule: Schedule, options: SamplingConfig) -> list[tuple[list[list[int]], bool]]:
-    """For every step: its windows, and whether it is guided."""
-    last, (low, high) = schedule.config.train_steps - 1, options.guidance_interval
-    visited = timesteps(options.steps, schedule, extra=int(options.sampler in MULTISTEP))
+def step_windows(frames: int, options: SamplingConfig) -> list[list[list[int]]]:
+    """The windows of every step."""
     stride = options.window - options.overlap
-    plan = []
-    for step, t in enumerate(visited):
-        # Multiples of the golden ratio: evenly spread positions after any number of steps.
-        shift = round(step * 0.618 * stride) if options.shift_windows else 0
-        placed = windows(frames, options.window, options.overlap, options.closed_loop, shift)
-        plan.append((placed, bool(options.guidance > 1 and low <= t / last <= high)))
-    return plan
+    # Multiples of the golden ratio: evenly spread positions after any number of steps.
+    shifts = [round(step * 0.618 * stride) if options.shift_windows else 0 for step in range(options.steps)]
+    return [windows(frames, options.window, options.overlap, options.closed_loop, shift) for shift in shifts]
 
 
-def num_function_evaluations(
-    frames: int, schedule: Schedule, options: SamplingConfig, windows_per_call: int = 1
-) -> int:
+def num_function_evaluations(frames: int, options: SamplingConfig, windows_per_call: int = 1) -> int:
     """How often `sample_windowed` will call `predict_windows`: the length of a progress bar."""
-    return sum(math.ceil(len(chunks) / windows_per_call) for chunks, _ in step_windows(frames, schedule, options))
+    return sum(math.ceil(len(chunks) / windows_per_call) for chunks in step_windows(frames, options))
