@@ -19,13 +19,13 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import tyro
 
+from animate_jax.config import FamilyName, PublishedName
 from animate_jax.errors import UserError, exit_status
 from animate_jax.torch_weights.exporting import Format, export_checkpoint
-from animate_jax.torch_weights.families import FAMILIES, FamilyName, Files, find_files
+from animate_jax.torch_weights.families import FAMILIES, Files, find_files
 from animate_jax.torch_weights.fetching import fetch
 from animate_jax.torch_weights.importing import choose_preset, import_checkpoint
 from animate_jax.torch_weights.inspect import inspect
-from animate_jax.torch_weights.published import PublishedName
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,13 +4,17 @@
 MusePose (`pose/script/util.py`) pixel for pixel, which is why OpenCV draws them. `paper` is `moore` without
 the face (Hu et al. 2023 draw body and hands). `tiny` is made for images around 128 pixels high:
 anti-aliased limbs, no hands, no face.
+
+A new style is a row of `STYLES`, and its name in `config.PoseStyle`.
 """
 
 from __future__ import annotations
 
 import colorsys
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -42,8 +46,17 @@ FACE_RADIUS = 3
 TINY_RADIUS = 1.6 / 128  # of a limb, in picture heights
 
 
+Image = UInt8[np.ndarray, "height width 3"]
+
+
 @dataclasses.dataclass(frozen=True)
-class _Style:
+class Style:
+    draw: Callable[[Image, Keypoints], None] | None  # draws one frame in place; None draws nothing
+    parts: tuple[str, ...] = ()  # the keypoints that it draws besides the body
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpenPose:
     """Where the PyTorch implementations differ; widths are pixels, None grows with the limb's length."""
 
     limb_width: int | None  # half the width of a limb
@@ -51,19 +64,6 @@ class _Style:
     hand_radius: int
     face: bool
     bgr: bool = False  # red and blue are swapped
-
-
-STYLES: dict[PoseStyle, _Style] = {
-    "paper": _Style(limb_width=4, finger_width=2, hand_radius=4, face=False),
-    "moore": _Style(limb_width=4, finger_width=2, hand_radius=4, face=True),
-    "musepose": _Style(limb_width=None, finger_width=None, hand_radius=3, face=False, bgr=True),
-}
-# What is drawn besides the body.
-PARTS: dict[PoseStyle, tuple[str, ...]] = {
-    "none": (),
-    "tiny": (),
-    **{style: ("hands", "face") if options.face else ("hands",) for style, options in STYLES.items()},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +87,6 @@ def draw(
 ) -> UInt8[np.ndarray, "*frames height width 3"]:
     """Draws every frame as an RGB image on black; missing points and their limbs are left out.
 
-    The style "none" draws nothing.
-
     Raises:
         UserError: a point that is not missing has a position that is not finite.
     """
@@ -102,18 +100,14 @@ def draw(
             )
     keypoints = keypoints.bounded()
     frames = keypoints.body.shape[:-2]
-    pictures = np.zeros((*frames, height, width, 3), np.uint8)
-    for index in np.ndindex(frames):
-        if style == "none":
-            continue
-        if style == "tiny":
-            _draw_tiny(pictures[index], keypoints[index])
-        else:
-            _draw_openpose(pictures[index], keypoints[index], STYLES[style])
-    return pictures
+    images = np.zeros((*frames, height, width, 3), np.uint8)
+    if draw_frame := STYLES[style].draw:
+        for index in np.ndindex(frames):
+            draw_frame(images[index], keypoints[index])
+    return images
 
 
-def _draw_openpose(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints, style: _Style) -> None:
+def _draw_openpose(canvas: Image, pose: Keypoints, options: _OpenPose) -> None:
     """Draws in place. Positions are truncated, not rounded, to whole pixels, as the PyTorch implementations do."""
     height, width, _ = canvas.shape
     body = pose.body.astype(np.float64) * (width, height)
@@ -124,7 +118,7 @@ def _draw_openpose(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints,
         x, y = (body[start] + body[end]) / 2
         dx, dy = body[start] - body[end]
         length = (dx**2 + dy**2) ** 0.5
-        axes = int(length / 2), style.limb_width or _line_width(length)
+        axes = int(length / 2), options.limb_width or _line_width(length)
         ellipse = cv2.ellipse2Poly((int(x), int(y)), axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1)
         cv2.fillConvexPoly(canvas, np.asarray(ellipse), color)
     canvas[:] = canvas * LIMB_SHADE
@@ -135,15 +129,15 @@ def _draw_openpose(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints,
         points, inside = _drawable_pixels(points, confidence, canvas)
         for (start, end), color in zip(FINGERS, FINGER_COLORS, strict=True):
             if inside[start] and inside[end]:
-                thickness = style.finger_width or _line_width(math.dist(points[start], points[end]))
+                thickness = options.finger_width or _line_width(math.dist(points[start], points[end]))
                 cv2.line(canvas, points[start].tolist(), points[end].tolist(), color, thickness)
         for point in points[inside].tolist():
-            cv2.circle(canvas, point, style.hand_radius, (0, 0, 255), cv2.FILLED)
-    if style.face:
+            cv2.circle(canvas, point, options.hand_radius, (0, 0, 255), cv2.FILLED)
+    if options.face:
         points, inside = _drawable_pixels(pose.face, pose.face_confidence, canvas)
         for point in points[inside].tolist():
             cv2.circle(canvas, point, FACE_RADIUS, (255, 255, 255), cv2.FILLED)
-    if style.bgr:
+    if options.bgr:
         canvas[:] = canvas[..., ::-1].copy()
 
 
@@ -159,7 +153,7 @@ def _line_width(length: float) -> int:
     return 1 + int(np.searchsorted((5, 10, 20, 40, 80, 160, 320), length, side="right"))
 
 
-def _draw_tiny(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints) -> None:
+def _draw_tiny(canvas: Image, pose: Keypoints) -> None:
     """Draws limbs as anti-aliased capsules, later ones over earlier ones; in place."""
     height, width, _ = canvas.shape
     size = np.array((width, height), np.float32)
@@ -180,3 +174,18 @@ def _draw_tiny(canvas: UInt8[np.ndarray, "height width 3"], pose: Keypoints) -> 
         coverage = np.clip(radius + np.float32(0.5) - np.sqrt(across * across + down * down), 0, 1)[..., None]
         box = canvas[top:bottom, left:right]
         box[:] = box + coverage * (COLORS_ARRAY[limb] - box) + np.float32(0.5)
+
+
+def _openpose(**options) -> Style:
+    options = _OpenPose(**options)
+    parts = ("hands", "face") if options.face else ("hands",)
+    return Style(functools.partial(_draw_openpose, options=options), parts)
+
+
+STYLES: dict[PoseStyle, Style] = {
+    "none": Style(draw=None),
+    "tiny": Style(_draw_tiny),
+    "paper": _openpose(limb_width=4, finger_width=2, hand_radius=4, face=False),
+    "moore": _openpose(limb_width=4, finger_width=2, hand_radius=4, face=True),
+    "musepose": _openpose(limb_width=None, finger_width=None, hand_radius=3, face=False, bgr=True),
+}

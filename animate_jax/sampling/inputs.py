@@ -21,7 +21,7 @@ from animate_jax.errors import UserError
 from animate_jax.images import Image, Images, resize_lanczos
 from animate_jax.pose.align import AlignMethod, align_motion, crop_box, keep_inside
 from animate_jax.pose.detect import Detector, detect, require_person, segment
-from animate_jax.pose.draw import PARTS, LazyPoseImages
+from animate_jax.pose.draw import STYLES, LazyPoseImages
 from animate_jax.pose.files import KEYPOINT_SUFFIXES, read_poses
 from animate_jax.pose.inspect import shows_drawn_poses, warn, warn_of_fit, warn_of_gaps
 from animate_jax.pose.keypoints import Keypoints
@@ -191,7 +191,7 @@ def crop_around(image: Image, keypoints: Keypoints, size: tuple[int, int]) -> tu
 
 def drawn_parts(options: AnimationConfig) -> tuple[str, ...]:
     """Of "hands" and "face", those that the pose style draws and that are not switched off."""
-    return tuple(part for part in PARTS[options.pose_style] if part not in _switched_off(options))
+    return tuple(part for part in STYLES[options.pose_style].parts if part not in _switched_off(options))
 
 
 def _switched_off(options: AnimationConfig) -> list[str]:

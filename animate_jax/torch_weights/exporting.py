@@ -17,13 +17,13 @@ from tqdm import tqdm
 from animate_jax.atomic import atomic_folder, check_folder
 from animate_jax.checkpoints import checkpoint
 from animate_jax.checkpoints.batches import group_by_bytes, nbytes
-from animate_jax.config import ModelConfig
+from animate_jax.config import FamilyName, ModelConfig
 from animate_jax.errors import UserError
 from animate_jax.models.embeddings import frame_positions
 from animate_jax.storage import Address, Folder
 from animate_jax.torch_weights import names
 from animate_jax.torch_weights.convert import to_torch
-from animate_jax.torch_weights.families import FAMILIES, FamilyName
+from animate_jax.torch_weights.families import FAMILIES
 from animate_jax.torch_weights.fetching import find_checkpoint
 
 Format = Literal["pth", "safetensors"]

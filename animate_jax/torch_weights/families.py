@@ -1,6 +1,7 @@
 """The families of PyTorch files: the preset of their checkpoints, and the files of their parts.
 
-A new family is a name in `FamilyName` and an entry of `FAMILIES`.
+A new family is a row of `FAMILIES`, its name in `config.FamilyName`, and its preset in `presets`; files with keys of a
+new layout also need it in `key_layouts`.
 """
 
 from __future__ import annotations
@@ -8,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Literal
 
 from animate_jax.checkpoints import hub
+from animate_jax.config import FamilyName
 from animate_jax.errors import UserError
 from animate_jax.torch_weights.key_layouts import PARTS, UNETS
 from animate_jax.torch_weights.read import SUFFIXES, weights_in_folder
 
-FamilyName = Literal["sd15", "moore", "musepose", "novita"]
 Files = dict[str, str | pathlib.Path]  # part -> file or folder, here or on the hub
 
 

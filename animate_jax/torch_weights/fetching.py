@@ -11,12 +11,13 @@ from typing import cast
 
 from animate_jax.atomic import atomic_file
 from animate_jax.checkpoints import checkpoint, hub
+from animate_jax.config import PublishedName
 from animate_jax.errors import UserError
 from animate_jax.presets import find_preset
 from animate_jax.storage import Address, Folder, home
 from animate_jax.torch_weights.families import Files
 from animate_jax.torch_weights.importing import import_checkpoint
-from animate_jax.torch_weights.published import PUBLISHED, Published, PublishedFile, PublishedName
+from animate_jax.torch_weights.published import PUBLISHED, Published, PublishedFile
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "assets" / "tiny"
 SPARE = 1 << 28  # bytes that a disk should have left

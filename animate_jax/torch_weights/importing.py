@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.checkpoints.batches import group_by_bytes, nbytes
-from animate_jax.config import Preset
+from animate_jax.config import FamilyName, Preset
 from animate_jax.errors import UserError, reading
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.presets import find_preset
 from animate_jax.storage import Address, Folder, to_path
 from animate_jax.torch_weights import key_layouts
 from animate_jax.torch_weights.convert import from_torch, match_keys
-from animate_jax.torch_weights.families import FAMILIES, FamilyName, Files
+from animate_jax.torch_weights.families import FAMILIES, Files
 from animate_jax.torch_weights.read import find_file, read_state_dict
 from animate_jax.torch_weights.tensor import StateDict, Tensor
 

@@ -3,15 +3,16 @@
 Nothing here was downloaded when it was written. Revisions, sizes and SHA-256 are those that the hub's pages of these
 repositories showed; sizes of three digits are as they were shown there, and a file without SHA-256 had none that could
 be read on a page of its own repository. A revision is a commit, so what it names cannot change.
+
+New weights are a row of `PUBLISHED`, and their name in `config.PublishedName`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
-PublishedName = Literal["moore", "musepose", "novita", "sd15", "animatediff"]
+from animate_jax.config import PublishedName
 
 
 @dataclasses.dataclass(frozen=True)

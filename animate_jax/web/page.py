@@ -13,7 +13,7 @@ from animate_jax.config import Speed, Switch
 from animate_jax.errors import UserError
 from animate_jax.pose.align import AlignMethod
 from animate_jax.pose.detect import Detector
-from animate_jax.pose.draw import PARTS
+from animate_jax.pose.draw import STYLES
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.web.studio import BACKGROUNDS, Request, Studio, VisitorLimits
@@ -33,7 +33,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
     import gradio as gr
 
     default, most = studio.pipeline.preset.sampling, studio.limits
-    parts = PARTS[studio.pipeline.preset.frames.pose_style]
+    parts = STYLES[studio.pipeline.preset.frames.pose_style].parts
     device = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
     with gr.Blocks(title="animate_jax", analytics_enabled=False) as blocks:
         blocks.unload(_end_session(studio))

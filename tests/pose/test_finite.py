@@ -73,7 +73,7 @@ def test_alignments(method):
             warnings.simplefilter("error")
             result = align_motion(odd(random, int(random.integers(1, 6))), canvas, odd(random), other, method)
             assert finite(result), seed
-            draw(result, 64, 48, str(random.choice([*STYLES, "tiny"])))
+            draw(result, 64, 48, str(random.choice([*STYLES])))
 
 
 def test_smoothing_tracking_and_cutting():
@@ -114,7 +114,7 @@ def test_bounded_leaves_what_is_in_order():
         assert getattr(clip.bounded(), name).dtype == np.float32
 
 
-@pytest.mark.parametrize("style", [*STYLES, "tiny"])
+@pytest.mark.parametrize("style", STYLES)
 def test_points_that_are_nowhere_are_not_drawn_in_silence(style):
     clip = pose(STANDING[None])
     clip.body[0, 3] = np.nan
@@ -124,7 +124,7 @@ def test_points_that_are_nowhere_are_not_drawn_in_silence(style):
     draw(clip, 64, 48, style)
 
 
-@pytest.mark.parametrize("style", [*STYLES, "tiny"])
+@pytest.mark.parametrize("style", STYLES)
 def test_points_without_measure_are_drawn_at_once(style):
     clip = pose(STANDING[None])
     clip.body[0, ::2] = 3e38

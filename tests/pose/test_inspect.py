@@ -11,7 +11,7 @@ import pytest
 
 from animate_jax.errors import InputWarning
 from animate_jax.pose.detect import detect
-from animate_jax.pose.draw import PARTS, draw
+from animate_jax.pose.draw import STYLES, draw
 from animate_jax.pose.inspect import is_drawn, shows_drawn_poses, warn_of_fit, warn_of_gaps
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.images import read_image
@@ -22,7 +22,7 @@ from tests.conftest import STANDING
 pytestmark = pytest.mark.compiles
 
 ASTRONAUT = Path(__file__).parents[1] / "data" / "astronaut.jpg"
-STYLES = [("tiny", 128, 96), ("paper", 768, 512), ("moore", 784, 512), ("moore", 256, 256), ("musepose", 512, 512)]
+CASES = [("tiny", 128, 96), ("paper", 768, 512), ("moore", 784, 512), ("moore", 256, 256), ("musepose", 512, 512)]
 
 
 def standing(frames=3) -> Keypoints:
@@ -64,13 +64,13 @@ def before_black(saturation: float):
     return np.stack([np.roll(wide, 2 * step, 1) for step in range(4)])
 
 
-@pytest.mark.parametrize("style, height, width", STYLES)
+@pytest.mark.parametrize("style, height, width", CASES)
 def test_drawn_poses_are_recognized_after_compression(style, height, width, tmp_path):
     write_video(tmp_path / "poses.mp4", draw(standing(), height, width, style), 10)
     assert shows_drawn_poses(iter_frames(tmp_path / "poses.mp4"))
 
 
-@pytest.mark.parametrize("style, height, width", STYLES)
+@pytest.mark.parametrize("style, height, width", CASES)
 def test_so_are_upper_bodies(style, height, width, tmp_path):
     poses = without(standing(), "body", np.s_[:, 8:14])
     write_video(tmp_path / "poses.mp4", draw(poses, height, width, style), 10)
@@ -146,10 +146,10 @@ def told(work) -> list[str]:
 
 @pytest.mark.parametrize("style", ["paper", "moore", "musepose", "tiny", "none"])
 def test_nothing_is_told_of_what_is_in_order(style):
-    assert told(lambda: warn_of_fit(standing(), PARTS[style], standing(1)[0])) == []
+    assert told(lambda: warn_of_fit(standing(), STYLES[style].parts, standing(1)[0])) == []
     assert told(lambda: warn_of_gaps("dance.mp4", standing())) == []
     nobody = Keypoints.empty(3)
-    assert told(lambda: warn_of_fit(nobody, PARTS[style], standing(1)[0])) == []
+    assert told(lambda: warn_of_fit(nobody, STYLES[style].parts, standing(1)[0])) == []
 
 
 @pytest.mark.parametrize("outside, share", [(0, None), (2, None), (3, "6%"), (54, "100%")])
@@ -191,10 +191,10 @@ def test_hands_and_faces_that_weights_want(style, gone, line):
     clip = standing()
     for part in gone:
         clip = without(clip, part, np.s_[1:])
-    assert told(lambda: warn_of_fit(clip, PARTS[style], standing(1)[0])) == []  # one frame shows them
+    assert told(lambda: warn_of_fit(clip, STYLES[style].parts, standing(1)[0])) == []  # one frame shows them
     for part in gone:
         clip = without(clip, part, np.s_[:])
-    lines = told(lambda: warn_of_fit(clip, PARTS[style], standing(1)[0]))
+    lines = told(lambda: warn_of_fit(clip, STYLES[style].parts, standing(1)[0]))
     assert [each.startswith(line) and "--dwpose FOLDER" in each for each in lines] == [True] * bool(line)
 
 

@@ -1,6 +1,8 @@
 """The paper's benchmarks, from their official layouts: which videos there are, and which are for testing.
 
 Every video stays whole and uncropped: the metrics are taken over all of its frames.
+
+A new data set is a row of `PUBLIC_DATASETS`; one that is also a benchmark has a row in `evaluation.protocols`, too.
 """
 
 from __future__ import annotations
