@@ -262,6 +262,17 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters, trained in place of the weights (LoRA, Hu et al. 2021); names as in peft."""
+
+    rank: int = 0  # of every adapter; 0: none, the weights themselves are trained
+    alpha: float | None = None  # adapters are added alpha / rank times; default: the rank
+    # Regular expression on whole paths of the UNets' linear layers. Default: the attention of the denoising UNet's
+    # spatial layers, without the queries and keys for the single CLIP token, which have no effect.
+    target_modules: str = r"denoising_unet\..*\.attentions\..*\.(attn1\.to_q|attn1\.to_k|to_v|to_out\.0)"
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """The device mesh: `data` takes the devices that these two leave (and spans several TPU slices)."""
 
@@ -338,6 +349,7 @@ class TrainConfig:
     seed: int = 0
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
     loss: DiffusionLossConfig = DiffusionLossConfig()
     vae_loss: VAELossConfig = VAELossConfig()

@@ -61,6 +61,7 @@ ALLOWED = {
         "perceptual",
         "sampling",
         "evaluation",
+        "torch_weights",
     },
     "web": {"pose", "video", "sampling"},
     "commands": {

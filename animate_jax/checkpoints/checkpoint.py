@@ -26,6 +26,7 @@ from animate_jax.checkpoints.batches import group_by_bytes, nbytes
 from animate_jax.config import Preset, to_dict
 from animate_jax.errors import UserError, reading
 from animate_jax.limits import JSON_BYTES
+from animate_jax.models.lora import is_adapter
 from animate_jax.models.params import Params, abstract_model
 from animate_jax.presets import preset_from_dict
 from animate_jax.storage import Address, Folder, check_writable, is_remote, talking_to, to_path, uploaded_folder
@@ -267,6 +268,11 @@ def _check_fit(
         UserError: arrays are missing, unknown or of another shape.
     """
     _, expected = abstract_model(preset.model)
+    if any(map(is_adapter, stored)):
+        base = _metadata(path).get("base")
+        name = base.get("checkpoint", "BASE") if isinstance(base, dict) else "BASE"
+        run = path.parents[1] if path.parent.name == "checkpoints" else path
+        raise UserError(f"{path}: holds a LoRA, not a whole model: give --checkpoint {name} --lora {run}")
     missing = missing_parts(stored, expected)
     wrong = [
         key

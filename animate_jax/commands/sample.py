@@ -50,6 +50,7 @@ class Arguments:
     side_by_side: bool = False  # also a video of reference, pose and result side by side
     debug_dir: pathlib.Path | None = None  # saves keypoints before and after retargeting, and pose images
     checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
+    lora: tuple[str, ...] = ()  # LoRA files or the runs that trained them, each with an optional strength: FILE:0.8
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
     dtype: DType = "float32"  # of weights and computation; bfloat16 is for TPUs and GPUs
     mesh: MeshConfig = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
@@ -92,11 +93,13 @@ def animate(args: Arguments) -> None:
     preset = find_preset(args.preset) if args.preset else None
     if args.plan:
         print_plan(args, args.plan)
-    outputs = output_paths(args)
+    outputs, loras = output_paths(args), [lora_of(text) for text in args.lora]
     keep_compiled_programs()
     mesh = make_mesh(args.mesh)  # also checks --mesh on one device
     mesh = mesh if mesh.size > 1 else None
     pipeline = Pipeline.from_pretrained(args.checkpoint, preset, mesh, args.dtype)
+    for path, scale in loras:
+        pipeline.load_lora(path, scale)
     canvas_size = (args.canvas[1], args.canvas[0]) if args.canvas else None
     streams = pipeline.stream(
         args.reference,
@@ -130,6 +133,15 @@ def animate(args: Arguments) -> None:
         print(
             f"{len(stream)} frames in {time.monotonic() - started:.0f} s: {output}, contact sheet {sheet_path(output)}"
         )
+
+
+def lora_of(text: str) -> tuple[str, float]:
+    """File and strength of --lora FILE:STRENGTH."""
+    path, colon, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if colon and not pathlib.Path(text).exists() else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def print_plan(args: Arguments, topology: str) -> NoReturn:

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 MIN_SHARDED_SIZE = 2**18  # elements; smaller arrays are replicated: gathering them costs more than holding them
 
 RULES: tuple[tuple[str, PartitionSpec | None], ...] = (
-    (r".*(bias|scale|class_embedding)$", PartitionSpec()),
+    (r".*(bias|scale|class_embedding|lora_[AB]\.kernel)$", PartitionSpec()),
     (r".*", None),  # None: the largest divisible axis over `fsdp`
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from animate_jax.config import AnimationConfig, Compose, DType, Preset, Speed
 from animate_jax.diffusion.sampling_loop import Latents
 from animate_jax.errors import UserError
 from animate_jax.images import Image, Images
+from animate_jax.models.lora import product
 from animate_jax.models.params import abstract_model
 from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.rules import shardings
@@ -45,6 +47,7 @@ from animate_jax.sampling.inputs import (
 )
 from animate_jax.sampling.results import Animation, AnimationStream
 from animate_jax.torch_weights.fetching import find_checkpoint
+from animate_jax.torch_weights.lora import read_lora
 from animate_jax.validation import problem
 
 T = TypeVar("T")
@@ -94,6 +97,25 @@ class Pipeline(Denoiser):
         preset = preset or checkpoint.read_preset(path)
         places = mesh and shardings(abstract_model(preset.model)[1], mesh)
         return cls(*checkpoint.load(path, preset, dtype, places), mesh)
+
+    def load_lora(self, path: str | pathlib.Path, scale: float = 1.0) -> None:
+        """Adds a LoRA to the weights; several add up. Weights in bfloat16 are rounded again.
+
+        Args:
+            path: diffusers' or kohya's file, the directory of a LoRA's training run, or either on the hub.
+            scale: how strongly, on top of the file's own alpha / rank.
+
+        Raises:
+            UserError: no LoRA, a damaged one, or one for another model.
+        """
+        if not math.isfinite(scale):
+            raise UserError(f"{path}: scale {scale}: must be a finite number")
+        changed = {}
+        for layer, lora in read_lora(path, self.preset.model).items():
+            kernel = self.params[f"{layer}.kernel"]
+            added = product(lora.down, lora.up, scale * lora.scale).reshape(kernel.shape)
+            changed[f"{layer}.kernel"] = jax.device_put((kernel + added).astype(kernel.dtype), kernel.sharding)
+        self.params = {**self.params, **changed}
 
     def push_to_hub(self, name: str, private: bool = True) -> str:
         """Uploads the checkpoint to the Hugging Face hub as "owner/repository"; returns its address.

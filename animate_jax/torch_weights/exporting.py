@@ -25,17 +25,10 @@ from animate_jax.torch_weights import names
 from animate_jax.torch_weights.convert import to_torch
 from animate_jax.torch_weights.families import FAMILIES
 from animate_jax.torch_weights.fetching import find_checkpoint
+from animate_jax.torch_weights.read import safetensors_header
 
 Format = Literal["pth", "safetensors"]
 Stored = dict[str, jax.ShapeDtypeStruct]
-
-_SAFETENSORS_NAMES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-}
 
 
 def export_checkpoint(
@@ -117,16 +110,12 @@ def write_safetensors(
     path: pathlib.Path, source: Folder, leaves: Stored, tables: dict[str, np.ndarray], bar: tqdm
 ) -> None:
     """Writes the header, then tensor by tensor; the library would hold the whole file in memory."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    shapes = {torch_key(key): (names.torch_shape(key, leaf.shape), leaf.dtype) for key, leaf in leaves.items()}
-    for key, (shape, dtype) in (shapes | {key: (t.shape, t.dtype) for key, t in tables.items()}).items():
-        begin, end = end, end + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        header[key] = {"dtype": _SAFETENSORS_NAMES[np.dtype(dtype).name], "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    shapes = {
+        torch_key(key): jax.ShapeDtypeStruct(names.torch_shape(key, leaf.shape), leaf.dtype)
+        for key, leaf in leaves.items()
+    }
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(safetensors_header({**shapes, **tables}))
         for _, array in (*tensors(source, leaves, bar), *tables.items()):
             file.write(array.reshape(-1).view(np.uint8).data)
 

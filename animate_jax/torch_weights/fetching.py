@@ -51,6 +51,12 @@ def localize(name: Address) -> Address:
     return hub.fetch(str(name)) if (remote := hub.split(name)) and not remote[1] else name
 
 
+def name_of(place: Address) -> str:
+    """What `localize` found there: a name, if it is a bundled or fetched checkpoint."""
+    published = next((name for name in PUBLISHED if str(_folder(name)) == str(place)), str(place))
+    return "tiny" if str(place) == str(BUNDLED) else published
+
+
 def fetch(name: PublishedName, accept_licences: bool = False) -> pathlib.Path:
     """A published checkpoint's directory below `storage.home()`; if it is not there, its files are downloaded into
     huggingface_hub's cache and converted. Done at once if it is; an attempt that was cut or killed is continued.

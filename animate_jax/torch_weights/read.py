@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +20,7 @@ from animate_jax.errors import UserError, reading
 from animate_jax.torch_weights.pickles import read_torch
 from animate_jax.torch_weights.tensor import StateDict, Tensor, checked_tensor
 
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 _SAFETENSORS_DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -40,6 +44,7 @@ _FOLDER_FILES = (
     "model.fp16.safetensors",
     "diffusion_pytorch_model.bin",
     "pytorch_model.bin",
+    LORA_FILE,
 )
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
@@ -136,14 +141,48 @@ def _read_shards(path: pathlib.Path) -> StateDict:
 
 def _read_safetensors(path: pathlib.Path) -> StateDict:
     with reading(path, "safetensors file", "take a whole copy"):
+        start, header = _read_header(path)
         size = path.stat().st_size
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            if not 0 < header_size <= min(size - 8, limits.HEADER_BYTES):
-                raise ValueError("its header does not fit into it")
-            header = json.loads(file.read(header_size))
-        header.pop("__metadata__", None)
-        return {key: _tensor(path, 8 + header_size, size, **entry) for key, entry in header.items()}
+        return {key: _tensor(path, start, size, **entry) for key, entry in header.items() if key != "__metadata__"}
+
+
+def read_metadata(path: pathlib.Path) -> dict[str, str]:
+    """What a safetensors file says about itself.
+
+    Raises:
+        UserError: damaged.
+    """
+    with reading(path, "safetensors file", "take a whole copy"):
+        metadata = _read_header(path)[1].get("__metadata__", {})
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are no texts")
+        return metadata
+
+
+def _read_header(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors begin, and the header."""
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if not 0 < header_size <= min(path.stat().st_size - 8, limits.HEADER_BYTES):
+            raise ValueError("its header does not fit into it")
+        return 8 + header_size, json.loads(file.read(header_size))
+
+
+def safetensors_header(tensors: Mapping[str, Any], metadata: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """The beginning of a safetensors file; the tensors' bytes follow, in this order.
+
+    Args:
+        tensors: anything with shape and dtype.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    dtypes = {np.dtype(dtype): name for name, dtype in _SAFETENSORS_DTYPES.items()}
+    end = 0
+    for key, tensor in tensors.items():
+        begin, end = end, end + math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+        header[key] = {"dtype": dtypes[np.dtype(tensor.dtype)], "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _tensor(path: pathlib.Path, start: int, size: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:

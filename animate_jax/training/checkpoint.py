@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+import zlib
 from collections.abc import Awaitable
 from concurrent import futures
 from typing import Any
@@ -14,14 +15,16 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from animate_jax.checkpoints.checkpoint import checksums, damaged_arrays, is_whole, stored_checksums
+from animate_jax.checkpoints.checkpoint import checksums, damaged_arrays, find, is_whole, stored_checksums
 from animate_jax.config import TrainConfig, to_dict
 from animate_jax.errors import TRACEBACK, UserError
+from animate_jax.models.params import Params
 from animate_jax.presets import preset_of
 from animate_jax.storage import to_path
 from animate_jax.training.options import differences
 from animate_jax.training.progress import reason, say
-from animate_jax.training.state import TrainState, sampling_params
+from animate_jax.training.start import starting_params
+from animate_jax.training.state import TrainState, saved_params
 
 if not os.environ.get(TRACEBACK):
     for _library in ("absl", "asyncio"):  # they tell errors that are told here, at a hundred lines each
@@ -32,8 +35,9 @@ class RunCheckpoints:
     """`<run>/checkpoints/<step>/{params, train, data}`.
 
     `params` is the whole model as it is sampled from (averaged weights), so a run's directory is also a sampling
-    checkpoint; `train` adds what only training needs; `data` is the position of the loader. Saving is asynchronous
-    and a step's directory appears only when complete: a process killed at any moment leaves the last one whole.
+    checkpoint; of a LoRA run it is the adapter alone, and the metadata name its base. `train` adds what only training
+    needs; `data` is the position of the loader. Saving is asynchronous and a step's directory appears only when
+    complete: a process killed at any moment leaves the last one whole.
     The newest `config.keep_last` and every multiple of `config.keep_every` are kept.
     """
 
@@ -45,7 +49,10 @@ class RunCheckpoints:
         self._keep: Any = policies.AnyPreservationPolicy(keep)
         self._directory = to_path(config.output) / "checkpoints"
         self._allow_changes = config.allow_changes
+        self._config = config
         self._metadata: dict[str, Any] = {"preset": to_dict(preset_of(config)), "config": to_dict(config)}
+        if config.lora.rank:
+            self._metadata["base"] = base_of(config)
         self._waiter = futures.ThreadPoolExecutor(1)
         self._saving: futures.Future | None = None  # the save under way
         self._failed = False  # the save before
@@ -90,7 +97,7 @@ class RunCheckpoints:
         self._saved, step = time.monotonic(), int(state.step)
         if self._orbax.latest is not None and self._orbax.latest.step == step:
             return
-        items = {"params": sampling_params(state), "train": training_only(state), "data": IteratorCheckpoint(data)}
+        items = {"params": saved_params(state), "train": training_only(state), "data": IteratorCheckpoint(data)}
         metadata: Any = self._metadata
         if jax.process_count() == 1:  # of several, none has whole arrays
             metadata = metadata | {"checksums": checksums(items["params"])}
@@ -160,7 +167,7 @@ class RunCheckpoints:
         if changes:
             say(f"goes on with other options than before: {'; '.join(changes)}")
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), abstract)
-        items = {"params": sampling_params(wanted), "train": training_only(wanted), "data": IteratorCheckpoint(data)}
+        items = {"params": saved_params(wanted), "train": training_only(wanted), "data": IteratorCheckpoint(data)}
         try:
             loaded = self._orbax.load_checkpointables(latest.step, items)
             if jax.process_count() == 1 and not changes:  # changed options may be other dtypes
@@ -187,13 +194,32 @@ class RunCheckpoints:
         params = loaded["params"]
         return TrainState(
             **loaded["train"],
-            frozen={path: params[path] for path in abstract.frozen},
+            frozen=self._base(abstract) if self._config.lora.rank else {path: params[path] for path in abstract.frozen},
             ema={path: params[path] for path in abstract.ema},
         )
 
+    def _base(self, abstract: TrainState) -> Params:
+        """The weights that a LoRA is beside, as a new run has them."""
+        base = starting_params(self._config, abstract)
+        return {
+            path: jax.device_put(base.pop(path).astype(leaf.dtype), leaf.sharding)
+            for path, leaf in abstract.frozen.items()
+        }
+
+
+def base_of(config: TrainConfig) -> dict[str, Any]:
+    """Which weights a LoRA is trained beside: their place, and a number that tells others from them.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    assert config.init is not None
+    sums = stored_checksums(find(config.init))
+    return {"checkpoint": config.init, "checksum": sums and zlib.crc32(json.dumps(sorted(sums.items())).encode())}
+
 
 def training_only(state: TrainState) -> dict[str, Any]:
-    """What `sampling_params` does not hold: step, raw trainable weights, moments."""
+    """What `saved_params` does not hold: step, raw trainable weights, moments."""
     return {"step": state.step, "trainable": state.trainable, "opt": state.opt}
 
 

@@ -241,7 +241,9 @@ def check_encoded(config: TrainConfig, encoding: Encoding) -> None:
     trained = [
         path
         for path in encoding.encoders
-        if re.match(config.trainable, path) and not (config.frozen and re.match(config.frozen, path))
+        if not config.lora.rank
+        and re.match(config.trainable, path)
+        and not (config.frozen and re.match(config.frozen, path))
     ]
     if trained:
         raise UserError(f"{root}, and --trainable matches {trained[0]!r}: give the data set of videos")

@@ -13,9 +13,12 @@ from jax.sharding import Mesh
 
 from animate_jax.config import TrainConfig
 from animate_jax.errors import UserError
+from animate_jax.models.lora import scale_of
 from animate_jax.models.params import Params
 from animate_jax.parallel.mesh import make_mesh, to_devices
 from animate_jax.storage import Mirror, check_writable, is_remote
+from animate_jax.torch_weights.fetching import name_of
+from animate_jax.torch_weights.lora import save_lora
 from animate_jax.training.checkpoint import RunCheckpoints
 from animate_jax.training.goodput import EVENTS
 from animate_jax.training.guards import Interrupt, check_memory, run_lock
@@ -24,7 +27,7 @@ from animate_jax.training.metrics import METRICS
 from animate_jax.training.progress import reason, say
 from animate_jax.training.run_log import RunLog
 from animate_jax.training.start import starting_params
-from animate_jax.training.state import TrainState, sampling_params
+from animate_jax.training.state import TrainState, sampling_params, saved_params
 from animate_jax.training.step import LossFunction, make_program
 
 Evaluate = Callable[[Params, int], dict[str, float]]  # (weights to sample from, step) -> metrics
@@ -99,10 +102,11 @@ def run(
                 if save:
                     with log.timed("save", step=step):
                         checkpoints.save(state, data)
+                        save_adapter(config, state, folder)
                 checkpoints.check(state, data, wait=last)
                 if preview_now:
                     with log.timed("preview", step=step):
-                        means |= preview_now(sampling_params(state), step)
+                        means |= preview_now(sampling_params(state, scale_of(config.lora)), step)
                 log.write(step, means)
             if last:
                 break
@@ -111,6 +115,12 @@ def run(
     if stop.stopped:
         say(f"stopped after step {step} of {config.steps}; the same command goes on")
     return state
+
+
+def save_adapter(config: TrainConfig, state: TrainState, folder: Mirror) -> None:
+    """Writes the adapter of a LoRA run as diffusers' file, for `animate-jax sample --lora`."""
+    if config.lora.rank and config.init and jax.process_index() == 0:
+        save_lora(folder.path, saved_params(state), scale_of(config.lora), name_of(config.init))
 
 
 def open_folder(config: TrainConfig) -> Mirror:
@@ -137,6 +147,10 @@ def check_options(config: TrainConfig) -> None:
     for option in ("save_minutes", "hang_minutes"):
         if not getattr(config, option) >= 0:
             raise UserError(f"--{option.replace('_', '-')} {getattr(config, option)}: must be at least 0")
+    if config.lora.rank and config.stage == "vae":
+        raise UserError(f"--lora.rank {config.lora.rank}: adapts the UNets, which training of an autoencoder has not")
+    if config.lora.rank and config.init is None:
+        raise UserError(f"--lora.rank {config.lora.rank}: adapts a checkpoint: give it with --init")
     if not 0 <= config.optim.decay_start <= 1:
         raise UserError(f"--optim.decay-start {config.optim.decay_start}: is a share of all steps, from 0 to 1")
 

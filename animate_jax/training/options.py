@@ -31,6 +31,7 @@ def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     Options that only one of them has, of an older or newer version of the program, are left out.
     """
+    bases = stored.get("base", {}), now.get("base", {})  # of a LoRA
     stored = {**stored, "preset": current_preset(stored["preset"])}
     stored, now = ({part: _flat(values[part]) for part in ("config", "preset")} for values in (stored, now))
     stored["config"] = current_options(stored["config"])
@@ -43,6 +44,8 @@ def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for path, old, new in _changed(stored["config"], now["config"]):
         if path not in IN_PRESET + FREE and not path.startswith(FREE_GROUPS):
             found.append(f"--{path.replace('_', '-')} {old} -> {new}")
+    if all(values.get("checksum") for values in bases) and bases[0]["checksum"] != bases[1]["checksum"]:
+        found.append(f"--init {bases[0].get('checkpoint')} -> other weights, {bases[1].get('checkpoint')}")
     return found
 
 

@@ -8,6 +8,7 @@ import jax
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.config import TrainConfig
+from animate_jax.models.lora import is_adapter
 from animate_jax.models.params import Params, init_params
 from animate_jax.presets import preset_of
 from animate_jax.training.progress import say
@@ -26,7 +27,8 @@ def starting_params(config: TrainConfig, abstract: TrainState) -> Params:
     Raises:
         UserError: the checkpoint is missing, of another shape, or lacks a part that is needed.
     """
-    shardings = {path: leaf.sharding for path, leaf in {**abstract.frozen, **abstract.trainable}.items()}
+    leaves = {**abstract.frozen, **abstract.trainable}
+    shardings = {path: leaf.sharding for path, leaf in leaves.items() if not is_adapter(path)}
 
     def fresh(paths: Collection[str] | None = None) -> Params:
         arrays = jax.device_get(init_params(preset_of(config).model, config.seed, *([paths] if paths else [])))
@@ -38,7 +40,7 @@ def starting_params(config: TrainConfig, abstract: TrainState) -> Params:
     if config.init is None:
         return fresh()
     unused = {"stage1": {"motion_module"}, "vae": set(STARTS_AS_IDENTITY)}.get(config.stage, set())
-    trained = set(map(checkpoint.part_of, abstract.trainable))
+    trained = set(map(checkpoint.part_of, abstract.trainable.keys() & shardings.keys()))
     optional = [part for part in STARTS_AS_IDENTITY if part in unused | trained]
     params = checkpoint.load(config.init, preset_of(config), shardings=shardings, optional=optional)[0]
     if lacking := shardings.keys() - params.keys():

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Int32
 
 from animate_jax.errors import UserError
+from animate_jax.models import lora
 from animate_jax.models.params import Params
 
 
@@ -64,9 +65,16 @@ def make_state(
     )
 
 
-def sampling_params(state: TrainState) -> Params:
-    """The parameters to sample from: the averages where they are kept."""
-    return {**state.frozen, **state.trainable, **state.ema}
+def sampling_params(state: TrainState, lora_scale: float = 1.0) -> Params:
+    """The parameters to sample from: the averages where they are kept, and adapters merged."""
+    return lora.merge({**state.frozen, **state.trainable, **state.ema}, lora_scale)
+
+
+def saved_params(state: TrainState) -> Params:
+    """What a checkpoint holds: the parameters to sample from, or an adapter without its base."""
+    params = {**state.frozen, **state.trainable, **state.ema}
+    adapter = {path: array for path, array in params.items() if lora.is_adapter(path)}
+    return adapter or params
 
 
 def update_ema(ema: Params, params: Params, step: jax.Array, decay: float) -> Params:

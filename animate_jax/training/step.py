@@ -16,6 +16,7 @@ from jaxtyping import Array, Key, PyTree
 
 from animate_jax.config import Gather, TrainConfig
 from animate_jax.errors import UserError
+from animate_jax.models import lora
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.sharding import BATCH_AXES
@@ -54,14 +55,18 @@ def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> 
     check_batch(mesh, config.data.batch // config.accumulate, 1 if config.stage == "vae" else config.data.frames)
     graphdef, params = abstract_model(preset.model, config.remat)
     tx = make_optimizer(config.optim, config.steps)
-    init = functools.partial(
+    state_of = functools.partial(
         make_state,
-        trainable=config.trainable,
+        trainable=lora.PATHS if config.lora.rank else config.trainable,
         tx=tx,
         ema=config.optim.ema > 0,
         freeze=config.frozen,
         half=config.frozen_bf16,
     )
+
+    def init(params: Params) -> TrainState:
+        return state_of(params | lora.make_adapter(params, config.lora, config.seed) if config.lora.rank else params)
+
     abstract = jax.eval_shape(init, params)
     layout = shardings(abstract, mesh)
     step = make_step(
@@ -73,6 +78,7 @@ def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> 
         config.compute_dtype,
         choose_gather(config, loss, mesh, abstract),
         config.optim.gradient_dtype,
+        lora.scale_of(config.lora),
     )
     return Program(
         jax.jit(step, donate_argnums=0, out_shardings=(layout, None), compiler_options=compiler_options(mesh) or None),
@@ -122,6 +128,7 @@ def make_step(
     compute_dtype: DTypeLike = jnp.float32,
     gather: Gather = "layer",
     gradient_dtype: DTypeLike = jnp.float32,
+    lora_scale: float = 1.0,
 ) -> Step:
     """`step(state, batch, key) -> (state, metrics)`, a pure function.
 
@@ -136,6 +143,7 @@ def make_step(
         gather: what `choose_gather` found. "step" and "weights" (parallel/gather.py) need a `Loss` that is a mean over
             rows; with "layer" the compiler gathers weights and sums gradients, for every micro-batch.
         gradient_dtype: with "step" and "weights", that of the sum over devices.
+        lora_scale: adapters among the parameters are added to their kernels so many times, see `models.lora.merge`.
     """
 
     def mean_gradients(
@@ -149,7 +157,8 @@ def make_step(
 
         def value_and_grads(part: PyTree) -> tuple[LossAndMetrics, Params]:
             def objective(trainable: Params) -> LossAndMetrics:
-                params = {path: array.astype(compute_dtype) for path, array in {**frozen, **trainable}.items()}
+                params = lora.merge({**frozen, **trainable}, lora_scale)
+                params = {path: array.astype(compute_dtype) for path, array in params.items()}
                 return compute(merge_model(graphdef, params), part)
 
             value, grads = jax.value_and_grad(objective, has_aux=True)(trainable)
