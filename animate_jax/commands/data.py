@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from animate_jax.data.build.clips import ClipOptions
+from animate_jax.data.build.clips import REMEDIES, ClipOptions
 from animate_jax.data.build.dataset import BeamOptions, Video, build_dataset, find_videos
 from animate_jax.data.build.public_datasets import PUBLIC_DATASETS
 from animate_jax.errors import exit_status
@@ -86,7 +86,8 @@ def _encode(options: list[str], program: str) -> None:
 
 def _print_report(report: dict[str, Any], output: pathlib.Path) -> None:
     for reason, row in {"kept": report["kept"], **report["dropped"]}.items():
-        print(f"{reason:>20}: {row['clips']:6} pieces, {row['seconds']:10.1f} s")
+        remedy = f" ({REMEDIES[reason]} keeps more)" if reason in REMEDIES else ""
+        print(f"{reason:>20}: {row['clips']:6} pieces, {row['seconds']:10.1f} s{remedy}")
     for name, damage in report["damaged"].items():
         print(f"{'skipped':>20}: {name}: {damage}")
     print(f"{output}: see report.html")

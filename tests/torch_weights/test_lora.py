@@ -132,7 +132,7 @@ def test_pefts_arithmetic(params, tmp_path):
         expected = expected + strength * scale * (b @ a)
         np.testing.assert_allclose(np.asarray(pipeline.params[path]).T, expected, atol=1e-5, rtol=1e-5)
     assert sum(pipeline.params[path] is not array for path, array in params.items()) == 1
-    pipeline.load_lora(files[0][0], scale=0)
+    pipeline.load_lora(files[0][0], scale=0.0)
     np.testing.assert_allclose(np.asarray(pipeline.params[path]).T, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -31,6 +31,13 @@ MAX_JUMP = 0.5  # in heights of the person: farther from frame to frame, it is a
 PADDING = 0.15  # of the person's height around the points: hair, hands, feet
 KEYFRAME_INTERVAL = 12  # frames from one that can be decoded alone to the next
 
+# Reason to drop a piece -> what keeps more of them.
+REMEDIES = {
+    "too short": "a lower --min-seconds",
+    "too small a person": "a lower --min-person",
+    "too little motion": "a lower --min-motion",
+}
+
 THUMBNAIL_HEIGHT = 240  # pixels, height
 MAX_THUMBNAIL_WIDTH = 16 * THUMBNAIL_HEIGHT  # a JPEG of four ends at 65500 pixels
 THUMBNAILS_PER_CLIP = 4  # pictures of a kept clip in the report

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from animate_jax.data.build.clips import ClipOptions, Video
+from animate_jax.data.build.clips import REMEDIES, ClipOptions, Video
 
 KEPT_SHOWN, DROPPED_SHOWN = 200, 20  # pictures of clips, and of every reason to drop one
 
@@ -103,6 +103,8 @@ def _html(report: dict[str, Any], kept: list[Row], dropped: Mapping[str, list[Ro
     for reason, rows in sorted(dropped.items()):
         longest = sorted(rows, key=lambda row: -row.seconds)
         parts += [f"<h2>Dropped: {reason}{_first(longest, DROPPED_SHOWN, 'longest')}</h2>"]
+        if reason in REMEDIES:
+            parts += [f"<p>{REMEDIES[reason]} keeps more</p>"]
         parts += [_figure(row, load) for row in longest[:DROPPED_SHOWN]]
     return "\n".join(parts)
 

@@ -209,7 +209,8 @@ def test_nothing_worth_keeping(folder, tmp_path):
     options = dataclasses.replace(OPTIONS, min_person=100)
     with pytest.raises(UserError, match=r"nothing of a split was worth keeping: see why in .*report.html") as error:
         build_dataset("video_folder", find_videos(folder), tmp_path / "mine", options, BeamOptions())
-    assert "too small a person" in Path(str(error.value).rpartition(" in ")[2]).read_text()
+    report = Path(str(error.value).rpartition(" in ")[2]).read_text()
+    assert "too small a person" in report and "a lower --min-person keeps more" in report
     assert not (tmp_path / "mine").exists()
 
 
