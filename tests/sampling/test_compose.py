@@ -1,6 +1,7 @@
 """Results at the picture's own size: whose pixels are where. Nothing here compiles."""
 
 import dataclasses
+import pathlib
 
 import cv2
 import numpy as np
@@ -13,11 +14,12 @@ from animate_jax.pose.warp import capsules, without_person
 from animate_jax.sampling import compose as module
 from animate_jax.sampling.backgrounds import backdrop, median, paint, place, similarity
 from animate_jax.sampling.compose import Composition, Scene, compose, cut, into_box, person_box, read_scene
-from animate_jax.sampling.inputs import DrivingMotion
-from animate_jax.video.images import write_image
+from animate_jax.sampling.inputs import DrivingMotion, fit_motion
+from animate_jax.video.images import read_image, write_image
 from animate_jax.video.write import write_video
 from tests.pose.test_warp import BODY, RIGHT_ELBOW, RIGHT_WRIST, turned
 
+ASTRONAUT = pathlib.Path(__file__).parents[1] / "data" / "astronaut.jpg"
 SIZE = 256, 192
 SMALL = AnimationConfig(width=48, height=64)
 
@@ -164,6 +166,33 @@ def test_sizes_are_the_pictures_own_or_what_is_asked_for(own, asked, size, monke
     assert found.size == size and found.mask.shape == size and found.background.shape == (*size, 3)
     with pytest.raises(UserError, match="--width 20000: must be between 32 and 4096"):
         read_scene(picture, SMALL, width=20000)
+
+
+def test_of_two_people_one_is_animated_and_the_other_stays():
+    astronaut = read_image(ASTRONAUT)
+    smaller = cv2.resize(astronaut[:, ::-1], None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
+    other = np.full((len(astronaut), smaller.shape[1], 3), smaller[0, 0], np.uint8)
+    other[-len(smaller) :] = smaller
+    found = read_scene(np.concatenate([astronaut, other], 1), SMALL)
+    middle = round(found.size[1] * astronaut.shape[1] / (astronaut.shape[1] + other.shape[1]))
+    seen = found.keypoints.body_confidence > 0.5
+    assert seen.sum() > 6 and (found.keypoints.body[seen, 0] * found.size[1] < middle).all()
+    assert (found.mask[:, :middle] > 128).mean() > 0.2 and (found.mask[:, middle + 20 :] > 128).mean() < 0.02
+    np.testing.assert_array_equal(found.background[:, middle + 40 :], found.picture[:, middle + 40 :])
+
+
+def test_half_a_body_is_driven_by_a_whole_one_without_a_word(waving, recwarn):
+    scene = read_scene(ASTRONAUT, SMALL)
+    options = dataclasses.replace(SMALL, pose_style="tiny")
+    fitted = fit_motion(DrivingMotion(10.0, waving, (128, 96)), scene.keypoints, scene.size, options, "bones")
+    assert not recwarn
+    made = Composition.of(scene, fitted, SMALL)
+    left, top, right, bottom = made.box
+    assert bottom - top < 1.75 * scene.size[0] and right > 0 and left < scene.size[1]
+    frames = np.stack([shrunk(made.warped[i : i + 1][0][0]) for i in range(2)])
+    [found] = made.frames(iter([frames]))
+    orange = (found[..., 0].astype(int) - found[..., 2] > 100).mean((1, 2))
+    assert orange.min() > 0.1  # the suit
 
 
 def test_colors_and_pictures_of_any_shape_are_backgrounds(tmp_path):
