@@ -34,9 +34,9 @@ def presets() -> dict[str, Preset]:
     convolutions of stride 2 make half the latent's size (docs/training.md). `moore` is the PyTorch implementation
     Moore-AnimateAnyone bit for bit (its sampling betas differ from its training's), `moore-fixed` mends that and its
     closed loop, `musepose` and `novita` are MusePose (every second frame of a 30 fps video, windows of 48) and
-    novitalabs/AnimateAnyone (Moore's numerics, a smaller Pose Guider, no face). `tiny` is the model trained on rendered
-    people that ships with the package, and `tiny-clip-only`, `tiny-controlnet`, `tiny-no-pose` the paper's ablations of
-    it. `tiny-warp` also sees the reference warped into every pose.
+    novitalabs/AnimateAnyone (Moore's numerics, a smaller Pose Guider, no face). `tiny` is the paper's method at a size
+    that two CPU cores train, and `tiny-clip-only`, `tiny-controlnet`, `tiny-no-pose` the paper's ablations of it.
+    `tiny-warp`, the model that ships with the package, also sees the reference warped into every pose.
     """
     sd15 = ModelConfig.sd15()
     epsilon = ScheduleConfig(zero_terminal_snr=False, prediction="epsilon", timestep_spacing="leading")
@@ -102,7 +102,7 @@ def speeds(sampling: SamplingConfig) -> dict[Speed, dict[str, Any]]:
 def composes(preset: Preset) -> bool:
     """Whether results are composed when nothing else is asked for: those of the small model that ships with the
     package, whose own pictures are too small to show a face (docs/sampling.md)."""
-    return preset.name == "tiny"
+    return preset.name in ("tiny", "tiny-warp")
 
 
 def preset_of(config: TrainConfig) -> Preset:

@@ -76,7 +76,7 @@ def variants(sampling: SamplingConfig) -> dict[str, dict[str, Any]]:
 def main(args: Arguments) -> None:
     pipeline, weights = Pipeline.from_pretrained(args.checkpoint), lpips.load(args.lpips_weights)
     options = pipeline.animation_config(steps=args.steps, guidance=args.guidance)
-    cases, poses, conditioning = held_out(pipeline, args.videos, args.frames)
+    cases, poses, conditioning, warped = held_out(pipeline, args.videos, args.frames)
     distance = jax.jit(functools.partial(lpips.lpips, weights))
     features = load_video_network(args.video_weights) if args.fvd else None
     true_features = features and [features(case.frames[None]) for case in cases]
@@ -86,9 +86,10 @@ def main(args: Arguments) -> None:
         wanted = dataclasses.replace(options, **chosen)
         for steps in (min(wanted.steps, 4), wanted.steps):  # a few to compile; their number does not matter to it
             began = time.process_time()
-            latents = pipeline.sample(conditioning, poses, dataclasses.replace(wanted, steps=steps), seed, False)
+            wanted = dataclasses.replace(wanted, steps=steps)
+            latents = pipeline.sample(conditioning, poses, wanted, seed, False, warped=warped)
             spent = time.process_time() - began
-        return [pipeline.decode(video[None]) for video in latents], spent
+        return [pipeline.decode(video[None], images) for video, images in zip(latents, warped, strict=True)], spent
 
     def far(made: list[np.ndarray], others: list[np.ndarray]) -> float:
         return float(np.mean([distance(to_signed(a), to_signed(b)) for a, b in zip(made, others, strict=True)]))

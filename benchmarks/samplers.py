@@ -37,7 +37,7 @@ class Arguments:
 
 def main(args: Arguments) -> None:
     pipeline, weights = Pipeline.from_pretrained(args.checkpoint), lpips.load(args.lpips_weights)
-    cases, poses, conditioning = held_out(pipeline, args.videos, args.frames)
+    cases, poses, conditioning, warped = held_out(pipeline, args.videos, args.frames)
     distance = jax.jit(functools.partial(lpips.lpips, weights))
     truth, boxes = [case.frames for case in cases], [person_box(case.masks[1:]) for case in cases]
     work = [(sampler, steps) for sampler in SAMPLERS for steps in args.steps]
@@ -46,9 +46,9 @@ def main(args: Arguments) -> None:
 
     def videos(sampler: str, steps: int, guidance: float) -> list[np.ndarray]:
         options = pipeline.animation_config(sampler=sampler, steps=steps, guidance=guidance)
-        latents = pipeline.sample(conditioning, poses, options, 0, progress=False)
+        latents = pipeline.sample(conditioning, poses, options, 0, progress=False, warped=warped)
         bar.update(steps)
-        return [pipeline.decode(video[None]) for video in latents]
+        return [pipeline.decode(video[None], images) for video, images in zip(latents, warped, strict=True)]
 
     def far(made: list[np.ndarray], others: list[np.ndarray]) -> str:
         pairs = zip(made, others, strict=True)

@@ -65,8 +65,9 @@ def main(args: Arguments) -> None:
             for run, offset in enumerate(offsets):
                 keypoints = case.keypoints[1 + offset : 1 + offset + args.frames]
                 poses = LazyPoseImages(keypoints, *size, options.pose_style)
-                latents = pipeline.sample(conditioning, poses, options, 0, progress=False)
-                video = pipeline.decode(latents).astype(np.float32)
+                warped = pipeline.warp(case.reference, case.keypoints[0], poses)
+                latents = pipeline.sample(conditioning, poses, options, 0, progress=False, warped=warped)
+                video = pipeline.decode(latents, warped).astype(np.float32)
                 changes[run, offset + 1 : offset + args.frames] = np.abs(np.diff(video, axis=0)).mean((1, 2, 3))
                 across[run, [offset + place for place in places]] = True
                 bar.update()

@@ -166,7 +166,7 @@ def test_a_preset_stored_under_old_names_is_the_same():
 
 
 def test_the_bundled_checkpoint_carries_its_preset():
-    assert checkpoint.read_preset(BUNDLED) == presets()["tiny"]
+    assert checkpoint.read_preset(BUNDLED) == presets()["tiny-warp"]
 
 
 def test_runs_of_the_older_layout_go_on():

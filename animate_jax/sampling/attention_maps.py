@@ -10,10 +10,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from animate_jax.images import Images, to_unit
+from animate_jax.images import Images
 from animate_jax.models.attention import scores, split_heads
 from animate_jax.models.params import Params, abstract_model, merge_model
 from animate_jax.models.unet import Conditioning
+from animate_jax.pose.warp import LazyWarpedImages
 from animate_jax.sampling.inputs import Poses
 from animate_jax.sampling.pipeline import Pipeline
 
@@ -21,7 +22,13 @@ Features = dict[str, Float[Array, "f n c"]]
 
 
 def block_features(
-    pipeline: Pipeline, frames: Images, poses: Poses, conditioning: Conditioning, t: int = 500, seed: int = 0
+    pipeline: Pipeline,
+    frames: Images,
+    poses: Poses,
+    conditioning: Conditioning,
+    t: int = 500,
+    seed: int = 0,
+    warped: LazyWarpedImages | None = None,
 ) -> Features:
     """The input of every spatial transformer's self-attention while `frames` are denoised.
 
@@ -29,6 +36,7 @@ def block_features(
         frames: any clip no longer than the model's windows; noise is added for timestep `t`.
         poses: its pose images.
         conditioning: of the character, from `Pipeline.precompute_conditioning`; without guidance.
+        warped: the reference in these poses, from `Pipeline.warp`; for models with `appearance`.
 
     Returns:
         Path of a transformer -> tokens [frames, positions row by row, channels].
@@ -37,17 +45,17 @@ def block_features(
     noise = jax.random.normal(jax.random.key(seed), clean.shape)
     x = pipeline.schedule.add_noise(clean, noise, np.full((1, 1), t))
     graphdef, _ = abstract_model(pipeline.preset.model)
-    timesteps, pose_images = jnp.full((1, 1), float(t)), to_unit(poses[:])[None]
-    features = _block_features(graphdef, pipeline.params, x, timesteps, conditioning, pose_images)
+    background = pipeline.encode(warped.background[None])[0] if warped else None
+    pose = pipeline.pose_features([poses], [warped], [background], np.arange(len(frames)))
+    features = _block_features(graphdef, pipeline.params, x, jnp.full((1, 1), float(t)), conditioning, pose)
     return {path: tokens[0] for path, tokens in features.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _block_features(
-    graphdef: nnx.GraphDef, params: Params, x: Array, t: Array, conditioning: Conditioning, poses: Array
+    graphdef: nnx.GraphDef, params: Params, x: Array, t: Array, conditioning: Conditioning, pose: Array
 ):
-    model = merge_model(graphdef, params)
-    return model.denoising_unet(x, t, conditioning, model.pose_features(poses))[1]
+    return merge_model(graphdef, params).denoising_unet(x, t, conditioning, pose)[1]
 
 
 def reference_attention_maps(

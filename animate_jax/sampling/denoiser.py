@@ -139,21 +139,7 @@ class Denoiser:
 
         @functools.lru_cache(CACHED_WINDOWS)
         def pose_features(window: tuple[int, ...]) -> Array:
-            indices, rows = np.array(window), []
-            for video, reference, background in zip(videos, references, backgrounds, strict=True):
-                row = [to_unit(video[indices])[:, None]]
-                if reference:
-                    images, masks = reference[indices]
-                    latents = [self.encode(image[None])[0] for image in images]
-                    row += [latents, [background] * len(indices), to_unit(masks)[:, None]]
-                rows.append(zip(*row, strict=True))
-            by_frame = [
-                self._pose_features(
-                    self.params, *(cast_floating(jnp.stack(part), self.dtype) for part in zip(*frame, strict=True))
-                )
-                for frame in zip(*rows, strict=True)
-            ]
-            return jnp.concatenate(by_frame, 1)
+            return self.pose_features(videos, references, backgrounds, np.array(window))
 
         def predict(x: Latents, t: np.ndarray, window: np.ndarray) -> Array:
             pose, *more = [pose_features(tuple(frames)) for frames in window.tolist()]
@@ -173,6 +159,31 @@ class Denoiser:
         with tqdm(total=total, desc="denoising", unit="step", dynamic_ncols=True, disable=not progress) as bar:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, ANCESTRAL_NOISE)
             return sample_windowed(predict, noise, self.schedule, options, bar.update, keys, windows_per_call)
+
+    def pose_features(
+        self,
+        videos: list[Poses],
+        warped: list[LazyWarpedImages | None],
+        backgrounds: list[Array | None],
+        frames: np.ndarray,
+    ) -> Array:
+        """What the denoising UNet sees of the motion in some frames of each video, frame by frame: the device holds
+        the pictures of one. `backgrounds` are the encoded ones of `warped`."""
+        rows = []
+        for video, reference, background in zip(videos, warped, backgrounds, strict=True):
+            row = [to_unit(video[frames])[:, None]]
+            if reference:
+                images, masks = reference[frames]
+                latents = [self.encode(image[None])[0] for image in images]
+                row += [latents, [background] * len(frames), to_unit(masks)[:, None]]
+            rows.append(zip(*row, strict=True))
+        by_frame = [
+            self._pose_features(
+                self.params, *(cast_floating(jnp.stack(part), self.dtype) for part in zip(*frame, strict=True))
+            )
+            for frame in zip(*rows, strict=True)
+        ]
+        return jnp.concatenate(by_frame, 1)
 
     def build_unet(self, conditioning: Conditioning, options: AnimationConfig) -> Callable[..., Array]:
         """The denoising UNet as `run_unet(x, t, windows, pose)`, with the approximations in `options`."""

@@ -149,7 +149,7 @@ def test_8_bit_products_of_the_bundled_model_can_be_traced():
 
 
 def test_only_the_small_model_composes_unasked():
-    assert [name for name, preset in presets().items() if composes(preset)] == ["tiny"]
+    assert [name for name, preset in presets().items() if composes(preset)] == ["tiny", "tiny-warp"]
 
 
 def test_speeds(pipeline, micro):
