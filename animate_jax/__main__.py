@@ -26,7 +26,7 @@ import animate_jax
 from animate_jax.errors import TRACEBACK
 from animate_jax.renamed import current_flags
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA calls a compilation of two minutes an error
 
 # Imported when called: JAX alone takes seconds.
 COMMANDS = ("sample", "train", "weights", "data", "evaluate", "web", "goodput", "doctor", "completion")

@@ -10,6 +10,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
+from tqdm import tqdm
+
 TRACEBACK = "ANIMATE_JAX_TRACEBACK"  # environment variable, set by --traceback: errors show where they come from
 
 
@@ -74,11 +76,11 @@ def _lines(program: str) -> Iterator[None]:
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            print(f"{program}: {record.getMessage()}", file=sys.stderr)
+            tqdm.write(f"{program}: {record.getMessage()}", file=sys.stderr)  # above a progress bar
 
     def show(message, category, *place, **more) -> None:
         if issubclass(category, InputWarning):
-            print(f"{program}: {message}", file=sys.stderr)
+            tqdm.write(f"{program}: {message}", file=sys.stderr)
         else:
             usual(message, category, *place, **more)
 

@@ -88,6 +88,11 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(home() / "jax"))
 
 
+def size_text(count: int) -> str:
+    """Bytes for people: "1.7 GB", "30 MB"."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+
+
 def check_writable(address: Address) -> None:
     """Writes and removes a small object before hours of work depend on the place.
 

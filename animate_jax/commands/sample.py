@@ -18,8 +18,6 @@ import sys
 import time
 from typing import NoReturn
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import tyro
 
 from animate_jax.atomic import check_file

@@ -13,8 +13,6 @@ import pathlib
 import runpy
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import tyro
 
 from animate_jax.config import Preset, TrainConfig

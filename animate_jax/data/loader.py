@@ -137,6 +137,8 @@ def batches(config: TrainConfig, process: int = 0, processes: int = 1) -> BatchI
     workers = None
     if data.num_workers:
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, and we parse with tyro
+        # Grain's shared memory outlives its workers; Python removes it when the process ends, and would say so.
+        sys.warnoptions.append("ignore:resource_tracker:UserWarning")  # which that helper process inherits
         workers = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=4)
 
     def read(dataset: grain.MapDataset) -> grain.DatasetIterator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,12 +27,25 @@ PredictWindows = Callable[
 ]
 
 
+class Position(NamedTuple):
+    """Where sampling is: step and window, from 1, and how many there are."""
+
+    step: int
+    steps: int
+    window: int
+    windows: int
+
+    def __str__(self) -> str:
+        window = f", window {self.window} of {self.windows}" if self.windows > 1 else ""
+        return f"step {self.step} of {self.steps}{window}"
+
+
 def sample_windowed(
     predict_windows: PredictWindows,
     noise: Latents,
     schedule: Schedule,
     options: SamplingConfig,
-    progress: Callable[[], object] | None = None,
+    progress: Callable[[Position], object] | None = None,
     keys: Key[Array, " b"] | None = None,
     windows_per_call: int = 1,
 ) -> Latents:
@@ -45,7 +59,7 @@ def sample_windowed(
         predict_windows: see `PredictWindows`.
         noise: x_T, [B, F, h, w, C].
         options: sampler, steps, guidance, window, overlap and their variants are used.
-        progress: called after every evaluation of `predict_windows`.
+        progress: called before every evaluation of `predict_windows`.
         keys: of the noise that "euler_ancestral" adds, one per video.
         windows_per_call: windows in one call; the last window is repeated where there are fewer.
 
@@ -54,20 +68,22 @@ def sample_windowed(
     """
     frames = noise.shape[1]
     last, (low, high) = schedule.config.train_steps - 1, options.guidance_interval
-    steps = iter(step_windows(frames, options))
+    steps = step_windows(frames, options)
+    visited = iter(enumerate(steps, 1))
 
     def predict(x: FloatArray, t: np.integer) -> Latents:
-        chunks, guided = next(steps), options.guidance > 1 and low <= t / last <= high
+        step, chunks = next(visited)
+        guided = options.guidance > 1 and low <= t / last <= high
 
         def predictions() -> Iterator[Float[np.ndarray, "r n h w c"]]:
             for start in range(0, len(chunks), windows_per_call):
+                if progress:
+                    progress(Position(step, len(steps), start + 1, len(chunks)))
                 group = chunks[start : start + windows_per_call]
                 group = np.array(group + [group[-1]] * (windows_per_call - len(group)))
                 rows = np.asarray(x)[:, group].reshape(-1, *group.shape[1:], *x.shape[2:])
                 rows = pair(rows, rows) if guided else rows
                 prediction = np.asarray(predict_windows(rows, np.full((len(rows), 1), t, np.float32), group))
-                if progress:
-                    progress()
                 by_window = prediction.reshape(len(x), windows_per_call, -1, *rows.shape[1:]).swapaxes(0, 1)
                 yield from by_window.reshape(windows_per_call, -1, *rows.shape[1:])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from tqdm import tqdm
 
 from animate_jax.config import AnimationConfig, Preset
 from animate_jax.diffusion.noise import initial_noise
@@ -34,6 +34,7 @@ from animate_jax.models.sharding import BATCH_AXES
 from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.mesh import AXES
 from animate_jax.pose.warp import AnyWarpedImages, LazyWarpedImages
+from animate_jax.progress import Progress
 from animate_jax.sampling.inputs import Poses
 from animate_jax.video.clip_image import clip_pixels
 
@@ -41,11 +42,14 @@ DECODE_BATCH = 8  # frames decoded at once
 # Windows whose pose and deep features stay on the device. In longer videos the former are computed again, and the
 # latter are kept in host memory.
 CACHED_WINDOWS = 4
+LARGE = 200_000_000  # parameters from which compiling takes minutes
 ANCESTRAL_NOISE = 1  # folded into a video's key for the noise that "euler_ancestral" adds
 
 # callback(done, preview), after every evaluation: the share of the work done, and a function that decodes the current
 # prediction of a frame. An exception ends the work.
 StepCallback = Callable[[float, Callable[[], Image]], None]
+
+log = logging.getLogger(__name__)
 
 
 class Denoiser:
@@ -67,9 +71,12 @@ class Denoiser:
         self.copies_reference = preset.model.unet.appearance != "none"
         graphdef, _ = abstract_model(preset.model)
 
-        def compiled(function: Callable) -> Callable:
+        def compiled(function: Callable, name: str = "") -> Callable:
             # Parameters are arguments, so that they are no constants of the program and may change.
             def run(params, *inputs, int8=False):
+                if name:  # this is run while it is traced, once per shape of inputs
+                    large = sum(math.prod(leaf.shape) for leaf in params.values()) > LARGE
+                    log.info("compiling %s: %s the first time, then kept", name, "minutes" if large else "about 20 s")
                 model = merge_model(graphdef, params)
                 if int8:
                     model.denoising_unet = quantize_int8(model.denoising_unet)
@@ -85,8 +92,8 @@ class Denoiser:
             lambda model, latents, *warped: to_uint8(model.appearance_blend(model.vae.to_images(latents), *warped))
         )
         self._pose_features = compiled(lambda model, *inputs: model.pose_features(*inputs))
-        self._run_unet = compiled(lambda model, *inputs: model.denoise(*inputs))
-        self._run_unet_cached = compiled(lambda model, *inputs: model.denoise_cached(*inputs))
+        self._run_unet = compiled(lambda model, *inputs: model.denoise(*inputs), "the denoising UNet")
+        self._run_unet_cached = compiled(lambda model, *inputs: model.denoise_cached(*inputs), "the denoising UNet")
 
     def precompute_conditioning(self, image: Image, reference_pose: Image, options: AnimationConfig) -> Conditioning:
         """The UNet's conditioning on the character, once per video: keys, values and the CLIP residual of each block.
@@ -156,9 +163,9 @@ class Denoiser:
 
         run_unet = self.build_unet(conditioning, options)
         total, done = num_function_evaluations(frames, options, windows_per_call), itertools.count(1)
-        with tqdm(total=total, desc="denoising", unit="step", dynamic_ncols=True, disable=not progress) as bar:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, ANCESTRAL_NOISE)
-            return sample_windowed(predict, noise, self.schedule, options, bar.update, keys, windows_per_call)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, ANCESTRAL_NOISE)
+        with Progress("denoising", total, bar=progress) as bar:
+            return sample_windowed(predict, noise, self.schedule, options, bar.begin, keys, windows_per_call)
 
     def pose_features(
         self,

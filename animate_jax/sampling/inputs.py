@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from animate_jax.config import AnimationConfig
 from animate_jax.errors import UserError
@@ -28,6 +27,7 @@ from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.smooth import smooth
 from animate_jax.pose.track import check_person
 from animate_jax.pose.warp import LazyWarpedImages, warp
+from animate_jax.progress import Progress
 from animate_jax.video.audio import extract_audio
 from animate_jax.video.images import read_image
 from animate_jax.video.open import check_rate
@@ -143,9 +143,10 @@ def _detect_motion(
 ) -> DrivingMotion:
     images = iter_frames(path, frames=frames, fps=rate)
     first = next(images)
-    total = min(frames or math.inf, frame_count(path, rate))
-    with tqdm(total=total, desc="poses", unit="frame", dynamic_ncols=True, disable=not progress) as bar:
-        keypoints = detector(itertools.chain([first], images), lambda done: bar.update(), person)
+    count = frame_count(path, rate)
+    total = min(frames, count) if frames else count
+    with Progress("reading poses", total, bar=progress) as bar:
+        keypoints = detector(bar.each(itertools.chain([first], images)), None, person)
     require_person(keypoints, path)
     warn_of_gaps(path, keypoints)
     return DrivingMotion(float(rate), smooth(keypoints, first.shape[:2], float(rate)), first.shape[:2])

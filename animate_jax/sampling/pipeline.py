@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import pathlib
 import tempfile
@@ -28,9 +29,10 @@ from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.warp import LazyWarpedImages
 from animate_jax.presets import composes, speeds
+from animate_jax.progress import Progress
 from animate_jax.sampling.backgrounds import Backdrop, backdrop, paint, place
 from animate_jax.sampling.compose import Composition, Scene, read_scene
-from animate_jax.sampling.denoiser import Denoiser, StepCallback
+from animate_jax.sampling.denoiser import DECODE_BATCH, Denoiser, StepCallback
 from animate_jax.sampling.inputs import (
     DrivingKind,
     DrivingMotion,
@@ -46,11 +48,13 @@ from animate_jax.sampling.inputs import (
     warp_reference,
 )
 from animate_jax.sampling.results import Animation, AnimationStream
+from animate_jax.storage import is_remote, size_text
 from animate_jax.torch_weights.fetching import find_checkpoint
 from animate_jax.torch_weights.lora import read_lora
 from animate_jax.validation import problem
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Character(NamedTuple):
@@ -94,6 +98,8 @@ class Pipeline(Denoiser):
             UserError: there is none, it is damaged, or it does not fit the preset.
         """
         path = find_checkpoint(name)
+        size = 0 if is_remote(path) else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        log.info("loading %s%s", name, f" ({size_text(size)})" if size else "")
         preset = preset or checkpoint.read_preset(path)
         places = mesh and shardings(abstract_model(preset.model)[1], mesh)
         return cls(*checkpoint.load(path, preset, dtype, places), mesh)
@@ -238,7 +244,11 @@ class Pipeline(Denoiser):
             group = {index: job for index, job in enumerate(jobs) if len(job.poses) == length}
             batch = self.sample_jobs(list(group.values()), options, seed, progress, callback)
             latents |= dict(zip(group, batch, strict=True))
-        streams = [result_stream(job, self.decode_chunks(latents[index], job.warped)) for index, job in enumerate(jobs)]
+        decoded = [
+            with_progress(self.decode_chunks(latents[index], job.warped), len(job.poses), progress)
+            for index, job in enumerate(jobs)
+        ]
+        streams = [result_stream(job, chunks) for job, chunks in zip(jobs, decoded, strict=True)]
         is_list = isinstance(reference, list | tuple) or isinstance(driving, list | tuple)
         return streams if is_list else streams[0]
 
@@ -331,6 +341,11 @@ def result_stream(job: Job, chunks: Iterator[Images]) -> AnimationStream:
     scene = job.composition.scene
     frames = job.composition.frames(chunks)
     return AnimationStream(frames, job.motion.fps, scene.picture, scene.keypoints, job.motion, job.composition.poses)
+
+
+def with_progress(chunks: Iterator[Images], frames: int, bar: bool) -> Iterator[Images]:
+    with Progress("decoding", math.ceil(frames / DECODE_BATCH), bar) as progress:
+        yield from progress.each(chunks)
 
 
 def as_list(inputs: T | list[T] | tuple[T, ...]) -> list[T]:

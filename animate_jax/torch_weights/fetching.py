@@ -14,7 +14,7 @@ from animate_jax.checkpoints import checkpoint, hub
 from animate_jax.config import PublishedName
 from animate_jax.errors import UserError
 from animate_jax.presets import find_preset
-from animate_jax.storage import Address, Folder, home
+from animate_jax.storage import Address, Folder, home, size_text
 from animate_jax.torch_weights.families import Files
 from animate_jax.torch_weights.importing import import_checkpoint
 from animate_jax.torch_weights.published import PUBLISHED, Published, PublishedFile
@@ -86,8 +86,8 @@ def fetch(name: PublishedName, accept_licences: bool = False) -> pathlib.Path:
     missing = _look_up(name, target, [file for file, local in found.items() if local is None])
     rest = sum(file.bytes - hub.bytes_here(file) for file in missing.values())
     _check_room(name, target, published, rest)
-    print(f"{_size(rest)} to download to {hub.cache_folder()}", file=sys.stderr)
-    print(f"{_size(published.bytes)} for the checkpoint {target}", file=sys.stderr)
+    print(f"{size_text(rest)} to download to {hub.cache_folder()}", file=sys.stderr)
+    print(f"{size_text(published.bytes)} for the checkpoint {target}", file=sys.stderr)
     if new:
         _accept(new, accepted, accept_licences)
     for file, remote in missing.items():
@@ -152,8 +152,8 @@ def _check_room(name: str, target: pathlib.Path, published: Published, rest: int
     for folder, size in needs.values():
         if (free := shutil.disk_usage(folder).free) < size + SPARE:
             raise UserError(
-                f"{name}: needs {_size(size + SPARE)} on the disk of {folder}, which has {_size(free)} free: make "
-                "room, or set HF_HOME (downloads) and ANIMATE_JAX_HOME (checkpoints) to other places"
+                f"{name}: needs {size_text(size + SPARE)} on the disk of {folder}, which has {size_text(free)} free: "
+                "make room, or set HF_HOME (downloads) and ANIMATE_JAX_HOME (checkpoints) to other places"
             )
 
 
@@ -181,7 +181,3 @@ def _accepted_licences() -> dict[str, str]:
 
 def _answers() -> pathlib.Path:
     return home() / "accepted_licences.json"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -162,6 +162,22 @@ def check_memory(state: TrainState, mesh: Mesh) -> None:
         )
 
 
+def check_step_memory(step: jax.stages.Compiled) -> None:
+    """Stops a run on CPUs that would be killed in its first step. Accelerators say themselves that it does not fit.
+
+    Raises:
+        UserError: what the step computes in passing does not fit beside what is there already.
+    """
+    if jax.default_backend() != "cpu" or (analysis := step.memory_analysis()) is None:
+        return
+    needed, free = analysis.temp_size_in_bytes * jax.local_device_count(), host_memory_free()
+    if free is not None and needed > free:
+        raise UserError(
+            f"a step takes {needed / GB:.1f} GB in addition to weights and moments, and this machine has "
+            f"{free / GB:.1f} GB left: --remat blocks, a larger --accumulate, or a smaller --data.batch"
+        )
+
+
 def host_memory_free() -> int | None:
     """Free bytes of this machine, or of the container around this process; None where unknown."""
     try:

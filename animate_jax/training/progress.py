@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,6 +39,16 @@ class Progress:
 
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Says that the step is being compiled, a time that says nothing about the time left."""
+        self._bar.set_postfix_str("compiling")
+        if self._bar.disable:
+            say("compiling the step, which can take minutes")
+        yield
+        self._bar.set_postfix_str("")
+        self._bar.unpause()
 
     def step(self) -> None:
         self._bar.update()

@@ -15,7 +15,7 @@ from animate_jax.config import TrainConfig, to_dict
 from animate_jax.errors import UserError
 from animate_jax.storage import Mirror
 from animate_jax.training.goodput import Events
-from animate_jax.training.guards import Interrupt, Watchdog, memory_used
+from animate_jax.training.guards import Interrupt, Watchdog, check_step_memory, memory_used
 from animate_jax.training.losses import Metrics
 from animate_jax.training.metrics import Clock, MetricWriter, Profile
 from animate_jax.training.optimizer import learning_rate
@@ -67,9 +67,9 @@ class RunLog(contextlib.ExitStack):
     def compile(self, step: Any, state: TrainState, batch: Any, key: jax.Array) -> jax.stages.Compiled:
         """Compiles the jitted step, and learns how much it computes."""
         self._watchdog.disarm()
-        say("compiling the step, which can take minutes")
-        with self.timed("compile"):
+        with self._progress.compiling(), self.timed("compile"):
             compiled = step.lower(state, batch, key).compile()
+        check_step_memory(compiled)
         self._clock.start(compiled, state.trainable, self._config.accumulate)
         return compiled
 

@@ -42,6 +42,7 @@ def starting_params(config: TrainConfig, abstract: TrainState) -> Params:
     unused = {"stage1": {"motion_module"}, "vae": set(STARTS_AS_IDENTITY)}.get(config.stage, set())
     trained = set(map(checkpoint.part_of, abstract.trainable.keys() & shardings.keys()))
     optional = [part for part in STARTS_AS_IDENTITY if part in unused | trained]
+    say(f"loading {config.init}")
     params = checkpoint.load(config.init, preset_of(config), shardings=shardings, optional=optional)[0]
     if lacking := shardings.keys() - params.keys():
         parts = checkpoint.missing_parts(params, shardings)

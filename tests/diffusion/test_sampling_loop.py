@@ -57,11 +57,11 @@ def test_every_window_is_denoised_once_per_step(frames, closed_loop):
         assert x.shape[1] == chunk.size and t.shape == (1, 1)
         return x
 
-    result = sample_windowed(
-        denoise, np.ones((1, frames, 2, 2, 1), np.float32), schedule, options, lambda: progress.append(1)
-    )
+    result = sample_windowed(denoise, np.ones((1, frames, 2, 2, 1), np.float32), schedule, options, progress.append)
     expected = [(t, chunk) for t in (999, 799, 599, 399, 199) for chunk in windows(frames, 4, 2, closed_loop)]
     assert seen == expected
+    number = len(windows(frames, 4, 2, closed_loop))
+    assert progress == [(step, 5, window, number) for step in range(1, 6) for window in range(1, number + 1)]
     assert len(progress) == len(seen) == num_function_evaluations(frames, options)
     assert result.shape == (1, frames, 2, 2, 1)
 
@@ -215,7 +215,7 @@ def test_every_sampler_denoises_long_guided_videos(sampler):
     def denoise(x, t, frames):
         return jnp.broadcast_to(CLEAN[:, frames[0]], x.shape)
 
-    result = sample_windowed(denoise, NOISE, schedule, options, lambda: calls.append(1))
+    result = sample_windowed(denoise, NOISE, schedule, options, calls.append)
     np.testing.assert_allclose(result, CLEAN, atol=1e-5)
     assert len(calls) == num_function_evaluations(SHAPE[1], options)
 

@@ -15,7 +15,7 @@ from animate_jax.errors import UserError
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.training import guards
 from animate_jax.training.goodput import account, clock_time, report
-from animate_jax.training.guards import Watchdog, check_memory
+from animate_jax.training.guards import Watchdog, check_memory, check_step_memory
 from animate_jax.training.state import TrainState
 
 pytestmark = pytest.mark.compiles
@@ -34,6 +34,15 @@ def test_too_little_memory_is_told_before_anything_is_loaded(monkeypatch):
         check_memory(state, mesh)
     monkeypatch.setattr(guards, "host_memory_free", lambda: None)
     check_memory(state, mesh)
+
+
+def test_too_little_memory_for_a_step_is_told_before_the_first_one(monkeypatch):
+    step = jax.jit(lambda x: (x @ x) @ x).lower(jax.ShapeDtypeStruct((100, 100), jnp.float32)).compile()
+    monkeypatch.setattr(guards, "host_memory_free", lambda: 10**9)
+    check_step_memory(step)
+    monkeypatch.setattr(guards, "host_memory_free", lambda: 39_999)  # the inner product: 100 x 100 x 4 bytes
+    with pytest.raises(UserError, match="a step takes .* in addition to .* this machine has 0.0 GB left: --remat"):
+        check_step_memory(step)
 
 
 def test_free_memory_is_plausible():
