@@ -15,12 +15,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import signal
 import sys
 import threading
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import animate_jax
 from animate_jax.errors import TRACEBACK
@@ -40,8 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     if name in ("--help", "-h", "--version"):
         print(__doc__ if name != "--version" else animate_jax.__version__)
         return 0
+    if not name:
+        print(__doc__, file=sys.stderr)
+        return 2
     if name not in COMMANDS:
-        print(f"usage: animate-jax {{{','.join(COMMANDS)}}} [options], or animate-jax --help", file=sys.stderr)
+        similar = difflib.get_close_matches(name, COMMANDS, 1)
+        advice = f"did you mean {similar[0]}?" if similar else f"choose one of {', '.join(COMMANDS)}"
+        print(f"animate-jax: there is no command {name}: {advice} (animate-jax --help)", file=sys.stderr)
         return 2
     return run(name, rest, f"animate-jax {name}")
 
@@ -65,10 +71,27 @@ def run(name: str, arguments: list[str], program: str) -> int:
         if ours:
             signal.signal(signal.SIGINT, usual)
     try:
-        return command.main(current_flags(name, arguments), program)
+        try:
+            return command.main(current_flags(name, arguments), program)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not is_closed(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:  # while options are read
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+
+
+def is_closed(stream: TextIO) -> bool:
+    """Whether nobody reads what is written there, such as after `| head`."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 if __name__ == "__main__":

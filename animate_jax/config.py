@@ -199,7 +199,7 @@ class AnimationConfig(SamplingConfig, FrameConfig):
     hands: Switch = "auto"  # found and drawn where the pose style has them
     face: Switch = "auto"
     audio: Switch = "auto"  # the driving video's sound goes into the result
-    keep_inside: bool = True  # a motion that is fitted bone by bone is moved until it stays in the picture
+    keep_inside: Switch = "auto"  # a motion that is fitted bone by bone is moved until it stays in the picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,19 +223,19 @@ class DataConfig:
     """Batches of training. Images have the preset's size and pose style."""
 
     root: str | None = None  # recorded clips: a data set's folder (TFDS layout) or gs:// address; None renders people
-    split: str = "train"
-    seed: int = 0
+    split: str = "train"  # part of the data set
+    seed: int = 0  # of the order of clips, and of the people that are rendered
     batch: int = 4  # clips per step, over all processes
     frames: int = 1  # frames to denoise per clip
     consecutive: bool = False  # stage 2: neighboring frames; otherwise drawn anywhere in the clip
     clip_frames: int = 24  # rendered: length of a clip, from which reference and targets are sampled
     min_reference_distance: int = 30  # recorded, stage 1: in video frames; less in short clips
-    stride: int | None = None  # recorded, stage 2: video frames from one frame to the next, less in short clips;
-    # None follows `fps`
-    fps: float | None = None  # recorded, stage 2: frames per second to train at, in whole strides of each clip's own
-    # rate; None: the preset's, or 30
-    framing: Literal["person", "frame"] = "person"  # recorded: a random crop around the person, or the whole frame's
-    # middle, as benchmarks cut it
+    stride: int | None = None
+    """recorded, stage 2: video frames from one frame to the next, less in short clips; default: follows --data.fps"""
+    fps: float | None = None
+    """recorded, stage 2: frames/s to train at, in whole strides of each clip's rate; default: the preset's, or 30"""
+    framing: Literal["person", "frame"] = "person"
+    """recorded: a random crop around the person, or the whole frame's middle, as benchmarks cut it"""
     max_bad: float = 0.01  # recorded: share of damaged clips to replace by their neighbors before training stops
     flip: float = 0.5  # recorded: share of samples shown mirrored
     num_workers: int = 1  # processes that render or decode; 0: in the training process
@@ -245,19 +245,20 @@ class DataConfig:
 class OptimConfig:
     """AdamW with warm-up and gradient clipping; the paper's learning rate is 1e-5, constant."""
 
-    # "muon": fewer but more expensive steps: from scratch the small model took 0.57 of AdamW's for the same loss.
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 1e-5
+    """muon: fewer but more expensive steps: from scratch the small model took 0.57 of AdamW's for the same loss"""
+    learning_rate: float = 1e-5  # after the warm-up
     warmup: int = 1  # steps from 0 to the learning rate
-    decay: Literal["constant", "cosine"] = "constant"
+    decay: Literal["constant", "cosine"] = "constant"  # of the learning rate; cosine: to 0
     decay_start: float = 0.5  # cosine: the share of all steps before it begins
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    # "factored" is Adafactor's second moment (rows and columns) and a bfloat16 first one: 2 bytes per parameter, not 8.
-    moments: Literal["full", "factored"] = "full"  # AdamW's
-    # In which the devices' gradients are summed (--mesh.gather step, weights; "layer" does it in that of the passes).
+    betas: tuple[float, float] = (0.9, 0.999)  # decay of AdamW's moments
+    weight_decay: float = 0.01  # AdamW's
+    clip_norm: float = 1.0  # larger gradients are scaled down to this norm
+    moments: Literal["full", "factored"] = "full"
+    """AdamW's. factored: Adafactor's second moment (rows and columns) and a bfloat16 first one, 2 bytes per parameter
+    instead of 8"""
     gradient_dtype: DType = "float32"
+    """in which the devices' gradients are summed (--mesh.gather step, weights; layer does it in that of the passes)"""
     ema: float = 0.999  # decay of the averaged weights that are sampled from; 0 keeps none
 
 
@@ -278,32 +279,32 @@ class MeshConfig:
 
     fsdp: int = 1  # devices that share one copy of parameters and moments
     frames: int = 1  # devices that share one clip: its frames in spatial layers, its pixels in temporal layers
-    # When weights divided by `fsdp` are gathered. "step": once per step, whole, and gradients are summed once.
-    # "weights": once, too, but gradients are summed for every micro-batch, so that each device holds only its shard of
-    # the sum. "layer": for every layer and micro-batch, where they do not fit whole. auto: the first of which
-    # weights and gradients take at most a third of a TPU's memory, if it sends less; otherwise "layer".
     gather: Gather = "auto"
+    """when weights divided by `fsdp` are gathered. step: once per step, whole, and gradients are summed once. weights:
+    once, too, but gradients are summed for every micro-batch, so that each device holds only its shard of the sum.
+    layer: for every layer and micro-batch, where they do not fit whole. auto: the first of which weights and gradients
+    take at most a third of a TPU's memory, if it sends less; otherwise layer"""
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionLossConfig:
     """Stages 1 and 2."""
 
-    weighting: Weighting = "none"
+    weighting: Weighting = "none"  # of noise levels
     gamma: float = 5.0  # bound of the weightings
     person_weight: float = 0.0  # of the person's pixels, in addition to 1
     noise_offset: float = 0.0  # the PyTorch implementations use 0.05
     condition_dropout: float = 0.1  # share of clips that see neither reference nor CLIP token
     shared_noise: bool = False  # stage 2: one noise for all frames of a clip
     timestep_shift: float = 1.0  # above 1, noisy timesteps are sampled more often (Esser et al. 2024, equation 23)
-    # Share of clips that are denoised from the model's own prediction from pure noise, as in sampling, instead of from
-    # the truth: later steps learn to correct the first one (Bengio et al. 2015; Ren et al. 2024).
     scheduled_sampling: float = 0.0
-    # Stage 2: of the predicted x0's mean absolute change from frame to frame where the true frames do not change.
+    """share of clips that are denoised from the model's own prediction from pure noise, as in sampling, instead of from
+    the truth: later steps learn to correct the first one (Bengio et al. 2015; Ren et al. 2024)"""
     flicker_weight: float = 0.0
-    # Of LPIPS(VGG) between square crops of the frames and of the decoded prediction of x0: sharper images in few steps
-    # (Lin & Yang 2024).
+    """stage 2: of the predicted x0's mean absolute change from frame to frame where the true frames do not change"""
     perceptual_weight: float = 0.0
+    """of LPIPS(VGG) between square crops of the frames and of the decoded prediction of x0: sharper images in few steps
+    (Lin & Yang 2024)"""
     perceptual_crop: int = 64  # pixels
     perceptual_frames: int = 1  # of each clip, sampled anew in each step
     pixels_weight: float = 0.0  # of the mean absolute difference of those crops, in [-1, 1]
@@ -315,7 +316,7 @@ class VAELossConfig:
 
     crop: int = 64  # pixels
     mse_weight: float = 2.0  # L1 has weight 1
-    perceptual_weight: float = 0.25
+    perceptual_weight: float = 0.25  # of LPIPS(VGG)
     perceptual_crops: int = 4  # crops of the batch that the perceptual loss sees
     kl_weight: float = 1e-4  # per latent position
 
@@ -325,8 +326,8 @@ class PreviewConfig:
     """Videos and metrics of fixed held-out clips while training, in <output>/previews."""
 
     every: int = 0  # steps; 0: none
-    split: str = "test_both"
-    clips: int = 4
+    split: str = "test_both"  # part of the data set
+    clips: int = 4  # how many
     frames: int = 8  # per clip
 
 
@@ -334,7 +335,7 @@ class PreviewConfig:
 class TrainConfig:
     """One training run."""
 
-    stage: Literal["vae", "stage1", "stage2"]
+    stage: Literal["vae", "stage1", "stage2"]  # what is trained: the VAE, single frames, or the motion module
     output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
     preset: str | Preset = "tiny"  # or its name; on the command line it decides, else that of `init` comes first
     size: tuple[int, int] | None = None  # width and height; this and the next two replace the preset's
@@ -345,8 +346,8 @@ class TrainConfig:
     frozen_bf16: str | None = None  # regular expression: frozen parameters held (and saved) in bfloat16
     init: str | None = None  # checkpoint to start from (weights only), or what is fetched: sd15; None starts fresh
     allow_changes: bool = False  # continue although options that change the result differ from the run's first ones
-    steps: int = 1000
-    seed: int = 0
+    steps: int = 1000  # of the optimizer
+    seed: int = 0  # of fresh weights and of noise
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     lora: LoraConfig = LoraConfig()
@@ -357,15 +358,14 @@ class TrainConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the passes; trainable parameters stay float32
     accumulate: int = 1  # micro-batches per step: less memory, the same gradient
     remat: Remat = "none"  # what the UNets keep for the backward pass: all, layer inputs, or products with weights
-    log_every: int = 50
-    save_every: int = 500
+    log_every: int = 50  # steps
+    save_every: int = 500  # steps
     save_minutes: float = 0.0  # also after that time without a save; 0: by steps only
     keep_last: int = 2  # newest checkpoints kept
     keep_every: int = 0  # steps; checkpoints at its multiples are kept for good; 0: none
     preview: PreviewConfig = PreviewConfig()
-    plan: str | None = (
-        None  # TPU topology such as v5e:4x4: prints the memory and time of training there, trains nothing
-    )
+    plan: str | None = None
+    """TPU topology such as v5e:4x4: prints the memory and time of training there, trains nothing"""
     profile: bool = False  # trace three steps into <output>/profile, as SIGUSR1 does at any time
     hang_minutes: float = 30.0  # a longer step writes the stack of every thread; 0: never
     wandb: bool = False  # log to Weights & Biases, too

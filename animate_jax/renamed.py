@@ -31,6 +31,7 @@ TRAIN_OPTIONS = {
 FLAGS = {
     "train": {f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}" for old, new in TRAIN_OPTIONS.items()},
     "weights": {"--motion": "--motion-module"},
+    "sample": {"--no-retarget": "--align=none", "--retarget": "--align=bones"},
     "web": {"--waiting": "--queue-size"},
 }
 SAMPLING_FIELDS = {"reuse": "deepcache_interval"}  # of a preset

@@ -2,6 +2,7 @@
 
 animate-jax completion bash > ~/.local/share/bash-completion/completions/animate-jax
 animate-jax completion zsh > ~/.zfunc/_animate-jax
+animate-jax completion fish > ~/.config/fish/completions/animate-jax.fish
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import tyro
 from animate_jax.commands import doctor, goodput, sample, train
 from animate_jax.commands.data import DATASETS
 from animate_jax.commands.evaluate import Arguments as Evaluation
+from animate_jax.commands.options import parse
 from animate_jax.commands.web import Arguments as Web
 from animate_jax.commands.weights import Command as Weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]  # whose script is printed
 
 
 named = tyro.conf.subcommand
@@ -52,6 +54,6 @@ Everything = (
 
 
 def main(arguments: list[str], program: str = "animate-jax completion") -> int:
-    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
-    tyro.cli(Everything, prog="animate-jax", args=["--tyro-print-completion", args.shell], registry=train.PRESET_NAMES)
+    args = parse(Arguments, arguments, program, __doc__)
+    parse(Everything, ["--tyro-print-completion", args.shell], "animate-jax")
     return 0

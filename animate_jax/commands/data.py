@@ -19,6 +19,7 @@ from typing import Any
 
 import tyro
 
+from animate_jax.commands.options import parse
 from animate_jax.data.build.clips import REMEDIES, ClipOptions
 from animate_jax.data.build.dataset import BeamOptions, Video, build_dataset, find_videos
 from animate_jax.data.build.public_datasets import PUBLIC_DATASETS
@@ -63,14 +64,17 @@ def main(arguments: list[str], program: str = "animate-jax data") -> int:
     if arguments[:1] == ["encode"]:
         return exit_status(program, lambda: _encode(arguments[1:], program), "give the same command again to go on")
     if len(arguments) < 2 or arguments[0] != "build" or arguments[1] not in DATASETS:
-        print(__doc__ if "--help" in arguments else USAGE, file=sys.stderr)
-        return 0 if "--help" in arguments else 2
+        if {"--help", "-h"} & set(arguments):
+            print(f"{__doc__}\nData sets of `build`: {', '.join(DATASETS)}.")
+            return 0
+        print(USAGE, file=sys.stderr)
+        return 2
     _, name, *options = arguments
     return exit_status(program, lambda: _build(name, options, program), "give the same command again to go on")
 
 
 def _build(name: str, options: list[str], program: str) -> None:
-    args = tyro.cli(DATASETS[name], args=options, prog=f"{program} build {name}")
+    args = parse(DATASETS[name], options, f"{program} build {name}")
     _print_report(build_dataset(name, args.find_videos(name), args.output, args.clips, args.beam), args.output)
 
 
@@ -79,7 +83,7 @@ def _encode(options: list[str], program: str) -> None:
     from animate_jax.torch_weights.fetching import localize
     from animate_jax.training.encoding import EncodeArguments, encode
 
-    args = tyro.cli(EncodeArguments, args=options, prog=f"{program} encode")
+    args = parse(EncodeArguments, options, f"{program} encode")
     with processes.distributed():
         encode(args.data, localize(args.checkpoint), args.output, args.options)
 

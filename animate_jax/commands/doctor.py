@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import jax
-import tyro
 
 import animate_jax
 from animate_jax.checkpoints import checkpoint
+from animate_jax.commands.options import parse
 from animate_jax.errors import UserError, exit_status
 from animate_jax.models.self_test import wrong_results
 from animate_jax.pose.dwpose import DETECTOR, POSE_MODEL
@@ -60,7 +60,7 @@ class Finding(NamedTuple):
 
 
 def main(arguments: list[str], program: str = "animate-jax doctor") -> int:
-    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
+    args = parse(Arguments, arguments, program, __doc__)
     return exit_status(program, lambda: print_findings(args), "")
 
 

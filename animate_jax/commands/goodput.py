@@ -9,6 +9,7 @@ import dataclasses
 
 import tyro
 
+from animate_jax.commands.options import parse
 from animate_jax.errors import UserError, exit_status
 from animate_jax.storage import to_path
 from animate_jax.training.goodput import EVENTS, report
@@ -20,7 +21,7 @@ class Arguments:
 
 
 def main(arguments: list[str], program: str = "animate-jax goodput") -> int:
-    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
+    args = parse(Arguments, arguments, program, __doc__)
     return exit_status(program, lambda: _print(args.run), "")
 
 

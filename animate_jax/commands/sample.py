@@ -18,10 +18,9 @@ import sys
 import time
 from typing import NoReturn
 
-import tyro
-
 from animate_jax.atomic import check_file
 from animate_jax.checkpoints import checkpoint
+from animate_jax.commands.options import parse
 from animate_jax.config import Compose, DType, MeshConfig, SamplerName, Speed, Switch
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
@@ -41,8 +40,9 @@ DEFAULT_MESH = MeshConfig()
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     reference: tuple[pathlib.Path, ...] = (EXAMPLE / "reference.png",)  # picture of one person, or several pictures
-    driving: tuple[pathlib.Path, ...] = (EXAMPLE / "driving.mp4",)  # video of a person, keypoints (.json, .npz, .npy),
-    # or drawn poses; several references and motions give a video of every pair
+    driving: tuple[pathlib.Path, ...] = (EXAMPLE / "driving.mp4",)
+    """video of a person, keypoints (.json, .npz, .npy, or a folder of .json), or drawn poses (a video, or a folder of
+    pictures); several references and motions give a video of every pair"""
     driving_kind: DrivingKind | None = None  # what videos show: a person or drawn poses; default: detected
     output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif; for several inputs, their names are added
     side_by_side: bool = False  # also a video of reference, pose and result side by side
@@ -54,30 +54,38 @@ class Arguments:
     mesh: MeshConfig = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
     plan: str | None = None  # compiles a step for a TPU such as "v5e:1x1" and prints its memory and time; no video
     speed: Speed = "exact"  # fast and fastest lose some quality, see docs/speed.md
-    steps: int | None = None  # denoising steps
-    sampler: SamplerName | None = None
-    guidance: float | None = None  # classifier-free guidance; 1 or less switches it off
+    steps: int | None = None  # denoising steps; default: the preset's
+    sampler: SamplerName | None = None  # see docs/sampling.md; default: the preset's
+    guidance: float | None = None  # classifier-free guidance scale; 1 or less switches it off; default: the preset's
+    guidance_interval: tuple[float, float] | None = None
+    """guide only at these noise levels, as shares of the schedule: "0 0.8" leaves out the noisiest"""
+    guidance_rescale: float | None = None  # share of guidance's added contrast that is removed again, 0 to 1
+    window: int | None = None  # frames denoised together
+    overlap: int | None = None  # frames that neighboring windows share
+    deepcache_interval: int | None = None  # steps from one computation of the deep features to the next; 1: always
     seed: int = 0  # 0 to 4294967295
     frames: int | None = None  # at most so many
-    width: int | None = None  # of the result, in pixels
-    height: int | None = None
-    compose: Compose = "auto"  # on: the result at the picture's own size, with the picture's own pixels; off: as the
-    # model decodes it; auto: on for the small bundled model, except with drawn poses
+    width: int | None = None  # of the result, in pixels; default: the model's
+    height: int | None = None  # of the result, in pixels
+    compose: Compose = "auto"
+    """on: the result at the picture's own size, with the picture's own pixels; off: as the model decodes it; auto: on
+    for the small bundled model, except with drawn poses"""
     background: str = "reference"  # of composed results: reference, driving (the video's scene), a color, or a file
     fps: float | None = None  # of the result; default: the model's, or the driving video's
-    keep_inside: bool = True  # scale and shift a fitted motion (--align bones) until it stays in the picture
-    retarget: bool = True  # fit the motion to the reference's body
-    align: AlignMethod = "bones"  # how: bone by bone; global: one scale; musepose: as its weights expect; none
+    align: AlignMethod = "bones"
+    """how the motion is fitted to the reference's body: bone by bone; global: one scale; musepose: as its weights
+    expect; none: not at all"""
+    keep_inside: Switch = "auto"  # with --align bones: scale and shift the motion until it stays in the picture
     person: str = "largest"  # in the driving video, of several: largest, center, or a number from the left
     hands: Switch = "auto"  # found and drawn where the weights know them; off: not
-    face: Switch = "auto"
+    face: Switch = "auto"  # as hands
     audio: Switch = "auto"  # the driving video's sound goes into the result; off: no sound
     dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: detects instead of BlazePose
     canvas: tuple[int, int] | None = None  # width, height of the video of a keypoints file that does not contain them
 
 
 def main(arguments: list[str], program: str = "animate-jax sample") -> int:
-    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
+    args = parse(Arguments, arguments, program, __doc__)
     return exit_status(program, lambda: animate(args), "no half video is left")
 
 
@@ -110,9 +118,14 @@ def animate(args: Arguments) -> None:
         steps=args.steps,
         sampler=args.sampler,
         guidance=args.guidance,
+        guidance_interval=args.guidance_interval,
+        guidance_rescale=args.guidance_rescale,
+        window=args.window,
+        overlap=args.overlap,
+        deepcache_interval=args.deepcache_interval,
         width=args.width,
         height=args.height,
-        align=args.align if args.retarget else "none",
+        align=args.align,
         person=args.person,
         detector=DWPose(args.dwpose) if args.dwpose else None,
         canvas=canvas_size,

@@ -13,9 +13,8 @@ import pathlib
 import runpy
 import sys
 
-import tyro
-
-from animate_jax.config import Preset, TrainConfig
+from animate_jax.commands.options import parse
+from animate_jax.config import TrainConfig
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel import processes
 from animate_jax.presets import preset_of
@@ -26,27 +25,10 @@ PACKAGE = pathlib.Path(__file__).parents[1]
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
 
 
-PRESET_NAMES = tyro.constructors.ConstructorRegistry()
-
-
-@PRESET_NAMES.primitive_rule
-def preset_flag(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """--preset takes a name; a configuration file may also give a whole preset."""
-    if info.type != str | Preset:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="NAME",
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: isinstance(value, str | Preset),
-        str_from_instance=lambda value: [value if isinstance(value, str) else value.name],
-    )
-
-
 def main(arguments: list[str], program: str = "animate-jax train") -> int:
     if not arguments or arguments[0].startswith("-"):
         if arguments[:1] in (["--help"], ["-h"]):
-            print(__doc__)
+            print(f"{__doc__}\nConfigurations: {', '.join(config_names())}.")
             return 0
         names = ", ".join(config_names())
         print(f"usage: {program} CONFIG [options]   (CONFIG: a file, or one of {names})", file=sys.stderr)
@@ -77,9 +59,7 @@ def load_config(name: str) -> TrainConfig:
 
 def run_command(program: str, name: str, *options: str) -> int:
     """Trains, or prints the plan. Returns the exit status."""
-    config = tyro.cli(
-        TrainConfig, default=load_config(name), args=options, prog=f"{program} {name}", registry=PRESET_NAMES
-    )
+    config = parse(TrainConfig, options, f"{program} {name}", default=load_config(name))
     preset_of(config)  # refuses an unknown name before anything is read
     named = any(option.partition("=")[0] == "--preset" for option in options)
     if config.init is not None:

@@ -19,8 +19,9 @@ from typing import NoReturn
 
 import tyro
 
+from animate_jax.commands.options import parse
 from animate_jax.config import DType, MeshConfig
-from animate_jax.errors import exit_status
+from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pose.dwpose import DWPose
 from animate_jax.presets import find_preset
@@ -46,7 +47,7 @@ class Arguments:
 
 
 def main(arguments: list[str], program: str = "animate-jax web") -> int:
-    args = tyro.cli(Arguments, description=__doc__, args=arguments, prog=program)
+    args = parse(Arguments, arguments, program, __doc__)
     return exit_status(program, lambda: _run(args), "stopped")
 
 
@@ -55,6 +56,8 @@ def _run(args: Arguments) -> None:
         raise SystemExit(128 + signal.SIGTERM)  # so that visitors' files are removed first
 
     signal.signal(signal.SIGTERM, terminate)
+    if not 0 <= args.port < 2**16:
+        raise UserError(f"--port {args.port}: must be 0 to {2**16 - 1}")
     preset = find_preset(args.preset) if args.preset else None
     detector = DWPose(args.dwpose) if args.dwpose else None
     keep_compiled_programs()

@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import tyro
 
+from animate_jax.commands.options import parse
 from animate_jax.config import FamilyName, PublishedName
 from animate_jax.errors import UserError, exit_status
 from animate_jax.torch_weights.exporting import Format, export_checkpoint
@@ -36,13 +37,13 @@ class Import:
     family: tyro.conf.Positional[FamilyName | None] = None  # of a new checkpoint, and of --directory
     directory: str | None = None  # with everything, here or on the hub (owner/name); sd15: a single file, too
     unet: str | None = None  # Stable Diffusion UNet, for both UNets
-    denoising_unet: str | None = None
-    reference_unet: str | None = None
+    denoising_unet: str | None = None  # of a model that is trained already
+    reference_unet: str | None = None  # of a model that is trained already
     motion_module: str | None = None  # AnimateDiff's, or diffusers' MotionAdapter
-    pose_guider: str | None = None
+    pose_guider: str | None = None  # of a model that is trained already
     pose_controlnet: str | None = None  # ControlNet whose condition embedding begins the Pose Guider
-    vae: str | None = None
-    image_encoder: str | None = None
+    vae: str | None = None  # Stable Diffusion's autoencoder
+    image_encoder: str | None = None  # CLIP's, with its projection
     preset: str | None = None  # default: the family's, or the one of the checkpoint to be completed
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # default: as in the files
 
@@ -51,8 +52,8 @@ class Import:
 class Export:
     """A checkpoint becomes the family's files."""
 
-    family: tyro.conf.Positional[FamilyName]
-    checkpoint: tyro.conf.Positional[str]
+    family: tyro.conf.Positional[FamilyName]  # whose layout and names the files get
+    checkpoint: tyro.conf.Positional[str]  # what is exported
     output: pathlib.Path  # directory, must not exist
     format: Format = "pth"  # of the files outside of diffusers folders
 
@@ -61,23 +62,23 @@ class Export:
 class Inspect:
     """What is this file or checkpoint? Reads no weights."""
 
-    file: tyro.conf.Positional[str]
+    file: tyro.conf.Positional[str]  # a PyTorch file, or a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
     """Runs the same inputs through a checkpoint and through PyTorch, part by part."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: tyro.conf.Positional[str]  # what is verified
     against: pathlib.Path  # directory with the files, as for import --directory
-    family: FamilyName = "moore"
+    family: FamilyName = "moore"  # of the files
 
 
 @dataclasses.dataclass(frozen=True)
 class Fetch:
     """Downloads published weights from the hub and converts them: `--checkpoint NAME` then finds them."""
 
-    name: tyro.conf.Positional[PublishedName]
+    name: tyro.conf.Positional[PublishedName]  # docs/weights.md describes them
     accept_licences: Annotated[bool, tyro.conf.arg(aliases=["--accept-licenses"])] = False
     """Without being asked, in scripts."""
 
@@ -92,7 +93,7 @@ Command = (
 
 
 def main(arguments: list[str], program: str = "animate-jax weights") -> int:
-    command = tyro.cli(Command, description=__doc__, args=arguments, prog=program)
+    command = parse(Command, arguments, program, __doc__)
     return exit_status(program, lambda: _run(command), "nothing written")
 
 
@@ -120,8 +121,8 @@ def _import(command: Import) -> None:
     dtype = None if command.dtype is None else jnp.dtype(command.dtype)
     reports, missing = import_checkpoint(files, command.output, preset, dtype)
     print(*reports, sep="\n")
-    flags = "".join(f"; still missing: {part} (--{part.replace('_', '-')})" for part in missing)
-    print(f"{command.output}: preset {preset.name}{flags}")
+    flags = ", ".join(f"{part} (--{part.replace('_', '-')})" for part in missing)
+    print(f"{command.output}: preset {preset.name}{flags and f'; still missing: {flags}'}")
 
 
 def _files(command: Import) -> Files:

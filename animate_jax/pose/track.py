@@ -104,7 +104,9 @@ def track_person(people: list[list[Detection]], person: str = "largest") -> Keyp
     start = next((i for i, found in enumerate(people) if len(found) >= wanted), None)
     if start is None:
         if any(people) and person.isdigit():
-            raise UserError(f"--person {person}: never more than {max(map(len, people))} people in one frame")
+            most = max(map(len, people))
+            seen = f"{most} people are" if most > 1 else "one person is"
+            raise UserError(f"--person {person}: no more than {seen} seen in any frame: take a smaller number")
         return Keypoints.stack([Keypoints.empty()] * len(people)) if people else Keypoints.empty(0)
     here = sorted((t for t in tracks if start in t.frames), key=lambda t: t.frames[start].center[0])
     if person == "largest":

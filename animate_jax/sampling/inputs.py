@@ -215,7 +215,7 @@ def fit_motion(
     if motion.keypoints is None:
         raise UserError("--compose on: drawn poses do not say where joints are: drive with a video or keypoints")
     fitted = align_motion(motion.keypoints, motion.canvas, reference, size, align).without(*_switched_off(options))
-    if options.keep_inside and align == "bones":
+    if options.keep_inside != "off" and align == "bones":
         fitted = keep_inside(fitted, reference)
     warn_of_fit(fitted, drawn_parts(options), reference)
     return fitted

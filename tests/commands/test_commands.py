@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import tyro
 
 import animate_jax
 from animate_jax.__main__ import COMMANDS, main
-from animate_jax.commands import completion, doctor, train, web, weights
+from animate_jax.commands import completion, doctor, sample, train, web, weights
 from animate_jax.config import TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.models.self_test import WrongResult
@@ -36,12 +37,43 @@ def test_version_and_help(capfd):
     assert all(f"animate-jax {name} " in told for name in COMMANDS)
 
 
-@pytest.mark.parametrize("arguments", [[], ["smaple"], ["--stpes"]])
-def test_an_unknown_command_shows_those_there_are(arguments, capfd):
+@pytest.mark.parametrize(
+    "arguments, advice", [(["sampel"], "did you mean sample?"), (["--stpes"], "choose one of sample, train, weights")]
+)
+def test_an_unknown_command_gets_a_suggestion(arguments, advice, capfd):
     assert main(arguments) == 2
     captured = capfd.readouterr()
-    assert captured.out == "" and captured.err.startswith("usage: animate-jax {sample,train,")
-    assert captured.err.count("\n") == 1
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith(f"animate-jax: there is no command {arguments[0]}: {advice}")
+
+
+def test_no_command_shows_the_help(capfd):
+    assert main([]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == "" and all(f"animate-jax {name} " in captured.err for name in COMMANDS)
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    """`animate-jax ... | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "animate_jax", "goodput", "--help"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_port_that_is_none(capfd):
+    assert web.main(["--port", "99999"]) == 2
+    assert capfd.readouterr().err == "animate-jax web: --port 99999: must be 0 to 65535\n"
+
+
+def test_lists_of_what_there_is(capfd):
+    """Not only in the errors."""
+    assert main(["train", "--help"]) == 0
+    assert all(name in capfd.readouterr().out for name in train.config_names())
+    assert main(["data", "build", "--help"]) == 0
+    assert all(name in capfd.readouterr().out for name in ("video_folder", "ubc_fashion", "tiktok", "ted_talk"))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -73,10 +105,11 @@ def test_the_page_loads_as_sampling_does(monkeypatch):
     "command, options, arguments, field, value",
     [
         ("web", web.Arguments, ["--waiting", "3"], "queue_size", 3),
+        ("sample", sample.Arguments, ["--no-retarget"], "align", "none"),
         ("weights", weights.Import, ["--output", "ckpt", "--motion", "mm.ckpt"], "motion_module", "mm.ckpt"),
         ("train", TrainConfig, ["--stage", "vae", "--output", "run", "--half=vae"], "frozen_bf16", "vae"),
     ],
-    ids=["web", "weights", "train"],
+    ids=["web", "sample", "weights", "train"],
 )
 def test_old_flags_are_read_for_a_release(command, options, arguments, field, value, monkeypatch):
     found = []

@@ -75,7 +75,7 @@ def arguments(files, trained, **changes):
 
 
 def without_signs_of_life(printed):
-    return re.sub(r"^(\S.*: )?(loading|reading poses|compiling|denoising|decoding) .*\n", "", printed, flags=re.M)
+    return re.sub(r"^(\S.*: )?(loading|reading poses|compiling|denoising|decoding)[ :].*\n", "", printed, flags=re.M)
 
 
 def one_line(captured, prefix):
@@ -170,7 +170,9 @@ def test_a_video_and_its_contact_sheet(files, micro_checkpoint, capfd):
     captured = capfd.readouterr()
     assert captured.out.startswith("2 frames in ") and captured.out.count("\n") == 1
     signs = captured.err.splitlines()
-    for line, start in zip(signs, ("loading ", "compiling the denoising UNet: ", "denoising step 1 of 1"), strict=False):
+    for line, start in zip(
+        signs, ("loading ", "compiling the denoising UNet: ", "denoising step 1 of 1"), strict=False
+    ):
         assert line.startswith(f"animate-jax sample: {start}"), signs
     assert without_signs_of_life(captured.err) == "" and re.search(r": loading \S+ \([\d.]+ MB\)$", signs[0])
     sheet = output.with_name("out_sheet.png")

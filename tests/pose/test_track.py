@@ -102,5 +102,5 @@ def test_impossible_choices_name_the_flag(person):
 
 
 def test_a_person_who_is_not_there_is_an_error():
-    with pytest.raises(UserError, match=r"^--person 4: never more than 2 people"):
+    with pytest.raises(UserError, match=r"^--person 4: no more than 2 people are seen in any frame"):
         track_person(crossing()[1], "4")

@@ -41,7 +41,7 @@ def test_too_little_memory_for_a_step_is_told_before_the_first_one(monkeypatch):
     monkeypatch.setattr(guards, "host_memory_free", lambda: 10**9)
     check_step_memory(step)
     monkeypatch.setattr(guards, "host_memory_free", lambda: 39_999)  # the inner product: 100 x 100 x 4 bytes
-    with pytest.raises(UserError, match="a step takes .* in addition to .* this machine has 0.0 GB left: --remat"):
+    with pytest.raises(UserError, match=r"a step takes .* in addition to .* this machine has 0\.0 GB left: --remat"):
         check_step_memory(step)
 
 
