@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -87,11 +88,9 @@ def run(name: str, arguments: list[str], program: str) -> int:
 
 def is_closed(stream: TextIO) -> bool:
     """Whether nobody reads what is written there, such as after `| head`."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    poll = select.poll()
+    poll.register(stream, 0)  # errors are reported always
+    return bool(poll.poll(0))
 
 
 if __name__ == "__main__":
