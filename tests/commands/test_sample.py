@@ -135,7 +135,7 @@ def one_line(captured, prefix):
         ({"preset": "tiny"}, "micro", "does not fit the model of preset 'tiny': .*: choose the checkpoint's own"),
         ({"checkpoint": "nowhere"}, "nowhere", "no such checkpoint: give the directory"),
         ({"checkpoint": "home"}, "home", "holds no checkpoint: expected"),
-        ({"output": "out.avi"}, "out.avi", "let the name end in .mp4 or .gif"),
+        ({"output": "out.avi"}, "out.avi", "let the name end in .mp4, .webm or .gif"),
         ({"output": "home.mp4"}, "home.mp4", "is a folder: give a file name"),
         ({"output": "text.png/out.mp4"}, "out.mp4", "cannot be written .*: choose another"),
         ({"output": "whole.mp4", "driving": "whole.mp4"}, "whole.mp4", "would replace an input: rename it"),
@@ -170,9 +170,8 @@ def test_a_video_and_its_contact_sheet(files, micro_checkpoint, capfd):
     captured = capfd.readouterr()
     assert captured.out.startswith("2 frames in ") and captured.out.count("\n") == 1
     signs = captured.err.splitlines()
-    for line, start in zip(
-        signs, ("loading ", "compiling the denoising UNet: ", "denoising step 1 of 1"), strict=False
-    ):
+    starts = "loading ", "denoising step 1 of 1", "compiling the denoising UNet: ", "decoding: 1 of 1"
+    for line, start in zip(signs, starts, strict=True):
         assert line.startswith(f"animate-jax sample: {start}"), signs
     assert without_signs_of_life(captured.err) == "" and re.search(r": loading \S+ \([\d.]+ MB\)$", signs[0])
     sheet = output.with_name("out_sheet.png")
@@ -203,7 +202,7 @@ def test_everything_that_can_be_kept(files, micro_checkpoint, capfd):
 def test_an_output_without_a_name(output, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     assert sample.main(["--output", output]) == 2
-    assert "let the name end in .mp4 or .gif" in one_line(capfd.readouterr(), "animate-jax sample: ")
+    assert "let the name end in .mp4, .webm or .gif" in one_line(capfd.readouterr(), "animate-jax sample: ")
 
 
 @pytest.mark.parametrize("option", ["reference", "driving"])
