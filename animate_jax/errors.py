@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -13,6 +14,11 @@ from collections.abc import Callable, Iterator
 from tqdm import tqdm
 
 TRACEBACK = "ANIMATE_JAX_TRACEBACK"  # environment variable, set by --traceback: errors show where they come from
+
+
+# Flags whose argument in Python is not called alike.
+IN_PYTHON = {"--canvas WIDTH HEIGHT": "canvas=(height, width)", "--dwpose FOLDER": "detector=DWPose(FOLDER)"}
+_running: set[str] = set()  # commands of this process
 
 
 class UserError(Exception):
@@ -54,9 +60,29 @@ def reading(path: str | os.PathLike, kind: str, advice: str) -> Iterator[None]:
         raise UserError(f"{path}: not a readable {kind} ({reason}): {advice}") from error
 
 
+@contextlib.contextmanager
+def as_arguments() -> Iterator[None]:
+    """The `UserError`s of a block name Python's arguments instead of flags, unless a command is running; also a
+    decorator."""
+    try:
+        yield
+    except UserError as error:
+        if not _running:
+            error.args = (_name_arguments(str(error)),)
+        raise
+
+
+def _name_arguments(message: str) -> str:
+    own, *command = re.split(r"(?=animate-jax \w)", message, maxsplit=1)  # a command that is advised has flags
+    for flags, argument in IN_PYTHON.items():
+        own = own.replace(flags, argument)
+    return "".join([re.sub(r"(?<![\w=-])--([a-z][\w.-]*)", lambda flag: flag[1].replace("-", "_"), own), *command])
+
+
 def exit_status(program: str, work: Callable[[], int | None], interrupted: str) -> int:
     """Runs a command: its status or 0; 2 after a `UserError`, 130 after Ctrl-C, each printed as one line, with a
     traceback if `TRACEBACK` is set. An `InputWarning` and the package's log are printed as lines, too."""
+    _running.add(program)
     try:
         with _lines(program):
             return work() or 0
@@ -68,6 +94,8 @@ def exit_status(program: str, work: Callable[[], int | None], interrupted: str) 
     except KeyboardInterrupt:
         print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
         return 130
+    finally:
+        _running.discard(program)
 
 
 @contextlib.contextmanager

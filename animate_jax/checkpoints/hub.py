@@ -42,15 +42,21 @@ def split(name: str | os.PathLike) -> tuple[str, str] | None:
     return match[1], match[2].removeprefix("/")
 
 
-def fetch(name: str) -> pathlib.Path:
+def fetch(name: str, revision: str | None = None, cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
     """The local copy of the checkpoint in "owner/repository", downloaded once.
+
+    Args:
+        revision: branch, tag or commit.
+        cache_dir: where downloads lie; default: huggingface_hub's folder.
 
     Raises:
         UserError: it cannot be had, is no checkpoint, or huggingface_hub is not installed.
     """
     hub = _library(name)
     with _answering(name):
-        folder = pathlib.Path(hub.snapshot_download(name, ignore_patterns=PYTORCH_FILES))
+        folder = pathlib.Path(
+            hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, ignore_patterns=PYTORCH_FILES)
+        )
     if next(folder.rglob("_CHECKPOINT_METADATA"), None) is None:
         raise UserError(
             f"{name}: holds no checkpoint of animate_jax: PyTorch files become one with "

@@ -44,7 +44,9 @@ class Arguments:
     """video of a person, keypoints (.json, .npz, .npy, or a folder of .json), or drawn poses (a video, or a folder of
     pictures); several references and motions give a video of every pair"""
     driving_kind: DrivingKind | None = None  # what videos show: a person or drawn poses; default: detected
-    output: pathlib.Path = pathlib.Path("outputs/sample.mp4")  # .mp4 or .gif; for several inputs, their names are added
+    output: pathlib.Path = pathlib.Path(
+        "outputs/sample.mp4"
+    )  # .mp4, .webm or .gif; for several inputs, their names are added
     side_by_side: bool = False  # also a video of reference, pose and result side by side
     debug_dir: pathlib.Path | None = None  # saves keypoints before and after retargeting, and pose images
     checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
@@ -171,7 +173,7 @@ def output_paths(args: Arguments) -> list[pathlib.Path]:
         if not files:
             raise UserError(f"--{name}: no file is given: check the pattern that should have matched some")
     output, outputs = args.output, []
-    check_output(output, (".mp4", ".gif"))
+    check_output(output)
     for reference, driving in itertools.product(args.reference, args.driving):
         chosen = (reference, args.reference), (driving, args.driving)
         suffixes = [path.stem for path, paths in chosen if len(paths) > 1]

@@ -59,7 +59,7 @@ def read_poses(path: str | os.PathLike, canvas: Canvas | None = None) -> tuple[K
     if canvas:
         check_canvas(path, *canvas)
     if path.is_dir():
-        files = sorted(path.glob("*.json"), key=lambda file: _natural_order(file.name))
+        files = sorted(path.glob("*.json"), key=lambda file: natural_order(file.name))
         if not files:
             raise UserError(f"{path}: no .json files in this folder: give a folder of OpenPose frames")
         frames = [(file, frame) for file in files for frame in _json_frames(file)]
@@ -92,7 +92,7 @@ def check_canvas(path: str | os.PathLike, height: float | int, width: float | in
         )
 
 
-def _natural_order(name: str) -> list[str | int]:
+def natural_order(name: str) -> list[str | int]:
     """Sorts 2.json before 10.json."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -58,9 +58,7 @@ def paint(background: str | os.PathLike, size: tuple[int, int]) -> Image:
     return resize_lanczos(image, size, (left, top, left + part[0], top + part[1]))
 
 
-def backdrop(
-    path: str | os.PathLike | DrivingMotion, motion: DrivingMotion, width: int | None = None, height: int | None = None
-) -> Backdrop:
+def backdrop(path: Any, motion: DrivingMotion, width: int | None = None, height: int | None = None) -> Backdrop:
     """The scene of a driving video: each pixel's median over frames in which the person is elsewhere; what is never
     seen is made up. Of a moving camera, for which a warning is given, the first frame.
 
@@ -71,7 +69,8 @@ def backdrop(
     Raises:
         UserError: what drives is no video of a person, or unreadable.
     """
-    if isinstance(path, DrivingMotion) or motion.keypoints is None or is_keypoints(path):
+    is_file = isinstance(path, str | os.PathLike) and not is_keypoints(path) and not pathlib.Path(path).is_dir()
+    if not is_file or motion.keypoints is None:
         raise UserError("--background driving: only a video of a person has a scene: choose another background")
     own = motion.canvas
     scale = min((height or LARGEST[0]) / own[0], (width or LARGEST[1]) / own[1], 1 if not (width or height) else np.inf)

@@ -8,8 +8,8 @@ An extension of ours, not in the paper.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -139,7 +139,7 @@ class Composition:
 
 
 def read_scene(
-    reference: str | pathlib.Path | Image,
+    reference: Any,
     options: AnimationConfig,
     width: int | None = None,
     height: int | None = None,

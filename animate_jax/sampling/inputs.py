@@ -9,31 +9,35 @@ import itertools
 import logging
 import math
 import operator
+import os
 import pathlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from animate_jax.atomic import MARKER
 from animate_jax.config import AnimationConfig
 from animate_jax.errors import UserError
 from animate_jax.images import Image, Images, resize_lanczos
-from animate_jax.pose.align import AlignMethod, align_motion, crop_box, keep_inside
+from animate_jax.pose.align import ALIGN_METHODS, AlignMethod, align_motion, crop_box, keep_inside
 from animate_jax.pose.detect import Detector, detect, require_person, segment
 from animate_jax.pose.draw import STYLES, LazyPoseImages
-from animate_jax.pose.files import KEYPOINT_SUFFIXES, read_poses
+from animate_jax.pose.files import KEYPOINT_SUFFIXES, natural_order, read_poses
 from animate_jax.pose.inspect import shows_drawn_poses, warn, warn_of_fit, warn_of_gaps
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.smooth import smooth
 from animate_jax.pose.track import check_person
 from animate_jax.pose.warp import LazyWarpedImages, warp
 from animate_jax.progress import Progress
+from animate_jax.sampling.arrays import check_sizes, to_image
 from animate_jax.video.audio import extract_audio
 from animate_jax.video.images import read_image
-from animate_jax.video.open import check_rate
+from animate_jax.video.open import IMAGE_SUFFIXES, check_rate
 from animate_jax.video.read import frame_count, frame_rate, iter_frames
 
 EXAMPLE = pathlib.Path(__file__).parents[1] / "assets" / "example"  # reference.png and driving.mp4
+RATE = 30.0  # frames/s of what says nothing about it
 SEEDS = 2**32  # JAX takes a seed modulo this
 
 Number = float | int
@@ -43,7 +47,7 @@ DrivingKind = Literal["video", "poses"]  # of a video: of a person, or of drawn 
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class DrivingMotion:
     """A driving motion: keypoints of a video, or finished pose images."""
 
@@ -52,6 +56,10 @@ class DrivingMotion:
     canvas: tuple[int, int] = (1, 1)  # height, width of the keypoints' video
     images: Images | None = None
     audio: bytes | None = None  # the video's sound (`animate_jax.video.audio`), from the first frame on
+
+    def __repr__(self) -> str:
+        kind = "drawn poses" if self.keypoints is None else "keypoints"
+        return f"DrivingMotion({len(self)} frames of {kind} at {self.fps:g} frames/s)"
 
     def __len__(self) -> int:
         parts = self.images if self.keypoints is None else self.keypoints
@@ -64,7 +72,7 @@ class DrivingMotion:
 
 
 def read_motion(
-    path: str | pathlib.Path,
+    driving: str | pathlib.Path | Images,
     frames: int | None = None,
     fps: Number | None = None,
     progress: bool = True,
@@ -75,14 +83,16 @@ def read_motion(
     driving_kind: DrivingKind | None = None,
     parts: Sequence[str] = (),
 ) -> DrivingMotion:
-    """Reads a keypoints file (.json, .npz, .npy, a folder of them), a video of a person or of drawn poses.
+    """Reads a keypoints file (.json, .npz, .npy, a folder of .json), or a video of a person or of drawn poses: a file,
+    a folder of pictures in the order of the numbers in their names, or an array.
 
     A video is read once, frame by frame, after a look at its beginning. Warns (`InputWarning`) of inputs that will give
     a bad result.
 
     Args:
         frames: at most that many.
-        fps: frames/s to read a video at, at most its own; None keeps the video's, and takes 30 for keypoints.
+        fps: frames/s to read a video at, at most its own; None keeps the video's. Of keypoints, pictures and arrays
+            the rate that they have; None: 30.
         person, detector, canvas, driving_kind: as in `Pipeline.stream`.
         size: height, width that drawn poses are resized to; None keeps theirs.
         parts: what the built-in detector finds in addition to the body, see `drawn_parts`.
@@ -91,22 +101,63 @@ def read_motion(
         UserError: missing or damaged, or nobody is in it.
     """
     check_request(fps, 0, person)
-    path = pathlib.Path(path)
-    if is_keypoints(path):
-        return _read_keypoints(path, frames, fps, person, canvas)
-    rate = min(fps or math.inf, frame_rate(path))
-    driving_kind = driving_kind or kind_of(path, frames, rate)
+    if is_keypoints(driving):
+        return _read_keypoints(pathlib.Path(driving), frames, fps, person, canvas)
+    footage = _footage(driving, frames, fps)
+    driving_kind = driving_kind or kind_of(driving, frames, fps)
     if driving_kind == "poses":
-        images = iter_frames(path, frames=frames, fps=rate)
-        motion = DrivingMotion(float(rate), images=np.stack([resize_lanczos(x, size or x.shape[:2]) for x in images]))
+        drawn = np.stack([resize_lanczos(image, size or image.shape[:2]) for image in footage.read()])
+        motion = DrivingMotion(footage.rate, images=drawn)
     else:
-        motion = _detect_motion(path, frames, rate, progress, person, detector or _detector(parts))
-    log.info("%s: %s", path, "drawn poses" if driving_kind == "poses" else "a video of a person")
-    return dataclasses.replace(motion, audio=extract_audio(path, len(motion) / motion.fps))
+        motion = _detect_motion(footage, progress, person, detector or _detector(parts))
+    log.info("%s: %s", footage.name, "drawn poses" if driving_kind == "poses" else "a video of a person")
+    sound = extract_audio(driving, len(motion) / motion.fps) if footage.is_file else None
+    return dataclasses.replace(motion, audio=sound)
+
+
+class _Footage(NamedTuple):
+    """A video whose frames can be read several times; `count` may be an estimate."""
+
+    name: str
+    rate: float
+    count: int
+    read: Callable[[], Generator[Image, None, None]]
+    is_file: bool = False
+
+
+def _footage(driving: str | pathlib.Path | Images, frames: int | None, fps: Number | None) -> _Footage:
+    rate = float(fps or RATE)
+    if isinstance(driving, np.ndarray):
+        images = driving[:frames]
+        return _Footage("the driving frames", rate, len(images), lambda: (image for image in images))
+    if files := _picture_files(pathlib.Path(driving))[:frames]:
+        return _Footage(str(driving), rate, len(files), lambda: _read_pictures(files))
+    rate = min(fps or math.inf, frame_rate(driving))
+    count = int(min(frames or math.inf, frame_count(driving, rate)))
+    return _Footage(str(driving), float(rate), count, lambda: iter_frames(driving, frames=frames, fps=rate), True)
+
+
+def _picture_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The pictures in a folder, in order; none if it has OpenPose's files, beside which pictures of them may lie."""
+    if not folder.is_dir() or any(file.name != MARKER for file in folder.glob("*.json")):
+        return []
+    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(files, key=lambda file: natural_order(file.name))
+
+
+def _read_pictures(files: Sequence[pathlib.Path]) -> Generator[Image, None, None]:
+    first = None
+    for file in files:
+        image = read_image(file)
+        first = image if first is None else first
+        check_sizes([first, image], str(file))
+        yield image
 
 
 def has_joints(
-    driving: str | pathlib.Path | DrivingMotion, driving_kind: DrivingKind | None = None, frames: int | None = None
+    driving: str | pathlib.Path | Images | DrivingMotion,
+    driving_kind: DrivingKind | None = None,
+    frames: int | None = None,
 ) -> bool:
     """Whether it is known where the joints are in what drives: not in drawn poses. Arguments as in `read_motion`."""
     if isinstance(driving, DrivingMotion):
@@ -114,15 +165,17 @@ def has_joints(
     return is_keypoints(driving) or (driving_kind or kind_of(driving, frames)) == "video"
 
 
-def is_keypoints(path: str | pathlib.Path) -> bool:
+def is_keypoints(driving: Any) -> bool:
     """Whether it is a file of keypoints, or a folder of such, by its name."""
-    path = pathlib.Path(path)
-    return path.is_dir() or path.suffix.lower() in KEYPOINT_SUFFIXES
+    if not isinstance(driving, str | os.PathLike):
+        return False
+    path = pathlib.Path(driving)
+    return path.suffix.lower() in KEYPOINT_SUFFIXES or (path.is_dir() and not _picture_files(path))
 
 
-def kind_of(path: str | pathlib.Path, frames: int | None = None, fps: Number | None = None) -> DrivingKind:
+def kind_of(driving: str | pathlib.Path | Images, frames: int | None = None, fps: Number | None = None) -> DrivingKind:
     """What a video shows in its beginning: a person, or drawn poses."""
-    with contextlib.closing(iter_frames(path, frames=frames, fps=fps)) as images:
+    with contextlib.closing(_footage(driving, frames, fps).read()) as images:
         return "poses" if shows_drawn_poses(images) else "video"
 
 
@@ -135,25 +188,21 @@ def _read_keypoints(
     if person != "largest":
         warn(f"{path}: keypoints of one person: --person {person} has no effect")
     warn_of_gaps(path, keypoints)
-    return DrivingMotion(float(fps or 30.0), keypoints, canvas)
+    return DrivingMotion(float(fps or RATE), keypoints, canvas)
 
 
-def _detect_motion(
-    path: pathlib.Path, frames: int | None, rate: Number, progress: bool, person: str, detector: Detector
-) -> DrivingMotion:
-    images = iter_frames(path, frames=frames, fps=rate)
+def _detect_motion(footage: _Footage, progress: bool, person: str, detector: Detector) -> DrivingMotion:
+    images = footage.read()
     first = next(images)
-    count = frame_count(path, rate)
-    total = min(frames, count) if frames else count
-    with Progress("reading poses", total, bar=progress) as bar:
+    with Progress("reading poses", footage.count, bar=progress) as bar:
         keypoints = detector(bar.each(itertools.chain([first], images)), None, person)
-    require_person(keypoints, path)
-    warn_of_gaps(path, keypoints)
-    return DrivingMotion(float(rate), smooth(keypoints, first.shape[:2], float(rate)), first.shape[:2])
+    require_person(keypoints, footage.name)
+    warn_of_gaps(footage.name, keypoints)
+    return DrivingMotion(footage.rate, smooth(keypoints, first.shape[:2], footage.rate), first.shape[:2])
 
 
 def crop_reference(
-    reference: str | pathlib.Path | Image, options: AnimationConfig, detector: Detector | None = None
+    reference: Any, options: AnimationConfig, detector: Detector | None = None
 ) -> tuple[Image, Keypoints]:
     """The reference cropped around its person to the size of the model's pictures, and the person's keypoints there.
 
@@ -163,16 +212,15 @@ def crop_reference(
     return crop_around(*find_person(reference, options, detector), (options.height, options.width))
 
 
-def find_person(
-    reference: str | pathlib.Path | Image, options: AnimationConfig, detector: Detector | None = None
-) -> tuple[Image, Keypoints]:
-    """The reference as it is, and its person's keypoints.
+def find_person(reference: Any, options: AnimationConfig, detector: Detector | None = None) -> tuple[Image, Keypoints]:
+    """The reference (a file, or as `arrays.to_image` takes it) as it is, and its person's keypoints.
 
     Raises:
         UserError: unreadable, or nobody in it.
     """
-    name = "the reference picture" if isinstance(reference, np.ndarray) else str(reference)
-    image = reference if isinstance(reference, np.ndarray) else read_image(reference)
+    is_file = isinstance(reference, str | os.PathLike)
+    name = str(reference) if is_file else "the reference picture"
+    image = read_image(reference) if is_file else to_image(reference, name)
     detected = (detector or _detector(drawn_parts(options)))(image[None])
     require_person(detected, name)
     return image, detected[0].without(*_switched_off(options))
@@ -244,11 +292,13 @@ def warp_reference(image: Image, keypoints: Keypoints, poses: Poses) -> LazyWarp
     return warp(image, segment(image, keypoints), keypoints, driven)
 
 
-def check_request(fps: Number | None, seed: int, person: str) -> None:
+def check_request(fps: Number | None, seed: int, person: str, align: str = "bones") -> None:
     """
     Raises:
-        UserError: no rate for a video, no seed, or no choice of a person.
+        UserError: no rate for a video, no seed, no choice of a person, or no way to align.
     """
+    if align not in ALIGN_METHODS:
+        raise UserError(f"--align {align}: choose one of {', '.join(ALIGN_METHODS)}")
     if fps is not None:
         check_rate(fps, "--fps")
     if not 0 <= operator.index(seed) < SEEDS:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import logging
 import math
 import pathlib
 import tempfile
-from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar, get_args, overload
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from animate_jax.checkpoints import checkpoint, hub
-from animate_jax.config import AnimationConfig, Compose, DType, Preset, Speed
+from animate_jax.config import AnimationConfig, Compose, DType, Preset, Speed, Switch
 from animate_jax.diffusion.sampling_loop import Latents
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, as_arguments
 from animate_jax.images import Image, Images
 from animate_jax.models.lora import product
 from animate_jax.models.params import abstract_model
@@ -28,8 +31,9 @@ from animate_jax.pose.detect import Detector
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.warp import LazyWarpedImages
-from animate_jax.presets import composes, speeds
+from animate_jax.presets import composes, find_preset, speeds
 from animate_jax.progress import Progress
+from animate_jax.sampling.arrays import is_array, is_picture, to_images
 from animate_jax.sampling.backgrounds import Backdrop, backdrop, paint, place
 from animate_jax.sampling.compose import Composition, Scene, read_scene
 from animate_jax.sampling.denoiser import DECODE_BATCH, Denoiser, StepCallback
@@ -79,12 +83,16 @@ class Pipeline(Denoiser):
     """A loaded model, from files to videos; `Denoiser` has the computation on the device."""
 
     @classmethod
+    @as_arguments()
     def from_pretrained(
         cls,
         name: str | pathlib.Path = "tiny",
-        preset: Preset | None = None,
+        preset: Preset | str | None = None,
         mesh: Mesh | None = None,
-        dtype: DType = "float32",
+        dtype: Any = "float32",
+        revision: str | None = None,
+        cache_dir: str | pathlib.Path | None = None,
+        **unknown: Any,
     ) -> Pipeline:
         """Reads a checkpoint onto the devices of `mesh`, with weights of `dtype`.
 
@@ -92,12 +100,17 @@ class Pipeline(Denoiser):
             name: "tiny" (ships with the package), a checkpoint's directory or a training run's, here or in a bucket,
                 or, if it is no folder here, "owner/repository" on the Hugging Face hub or one of the published
                 checkpoints of `animate-jax weights fetch`, "moore" for example, which is fetched.
-            preset: numerical choices; default: those the checkpoint carries.
+            preset: numerical choices, or their name; default: those the checkpoint carries.
+            dtype: float32 or bfloat16, of computation, too.
+            revision, cache_dir: of a repository on the hub: a branch, tag or commit; where downloads lie.
 
         Raises:
             UserError: there is none, it is damaged, or it does not fit the preset.
         """
-        path = find_checkpoint(name)
+        if unknown:
+            raise unexpected(next(iter(unknown)), ["name", "preset", "mesh", "dtype", "revision", "cache_dir"])
+        dtype, preset = dtype_name(dtype), find_preset(preset) if isinstance(preset, str) else preset
+        path = find_checkpoint(name, revision, cache_dir)
         size = 0 if is_remote(path) else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         log.info("loading %s%s", name, f" ({size_text(size)})" if size else "")
         preset = preset or checkpoint.read_preset(path)
@@ -123,6 +136,29 @@ class Pipeline(Denoiser):
             changed[f"{layer}.kernel"] = jax.device_put((kernel + added).astype(kernel.dtype), kernel.sharding)
         self.params = {**self.params, **changed}
 
+    def save_pretrained(self, path: str | pathlib.Path) -> None:
+        """Writes a checkpoint folder that `from_pretrained` reads, in place of an older one.
+
+        Raises:
+            UserError: something else is there, or it cannot be written.
+        """
+        checkpoint.save(path, self.params, self.preset)
+
+    @as_arguments()
+    def to(self, device: Any) -> Pipeline:
+        """This pipeline with its weights moved to another device; JAX begins with an accelerator if it finds one.
+
+        Args:
+            device: "cpu", "gpu" or "cuda", "tpu", with a number, as in "cuda:1", or a `jax.Device`.
+
+        Raises:
+            UserError: JAX finds no such device, or the pipeline is divided over a mesh.
+        """
+        if self.mesh is not None:
+            raise UserError("to: this pipeline is divided over a mesh of devices: load it again without one")
+        self.params = jax.device_put(self.params, find_device(device) if isinstance(device, str) else device)
+        return self
+
     def push_to_hub(self, name: str, private: bool = True) -> str:
         """Uploads the checkpoint to the Hugging Face hub as "owner/repository"; returns its address.
 
@@ -133,8 +169,19 @@ class Pipeline(Denoiser):
             checkpoint.save(pathlib.Path(folder) / "checkpoint", self.params, self.preset)
             return hub.push(pathlib.Path(folder) / "checkpoint", name, private)
 
-    def __call__(self, reference, driving, **options: Any) -> Animation | list[Animation]:
-        """Animates the person of `reference` with the motion of `driving`; arguments and errors as `stream`."""
+    def __call__(self, reference: Any, driving: Any, **options: Any) -> Animation | list[Animation]:
+        """Animates the person of `reference` with the motion of `driving`.
+
+        Args:
+            reference, driving: as of `stream`.
+            options: as of `stream`, such as `frames`, `steps`, `guidance`, `seed`, `width`, `height`.
+
+        Returns:
+            all frames in memory, which a notebook shows as a video; a list if one of the inputs is a list.
+
+        Raises:
+            UserError: anything wrong with the input, in one line.
+        """
         streams = self.stream(reference, driving, **options)
         return [stream.animation() for stream in streams] if isinstance(streams, list) else streams.animation()
 
@@ -143,25 +190,24 @@ class Pipeline(Denoiser):
     @overload
     def stream(self, reference: Any, driving: list | tuple, **options: Any) -> list[AnimationStream]: ...
     @overload
-    def stream(
-        self, reference: str | pathlib.Path | Image, driving: str | pathlib.Path | DrivingMotion, **options: Any
-    ) -> AnimationStream: ...
+    def stream(self, reference: Any, driving: Any, **options: Any) -> AnimationStream: ...
+    @as_arguments()
     def stream(
         self,
-        reference: str | pathlib.Path | Image | list | tuple,
-        driving: str | pathlib.Path | DrivingMotion | list | tuple,
+        reference: Any,
+        driving: Any,
         *,
         frames: int | None = None,
         fps: Number | None = None,
         seed: int = 0,
         progress: bool = True,
-        align: AlignMethod = "bones",
-        person: str = "largest",
+        align: AlignMethod | str = "bones",
+        person: str | int = "largest",
         detector: Detector | None = None,
         canvas: tuple[int, int] | None = None,
         driving_kind: DrivingKind | None = None,
         callback: StepCallback | None = None,
-        compose: Compose = "auto",
+        compose: Compose | bool = "auto",
         background: str | pathlib.Path = "reference",
         **overrides: Any,
     ) -> AnimationStream | list[AnimationStream]:
@@ -171,11 +217,13 @@ class Pipeline(Denoiser):
         denoised as one batch, with that many times the memory.
 
         Args:
-            reference: an image file or uint8 RGB [H, W, 3] of one person; it is cropped to the result's proportions,
-                except by `compose`.
-            driving: a video of a person, a keypoints file, a video of drawn poses, or a `DrivingMotion`.
+            reference: a picture of one person: a file, a PIL image, or an array [H, W, 3], RGB as uint8 or floats in
+                [0, 1]; it is cropped to the result's proportions, except by `compose`.
+            driving: a video of a person or of drawn poses: a file, a folder of pictures, an array [F, H, W, 3] or a
+                list of pictures; or a keypoints file, or a `DrivingMotion`.
             frames: at most that many frames.
-            fps: of the result; default: the rate the weights were trained for, else the driving video's.
+            fps: of the result; default: the rate the weights were trained for, else the driving video's. Pictures,
+                arrays and keypoints are taken to have it.
             seed: 0 to 2**32 - 1; the same seed gives the same video, alone or in a list.
             align: how the driving keypoints are fitted to the reference's body, see `pose.align.align_motion`.
             person: of several in the driving video: "largest", "center", or a number from the left, from 1.
@@ -194,12 +242,16 @@ class Pipeline(Denoiser):
         Raises:
             UserError: anything wrong with the input, in one line.
         """
-        check_request(fps, seed, person)
+        person = str(person)
+        check_request(fps, seed, person, align)
+        compose = {True: "on", False: "off"}.get(compose, compose) if isinstance(compose, bool) else compose
         if compose not in get_args(Compose):
             raise UserError(f"--compose {compose}: choose auto, on or off")
+        driving, several = motions_of(driving)
+        several = several or isinstance(reference, list | tuple)
         if compose == "auto":
             compose = "off"
-            if composes(self.preset) and all(has_joints(motion, driving_kind, frames) for motion in as_list(driving)):
+            if composes(self.preset) and all(has_joints(motion, driving_kind, frames) for motion in driving):
                 compose = "on"
         size = {name: overrides.pop(name, None) for name in ("width", "height")} if compose == "on" else {}
         options = self.animation_config(**overrides)
@@ -221,13 +273,13 @@ class Pipeline(Denoiser):
             motion[:frames]
             if isinstance(motion, DrivingMotion)
             else self.read_motion(motion, frames=frames, fps=fps, progress=progress, **reading)
-            for motion in as_list(driving)
+            for motion in driving
         ]
         if options.audio == "off":
             motions = [dataclasses.replace(motion, audio=None) for motion in motions]
         if compose == "on":
             if background == "driving":
-                drives = zip(as_list(driving), motions, strict=True)
+                drives = zip(driving, motions, strict=True)
                 behind = [backdrop(path, motion, **size) for path, motion in drives]
             else:
                 behind = [background] * len(motions)
@@ -249,8 +301,7 @@ class Pipeline(Denoiser):
             for index, job in enumerate(jobs)
         ]
         streams = [result_stream(job, chunks) for job, chunks in zip(jobs, decoded, strict=True)]
-        is_list = isinstance(reference, list | tuple) or isinstance(driving, list | tuple)
-        return streams if is_list else streams[0]
+        return streams if several else streams[0]
 
     def character(self, image: Image, keypoints: Keypoints, options: AnimationConfig) -> Character:
         """A reference from `crop_reference`, with its conditioning."""
@@ -301,25 +352,36 @@ class Pipeline(Denoiser):
         poses, warped = [job.poses for job in jobs], [job.warped for job in jobs]
         return self.sample(conditioning, poses, options, seed, progress, callback, warped)
 
-    def read_motion(self, path: str | pathlib.Path, fps: Number | None = None, **options: Any) -> DrivingMotion:
+    @as_arguments()
+    def read_motion(self, driving: Any, fps: Number | None = None, **options: Any) -> DrivingMotion:
         """`inputs.read_motion`, by default at the rate the weights were trained for, with the parts that their pose
         style draws."""
+        (driving,), _ = motions_of(driving)
         return read_motion(
-            path, fps=fps or self.preset.frames.fps, **{"parts": drawn_parts(self.animation_config()), **options}
+            driving, fps=fps or self.preset.frames.fps, **{"parts": drawn_parts(self.animation_config()), **options}
         )
 
     def warp(self, image: Image, keypoints: Keypoints, poses: Poses) -> LazyWarpedImages | None:
         """`inputs.warp_reference` for models with `appearance`; None for others."""
         return warp_reference(image, keypoints, poses) if self.copies_reference else None
 
-    def animation_config(self, speed: Speed = "exact", **overrides: Any) -> AnimationConfig:
+    @as_arguments()
+    def animation_config(self, speed: Speed | str = "exact", **overrides: Any) -> AnimationConfig:
         """The preset's defaults with some replaced (None keeps a default), after those that `speed` replaces.
 
         Raises:
-            UserError: an impossible size, window, guidance or number of steps.
+            UserError: an unknown option, or an impossible value.
         """
-        given = {name: value for name, value in overrides.items() if value is not None}
+        kinds = get_type_hints(AnimationConfig)
+        if unknown := [name for name in overrides if name not in kinds]:
+            raise unexpected(unknown[0], [*inspect.signature(Pipeline.stream).parameters, "speed", *kinds])
+        given = {name: plain(value, kinds[name]) for name, value in overrides.items() if value is not None}
+        if speed not in get_args(Speed):
+            raise UserError(f"--speed {speed}: choose one of {', '.join(get_args(Speed))}")
         options = dataclasses.replace(self.preset.animation, **speeds(self.preset.sampling)[speed] | given)
+        for name in ("width", "height", "window", "steps"):
+            if rule := not_whole(getattr(options, name)):
+                raise UserError(f"--{name} {getattr(options, name)!r}: {rule}")
         model, multiple = self.preset.model, self.preset.model.vae.downscale
         for name, size in (("width", options.width), ("height", options.height)):
             if size % multiple or not 32 <= size <= 4096:
@@ -341,6 +403,82 @@ def result_stream(job: Job, chunks: Iterator[Images]) -> AnimationStream:
     scene = job.composition.scene
     frames = job.composition.frames(chunks)
     return AnimationStream(frames, job.motion.fps, scene.picture, scene.keypoints, job.motion, job.composition.poses)
+
+
+# What Diffusers and the PyTorch implementations call arguments -> their names here.
+ELSEWHERE = {
+    "num_inference_steps": "steps", "guidance_scale": "guidance", "cfg": "guidance", "generator": "seed",
+    "num_frames": "frames", "video_length": "frames", "context_frames": "window", "context_overlap": "overlap",
+    "scheduler": "sampler", "torch_dtype": "dtype", "image": "reference", "ref_image": "reference", "video": "driving",
+    "pose_images": "driving",
+}  # fmt: skip
+
+
+def unexpected(name: str, known: Sequence[str]) -> UserError:
+    """The error of an argument that there is not, with the one that may be meant."""
+    similar = difflib.get_close_matches(name, known, 1)
+    if name in ELSEWHERE:
+        advice = f"it is called {ELSEWHERE[name]} here"
+    elif similar:
+        advice = f"did you mean {similar[0]}?"
+    else:
+        advice = f"choose of {', '.join(word for word in dict.fromkeys(known) if word not in ('self', 'overrides'))}"
+    return UserError(f"{name}: there is no such argument: {advice}")
+
+
+def plain(value: Any, kind: Any) -> Any:
+    """NumPy's numbers as Python's, lists as tuples, and True and False as the words of a switch."""
+    if kind == Switch and isinstance(value, bool):
+        return "auto" if value else "off"
+    return value.item() if isinstance(value, np.generic) else tuple(value) if isinstance(value, list) else value
+
+
+def not_whole(value: Any) -> str | None:
+    return None if isinstance(value, int) and not isinstance(value, bool) else "must be a whole number"
+
+
+def dtype_name(dtype: Any) -> DType:
+    """Of a name or a dtype of NumPy, JAX or PyTorch.
+
+    Raises:
+        UserError: the model cannot be in it.
+    """
+    try:
+        name = "float32" if dtype is None else jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype).removeprefix("torch.")
+    if name not in get_args(DType):
+        raise UserError(f"--dtype {name}: choose float32 or bfloat16")
+    return name  # pyright: ignore[reportReturnType]  # one of them
+
+
+def find_device(name: str) -> Any:
+    """JAX's device of a name like "cpu" or "cuda:1".
+
+    Raises:
+        UserError: there is none.
+    """
+    kind, _, number = name.partition(":")
+    try:
+        return jax.devices(kind)[int(number or 0)]
+    except (RuntimeError, ValueError, IndexError):
+        there = ", ".join(f"{device.platform}:{index}" for index, device in enumerate(jax.devices()))
+        raise UserError(f"--device {name}: JAX finds no such device: choose of {there}") from None
+
+
+def motions_of(driving: Any) -> tuple[list[Any], bool]:
+    """The driving motions of an argument, arrays and lists of pictures being one video each, and whether it was a list
+    of motions.
+
+    Raises:
+        UserError: an array or pictures that are no video.
+    """
+    several = isinstance(driving, list | tuple) and not (driving and all(map(is_picture, driving)))
+    motions = []
+    for motion in driving if several else [driving]:
+        frames = is_array(motion) or isinstance(motion, list | tuple)
+        motions.append(to_images(motion, "the driving frames") if frames else motion)
+    return motions, several
 
 
 def with_progress(chunks: Iterator[Images], frames: int, bar: bool) -> Iterator[Images]:

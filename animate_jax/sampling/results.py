@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -20,16 +21,17 @@ from animate_jax.pose.keypoints import Keypoints
 from animate_jax.sampling.inputs import DrivingMotion
 from animate_jax.video.contact_sheet import contact_sheet
 from animate_jax.video.images import write_image
-from animate_jax.video.write import encode_mp4, same_file, video_writer, write_video
+from animate_jax.video.write import encode_mp4, same_file, video_writer
 
 POSES_FOLDER = "debug folder"  # what `AnimationStream.save_poses` writes, in messages
+FRAMES_FOLDER = "folder of frames"  # what `save` writes for a name without an ending, in messages
 SHEET_HEIGHT = 192  # pixels; smaller images of a contact sheet are enlarged
 SHOWN_HEIGHT = 256  # pixels; smaller videos in a notebook are
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Animation:
-    """The result, with its inputs at the same size."""
+    """The result, with its inputs at the same size. A notebook shows it as a video."""
 
     frames: Images
     fps: float
@@ -37,9 +39,17 @@ class Animation:
     poses: Images
     audio: bytes | None = None  # as in `DrivingMotion`
 
+    def __repr__(self) -> str:
+        return f"Animation({describe(len(self.frames), self.reference, self.fps)})"
+
+    def _repr_html_(self) -> str:
+        return self._html()
+
     def save(self, path: str | os.PathLike, side_by_side: bool = False) -> None:
-        """Writes an .mp4 or a .gif."""
-        write_video(path, self.side_by_side() if side_by_side else self.frames, self.fps, self.audio)
+        """Writes an .mp4, .webm (without sound) or .gif or, if the name has no such ending, a folder of PNG files."""
+        with frames_writer(path, self.fps, self.audio) as write:
+            for frame in self.side_by_side() if side_by_side else self.frames:
+                write(frame)
 
     def side_by_side(self) -> Images:
         """Frames with reference, pose and result side by side."""
@@ -57,14 +67,17 @@ class Animation:
         """Plays in a notebook, in a loop, enlarged `zoom` times: by default only what is small."""
         from IPython.display import HTML
 
+        return HTML(self._html(zoom, side_by_side))
+
+    def _html(self, zoom: int | None = None, side_by_side: bool = False) -> str:
         zoom = zoom or max(1, SHOWN_HEIGHT // self.frames.shape[1])
         frames = (self.side_by_side() if side_by_side else self.frames).repeat(zoom, 1).repeat(zoom, 2)
         even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
         video = base64.b64encode(encode_mp4(even, self.fps, keyframes=len(even))).decode()
-        return HTML(f'<video autoplay loop muted controls src="data:video/mp4;base64,{video}"></video>')
+        return f'<video autoplay loop muted controls src="data:video/mp4;base64,{video}"></video>'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AnimationStream:
     """An animation whose frames are decoded while they are iterated: once, in order, a few at a time.
 
@@ -82,6 +95,9 @@ class AnimationStream:
     reference_keypoints: Keypoints
     motion: DrivingMotion
     poses: Images | LazyPoseImages
+
+    def __repr__(self) -> str:
+        return f"AnimationStream({describe(len(self), self.reference, self.fps)})"
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -101,12 +117,12 @@ class AnimationStream:
         contact_sheet: str | os.PathLike | None = None,
         columns: int = 8,
     ) -> None:
-        """Writes an .mp4 or .gif while frames are decoded, and optionally a video of reference, pose and result side by
-        side, and a contact sheet. A file gets its name when it is complete."""
+        """Writes what `Animation.save` does while frames are decoded, and optionally a video of reference, pose and
+        result side by side, and a contact sheet. A file gets its name when it is complete."""
         chosen, shown = evenly_spaced(len(self), columns), []
         with contextlib.ExitStack() as files:
             writers = [
-                files.enter_context(video_writer(file, self.fps, self.motion.audio))
+                files.enter_context(frames_writer(file, self.fps, self.motion.audio))
                 for file in (path, side_by_side)
                 if file
             ]
@@ -137,6 +153,23 @@ class AnimationStream:
                 write_poses(fresh / "fitted.npz", self.poses.keypoints, size)
             for index in range(len(self)):
                 write_image(fresh / "poses" / f"{index:05d}.png", self.poses[index])
+
+
+@contextlib.contextmanager
+def frames_writer(path: str | os.PathLike, fps: float, audio: bytes | None) -> Iterator[Callable[[Image], None]]:
+    """A `video_writer` or, for a name without an ending, what writes the frames into a new folder: 00000.png, ..."""
+    if pathlib.Path(path).suffix:
+        with video_writer(path, fps, audio) as write:
+            yield write
+        return
+    with atomic_folder(path, FRAMES_FOLDER) as fresh:
+        numbers = itertools.count()
+        yield lambda frame: write_image(fresh / f"{next(numbers):05d}.png", frame)
+
+
+def describe(frames: int, picture: Image, fps: float) -> str:
+    height, width, _ = picture.shape
+    return f"{frames} frames of {width} x {height} pixels at {fps:g} frames/s"
 
 
 def check_poses_folder(

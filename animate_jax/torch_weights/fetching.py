@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -23,32 +24,38 @@ BUNDLED = pathlib.Path(__file__).parents[1] / "assets" / "tiny"
 SPARE = 1 << 28  # bytes that a disk should have left
 
 
-def find_checkpoint(name: Address) -> Folder:
+def find_checkpoint(name: Address, revision: str | None = None, cache_dir: str | os.PathLike | None = None) -> Folder:
     """The checkpoint's directory; what is not here is downloaded.
 
     Args:
         name: "tiny", a name in `PUBLISHED`, a checkpoint's directory or a training run's, here or in a bucket, or
             "owner/repository" on the hub. A folder of that name comes first, but for "tiny".
+        revision, cache_dir: of a repository on the hub, see `hub.fetch`.
 
     Raises:
         UserError: there is none, or it cannot be had.
     """
-    return checkpoint.find(localize(name))
+    return checkpoint.find(localize(name, revision, cache_dir))
 
 
-def localize(name: Address) -> Address:
+def localize(name: Address, revision: str | None = None, cache_dir: str | os.PathLike | None = None) -> Address:
     """Where `name` lies; what is neither a name nor on the hub stays as it is, also if there is nothing.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be had, or has no revisions.
     """
+    on_the_hub = name != "tiny" and name not in PUBLISHED and not pathlib.Path(name).exists()
+    if revision is not None and not on_the_hub:
+        raise UserError(f"--revision {revision}: {name} has no revisions: only a repository on the hub has")
     if name == "tiny":
         return BUNDLED
     if pathlib.Path(name).exists():
         return name
     if name in PUBLISHED:
         return fetch(cast(PublishedName, name))
-    return hub.fetch(str(name)) if (remote := hub.split(name)) and not remote[1] else name
+    if (remote := hub.split(name)) and not remote[1]:
+        return hub.fetch(str(name), revision, cache_dir)
+    return name
 
 
 def name_of(place: Address) -> str:

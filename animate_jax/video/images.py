@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import PIL.PngImagePlugin
@@ -25,13 +26,19 @@ def read_image(path: str | os.PathLike) -> Frame:
         UserError: there is no such file, it is not such an image, is damaged, or too large.
     """
     with open_picture(Path(path)) as image:
-        PIL.ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):  # 16 bits
-            gray = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
-            return np.repeat(gray[..., None], 3, axis=-1)
-        if image.has_transparency_data:
-            return on_white(np.asarray(image.convert("RGBA")))
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        return from_pil(image)
+
+
+def from_pil(image: PIL.Image.Image) -> Frame:
+    """An image of PIL as an array, rotated by its EXIF orientation, transparency on white."""
+    if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
+        image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits
+        gray = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=-1)
+    if image.has_transparency_data:
+        return on_white(np.asarray(image.convert("RGBA")))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def write_image(path: str | os.PathLike, image: Frame) -> None:

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,10 +20,10 @@ from av.container import OutputContainer
 from jaxtyping import UInt8
 
 from animate_jax.atomic import PROGRAM, atomic_file, check_file
-from animate_jax.errors import UserError
+from animate_jax.errors import InputWarning, UserError
 from animate_jax.video.open import Number, check_rate, open_picture, open_video
 
-WRITABLE_SUFFIXES = (".mp4", ".gif")
+WRITABLE_SUFFIXES = (".mp4", ".webm", ".gif")
 GIF_RATE = 50  # frames/s; players slow down gifs that ask for more
 
 Frame = UInt8[np.ndarray, "height width 3"]
@@ -37,17 +38,17 @@ def write_video(path: str | os.PathLike, frames: Iterable[Frame], fps: Number, a
 
 @contextlib.contextmanager
 def video_writer(path: str | os.PathLike, fps: Number, audio: bytes | None = None) -> Iterator[Callable[[Frame], None]]:
-    """Writes an H.264 (yuv420p, BT.709) mp4 frame by frame or, depending on the suffix, a gif.
+    """Writes an H.264 (yuv420p, BT.709) mp4 frame by frame or, depending on the suffix, a VP9 webm or a gif.
 
     The file appears when the block ends without an error. H.264 needs even sizes: an odd width or height is padded by a
     copy of the last column or row. A gif has a time resolution of 1/100 s and at most 50 frames/s: of faster videos,
     frames are left out, so that the speed is kept. It is held in memory until the end.
 
     Args:
-        path: ends in .mp4 or .gif; missing folders are created.
+        path: ends in .mp4, .webm or .gif; missing folders are created.
         fps: frames/s, exact for fractions with a denominator of at most 1001, such as 30000/1001.
         audio: an audio track, from `animate_jax.video.audio.extract_audio`, which is truncated to the frames' duration;
-            a gif has none.
+            a gif has none, and a webm only what it can hold (Opus), else there is a warning (`InputWarning`).
 
     Raises:
         UserError: the path cannot be written or its suffix is unknown.
@@ -55,9 +56,15 @@ def video_writer(path: str | os.PathLike, fps: Number, audio: bytes | None = Non
     """
     check_rate(fps, f"{path}: a rate of")
     check_output(path)
-    is_gif = Path(path).suffix.lower() == ".gif"
+    suffix = Path(path).suffix.lower()
+    if suffix == ".webm" and audio and _audio_codec(audio) != "opus":
+        warnings.warn(f"{path}: a webm cannot hold this sound: write an .mp4 to keep it", InputWarning, stacklevel=4)
+        audio = None
     try:
-        with atomic_file(path) as partial, _gif(partial, fps) if is_gif else _mp4(partial, fps, audio) as write:
+        with (
+            atomic_file(path) as partial,
+            _gif(partial, fps) if suffix == ".gif" else _video(partial, fps, audio, suffix == ".webm") as write,
+        ):
             yield write
     except av.error.FFmpegError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}): choose another place") from error
@@ -73,23 +80,25 @@ def encode_mp4(frames: Iterable[Frame], fps: Number, keyframes: int) -> bytes:
     file = io.BytesIO()
     options = {"g": str(keyframes), "bf": "0", "preset": "veryfast"}
     options |= {"threads": "1", "mbtree": "0"}  # more threads, or mbtree, make the bytes differ between runs
-    with _mp4(file, fps, None, **options) as write:
+    with _video(file, fps, None, **options) as write:
         for frame in frames:
             write(frame)
     return file.getvalue()
 
 
 @contextlib.contextmanager
-def _mp4(
-    file: Path | io.BytesIO, fps: Number, audio: bytes | None = None, **options: str
+def _video(
+    file: Path | io.BytesIO, fps: Number, audio: bytes | None = None, webm: bool = False, **options: str
 ) -> Iterator[Callable[[Frame], None]]:
-    layout = {"movflags": "+faststart"} if isinstance(file, Path) else {}  # FFmpeg reopens the file by its name
+    # FFmpeg reopens the file by its name.
+    layout = {"movflags": "+faststart"} if isinstance(file, Path) and not webm else {}
     with contextlib.ExitStack() as opened:
-        container = opened.enter_context(av.open(file, "w", format="mp4", options=layout))
+        container = opened.enter_context(av.open(file, "w", format="webm" if webm else "mp4", options=layout))
         if isinstance(file, Path):
             container.metadata["comment"] = PROGRAM
         rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", **options})
+        quality = {"crf": "24", "b": "0", "row-mt": "1"} if webm else {"crf": "18"}
+        stream = container.add_stream("libvpx-vp9" if webm else "libx264", rate=rate, options={**quality, **options})
         stream.pix_fmt, codec = "yuv420p", stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
         codec.color_range = 1  # limited
@@ -113,6 +122,11 @@ def _mp4(
         if not count:
             raise ValueError("a video needs at least one frame")
         container.mux(stream.encode(None))
+
+
+def _audio_codec(audio: bytes) -> str:
+    with av.open(io.BytesIO(audio), mode="r") as source:
+        return source.streams.audio[0].codec_context.name
 
 
 @contextlib.contextmanager
@@ -158,7 +172,8 @@ def check_output(path: str | os.PathLike, suffixes: tuple[str, ...] = WRITABLE_S
         UserError: the path cannot be written or its suffix is not one of `suffixes`.
     """
     if Path(path).suffix.lower() not in suffixes:
-        raise UserError(f"{path}: unknown kind of file: let the name end in {' or '.join(suffixes)}")
+        *first, last = suffixes
+        raise UserError(f"{path}: unknown kind of file: let the name end in {', '.join(first)} or {last}")
     check_file(path)
 
 
@@ -171,12 +186,12 @@ def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
 
 
 def made_here(path: str | os.PathLike) -> bool:
-    """Whether a file is a .png, .mp4 or .gif that this package wrote, and may overwrite without asking."""
+    """Whether a file is a .png, .mp4, .webm or .gif that this package wrote, and may overwrite without asking."""
     path = Path(path)
     with contextlib.suppress(UserError):
-        if path.suffix.lower() == ".mp4":
+        if path.suffix.lower() in (".mp4", ".webm"):
             with open_video(path) as (container, _):
-                return container.metadata.get("comment") == PROGRAM
+                return PROGRAM in (container.metadata.get("comment"), container.metadata.get("COMMENT"))
         with open_picture(path) as image:
             return PROGRAM in (image.info.get("Software"), image.info.get("comment", b"").decode(errors="replace"))
     return False

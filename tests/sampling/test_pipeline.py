@@ -348,19 +348,64 @@ def test_options_replace_the_presets_defaults(pipeline, micro):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"width": 50}, "--width 50: must be a multiple of 4 between 32 and 4096"),
-        ({"height": 16}, "--height 16: must be"),
-        ({"width": 8192}, "--width 8192: must be"),
-        ({"window": 9}, "--window 9: this model takes 1 to 8 frames"),
-        ({"window": 0}, "--window 0: "),
-        ({"steps": 0}, "--steps 0: must be 1 to 1000"),
-        ({"steps": 1001}, "--steps 1001: "),
+        ({"width": 50}, "width 50: must be a multiple of 4 between 32 and 4096"),
+        ({"height": 16}, "height 16: must be"),
+        ({"width": 8192}, "width 8192: must be"),
+        ({"window": 9}, "window 9: this model takes 1 to 8 frames"),
+        ({"window": 0}, "window 0: "),
+        ({"steps": 0}, "steps 0: must be 1 to 1000"),
+        ({"steps": 1001}, "steps 1001: "),
+        ({"steps": "2"}, "steps '2': must be a whole number"),
+        ({"steps": 2.0}, "steps 2.0: must be a whole number"),
+        ({"guidance": "2"}, "guidance 2: must be a number from -100 to 100"),
+        ({"sampler": "DDIM"}, "sampler DDIM: must be one of ddim, dpm_solver,"),
+        ({"speed": "turbo"}, "speed turbo: choose one of exact, fast, fastest"),
+        ({"align": "bone"}, "align bone: choose one of"),
+        ({"hands": "maybe"}, "hands maybe: must be one of auto, off"),
+        ({"num_inference_steps": 2}, "num_inference_steps: there is no such argument: it is called steps here"),
+        ({"guidance_scale": 2}, "guidance_scale: there is no such argument: it is called guidance here"),
+        ({"guidence": 2}, "guidence: there is no such argument: did you mean guidance?"),
+        ({"xyz": 2}, "xyz: there is no such argument: choose of reference, driving, frames, fps, seed, "),
     ],
 )
 def test_impossible_options(pipeline, picture, fields, message):
     with pytest.raises(UserError) as caught:
         pipeline(picture, walk(), **fields)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_options_as_programs_have_them(pipeline):
+    """NumPy's numbers, lists, and truth values for switches."""
+    given = pipeline.animation_config(
+        steps=np.int64(3), guidance=np.float32(2), guidance_interval=[0.0, 0.5], hands=False, audio=True
+    )
+    assert type(given.steps) is int and (given.steps, given.guidance) == (3, 2.0)
+    assert (given.guidance_interval, given.hands, given.audio) == ((0.0, 0.5), "off", "auto")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"torch_dtype": "float16"}, "torch_dtype: there is no such argument: it is called dtype here"),
+        ({"dtype": "float16"}, "dtype float16: choose float32 or bfloat16"),
+        ({"dtype": np.float64}, "dtype float64: choose"),
+        ({"preset": "huge"}, "preset 'huge': choose one of"),
+        ({"revision": "main"}, "revision main: tiny has no revisions"),
+    ],
+)
+def test_impossible_ways_to_load(options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Pipeline.from_pretrained("tiny", **options)
+
+
+def test_saving_and_moving(pipeline, tmp_path, micro):
+    pipeline.save_pretrained(tmp_path / "mine")
+    again = Pipeline.from_pretrained(tmp_path / "mine", dtype=jax.numpy.bfloat16)
+    assert again.dtype == jax.numpy.bfloat16 and again.preset == pipeline.preset
+    assert again.to("cpu") is again and again.to("cpu:0").params.keys() == pipeline.params.keys()
+    assert again.to(jax.devices()[0]) is again
+    with pytest.raises(UserError, match=r"^device cuda:7: JAX finds no such device: choose of cpu:0"):
+        again.to("cuda:7")
 
 
 def test_nobody_there(pipeline, tmp_path):
@@ -496,11 +541,11 @@ def test_several_composed_results_before_other_backgrounds(copying, anybody, mon
 def test_impossible_compositions_are_refused_in_a_line(pipeline, anybody, picture):
     drawn = DrivingMotion(10.0, images=np.zeros((3, 64, 48, 3), np.uint8))
     for message, motion, options in (
-        ("--compose on: drawn poses do not say where joints are", drawn, {"compose": "on"}),
-        ("--background white: is for composed results: add --compose on", walk(), {"background": "white"}),
-        ("--background whitish: give reference, driving, a color", walk(), {"compose": "on", "background": "whitish"}),
-        ("--background driving: only a video", walk(), {"compose": "on", "background": "driving"}),
-        ("--height 9000: must be between 32 and 4096", walk(), {"compose": "on", "height": 9000}),
+        ("compose on: drawn poses do not say where joints are", drawn, {"compose": "on"}),
+        ("background white: is for composed results: add compose on", walk(), {"background": "white"}),
+        ("background whitish: give reference, driving, a color", walk(), {"compose": "on", "background": "whitish"}),
+        ("background driving: only a video", walk(), {"compose": "on", "background": "driving"}),
+        ("height 9000: must be between 32 and 4096", walk(), {"compose": "on", "height": 9000}),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             pipeline(picture, motion, progress=False, **options)

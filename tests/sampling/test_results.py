@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from animate_jax.errors import UserError
 from animate_jax.pose.draw import LazyPoseImages
 from animate_jax.pose.files import read_poses
 from animate_jax.pose.keypoints import Keypoints
@@ -35,12 +36,32 @@ def stream(animation):
     )
 
 
-@pytest.mark.parametrize("name", ["new folder/out.mp4", "out.gif"])
+@pytest.mark.parametrize("name", ["new folder/out.mp4", "out.webm", "out.gif"])
 def test_saving(name, animation, tmp_path):
     animation.save(tmp_path / name)
     frames, fps = read_video(tmp_path / name)
     assert frames.shape == (5, 64, 48, 3) and fps == pytest.approx(10)
     assert frame_rate(tmp_path / name) == pytest.approx(10)
+
+
+def test_a_folder_of_frames(animation, stream, tmp_path):
+    animation.save(tmp_path / "all")
+    stream.save(tmp_path / "streamed")
+    for folder in ("all", "streamed"):
+        files = sorted((tmp_path / folder).glob("*.png"))
+        assert [file.name for file in files] == [f"{number:05d}.png" for number in range(5)]
+        for file, frame in zip(files, animation.frames, strict=True):
+            np.testing.assert_array_equal(read_image(file), frame)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("")
+    with pytest.raises(UserError, match="is there already and no folder of frames"):
+        animation.save(tmp_path / "mine")
+
+
+def test_what_a_notebook_shows_of_a_result(animation, stream):
+    assert repr(animation) == "Animation(5 frames of 48 x 64 pixels at 10 frames/s)"
+    assert repr(stream) == "AnimationStream(5 frames of 48 x 64 pixels at 10 frames/s)"
+    assert animation._repr_html_().startswith('<video autoplay loop muted controls src="data:video/mp4;base64,')
 
 
 def test_side_by_side(animation, tmp_path):

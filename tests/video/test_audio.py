@@ -135,3 +135,14 @@ def test_nothing_is_said_of_sound_that_is_in_order(tmp_path):
 
 def test_keypoints_have_no_sound():
     assert DrivingMotion(10.0, Keypoints.empty(3)).audio is None
+
+
+def test_a_webm_keeps_what_it_can_hold(tmp_path):
+    sounds = {codec: extract_audio(film(tmp_path / f"{codec}.mp4", codec=codec), 3.0) for codec in ("libopus", "aac")}
+    write_video(tmp_path / "heard.webm", [GRAY] * 30, 10, sounds["libopus"])
+    codec, first, last, _ = heard(tmp_path / "heard.webm")
+    assert codec == "opus" and first == pytest.approx(BEEP[0], abs=0.05) and last == pytest.approx(BEEP[1], abs=0.05)
+    with pytest.warns(InputWarning, match=r"silent\.webm: a webm cannot hold this sound: write an \.mp4"):
+        write_video(tmp_path / "silent.webm", [GRAY] * 30, 10, sounds["aac"])
+    with av.open(tmp_path / "silent.webm") as container:
+        assert not container.streams.audio and len(container.streams.video) == 1

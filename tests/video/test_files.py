@@ -242,8 +242,8 @@ def test_places_that_cannot_be_written(tmp_path):
     for path, reason in [
         (tmp_path / "file" / "a.mp4", "cannot be written"),
         (tmp_path / "folder.mp4", "is a folder"),
-        (tmp_path / "a.xyz", ".mp4 or .gif"),
-        (tmp_path / "a", ".mp4 or .gif"),
+        (tmp_path / "a.xyz", ".mp4, .webm or .gif"),
+        (tmp_path / "a", ".mp4, .webm or .gif"),
     ]:
         assert_user_error(lambda path=path: write_video(path, counting(), 25), path, reason)
         assert_user_error(lambda path=path: check_output(path), path, reason)
