@@ -157,5 +157,5 @@ def test_speeds(pipeline, micro):
     for name, fields in speeds(micro.sampling).items():
         assert dataclasses.asdict(pipeline.animation_config(speed=name)).items() >= fields.items()
     assert pipeline.animation_config(speed="fastest", deepcache_interval=7).deepcache_interval == 7
-    with pytest.raises(UserError, match="--deepcache-interval 0"):
+    with pytest.raises(UserError, match="deepcache_interval 0"):
         pipeline.animation_config(deepcache_interval=0)

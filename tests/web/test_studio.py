@@ -174,7 +174,7 @@ def test_what_is_too_much(studio, monkeypatch):
     for more in ({"steps": 11}, {"size": "64 x 48", "steps": 11}, {"size": "96 x 128", "guidance": 1.0}):
         with pytest.raises(UserError, match=r"choose \d+% of the frames or steps, or a smaller size"):
             next(animate(**more))
-    with pytest.raises(UserError, match="--steps 0"):
+    with pytest.raises(UserError, match="steps 0"):
         next(animate(steps=0))
 
 
