@@ -143,9 +143,8 @@ def animate(args: Arguments) -> None:
         if args.debug_dir:
             stream.save_poses(poses_folder(args.debug_dir, output, outputs))
         stream.save(output, side_by_side_path(output) if args.side_by_side else None, sheet_path(output))
-        print(
-            f"{len(stream)} frames in {time.monotonic() - started:.0f} s: {output}, contact sheet {sheet_path(output)}"
-        )
+        seconds, rate = time.monotonic() - started, f"{stream.fps:g} frames/s"
+        print(f"{len(stream)} frames in {seconds:.0f} s: {output} ({rate}), contact sheet {sheet_path(output)}")
 
 
 def lora_of(text: str) -> tuple[str, float]:
