@@ -12,7 +12,7 @@ import operator
 import os
 import pathlib
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def read_motion(
     else:
         motion = _detect_motion(footage, progress, person, detector or _detector(parts))
     log.info("%s: %s", footage.name, "drawn poses" if driving_kind == "poses" else "a video of a person")
-    sound = extract_audio(driving, len(motion) / motion.fps) if footage.is_file else None
+    sound = extract_audio(footage.path, len(motion) / motion.fps) if footage.path else None
     return dataclasses.replace(motion, audio=sound)
 
 
@@ -122,7 +122,7 @@ class _Footage(NamedTuple):
     rate: float
     count: int
     read: Callable[[], Generator[Image, None, None]]
-    is_file: bool = False
+    path: pathlib.Path | None = None  # of a file, which may have sound
 
 
 def _footage(driving: str | pathlib.Path | Images, frames: int | None, fps: Number | None) -> _Footage:
@@ -132,9 +132,9 @@ def _footage(driving: str | pathlib.Path | Images, frames: int | None, fps: Numb
         return _Footage("the driving frames", rate, len(images), lambda: (image for image in images))
     if files := _picture_files(pathlib.Path(driving))[:frames]:
         return _Footage(str(driving), rate, len(files), lambda: _read_pictures(files))
-    rate = min(fps or math.inf, frame_rate(driving))
-    count = int(min(frames or math.inf, frame_count(driving, rate)))
-    return _Footage(str(driving), float(rate), count, lambda: iter_frames(driving, frames=frames, fps=rate), True)
+    path, rate = pathlib.Path(driving), min(fps or math.inf, frame_rate(driving))
+    count = int(min(frames or math.inf, frame_count(path, rate)))
+    return _Footage(str(path), float(rate), count, lambda: iter_frames(path, frames=frames, fps=rate), path)
 
 
 def _picture_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -165,7 +165,7 @@ def has_joints(
     return is_keypoints(driving) or (driving_kind or kind_of(driving, frames)) == "video"
 
 
-def is_keypoints(driving: Any) -> bool:
+def is_keypoints(driving: Any) -> TypeGuard[str | os.PathLike]:
     """Whether it is a file of keypoints, or a folder of such, by its name."""
     if not isinstance(driving, str | os.PathLike):
         return False

@@ -10,7 +10,7 @@ import math
 import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints, overload
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_type_hints, overload
 
 import jax
 import jax.numpy as jnp
@@ -244,6 +244,9 @@ class Pipeline(Denoiser):
         """
         person = str(person)
         check_request(fps, seed, person, align)
+        align = cast(AlignMethod, align)
+        if frames is not None and frames < 1:
+            raise UserError(f"--frames {frames}: must be greater than 0")
         compose = {True: "on", False: "off"}.get(compose, compose) if isinstance(compose, bool) else compose
         if compose not in get_args(Compose):
             raise UserError(f"--compose {compose}: choose auto, on or off")

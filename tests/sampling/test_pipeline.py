@@ -353,6 +353,7 @@ def test_options_replace_the_presets_defaults(pipeline, micro):
         ({"width": 8192}, "width 8192: must be"),
         ({"window": 9}, "window 9: this model takes 1 to 8 frames"),
         ({"window": 0}, "window 0: "),
+        ({"frames": 0}, "frames 0: must be greater than 0"),
         ({"steps": 0}, "steps 0: must be 1 to 1000"),
         ({"steps": 1001}, "steps 1001: "),
         ({"steps": "2"}, "steps '2': must be a whole number"),
