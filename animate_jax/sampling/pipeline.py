@@ -55,7 +55,7 @@ from animate_jax.sampling.results import Animation, AnimationStream
 from animate_jax.storage import is_remote, size_text
 from animate_jax.torch_weights.fetching import find_checkpoint
 from animate_jax.torch_weights.lora import read_lora
-from animate_jax.validation import problem
+from animate_jax.validation import field_problem, problem
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -381,10 +381,11 @@ class Pipeline(Denoiser):
         given = {name: plain(value, kinds[name]) for name, value in overrides.items() if value is not None}
         if speed not in get_args(Speed):
             raise UserError(f"--speed {speed}: choose one of {', '.join(get_args(Speed))}")
+        for name, value in given.items():
+            is_number = isinstance(value, int) or (isinstance(value, float) and kinds[name] is not int)
+            if not is_number and (rule := field_problem(name, value, kinds[name])):
+                raise UserError(f"--{name.replace('_', '-')} {value!r}: must be {rule}")
         options = dataclasses.replace(self.preset.animation, **speeds(self.preset.sampling)[speed] | given)
-        for name in ("width", "height", "window", "steps"):
-            if rule := not_whole(getattr(options, name)):
-                raise UserError(f"--{name} {getattr(options, name)!r}: {rule}")
         model, multiple = self.preset.model, self.preset.model.vae.downscale
         for name, size in (("width", options.width), ("height", options.height)):
             if size % multiple or not 32 <= size <= 4096:
@@ -433,11 +434,8 @@ def plain(value: Any, kind: Any) -> Any:
     """NumPy's numbers as Python's, lists as tuples, and True and False as the words of a switch."""
     if kind == Switch and isinstance(value, bool):
         return "auto" if value else "off"
-    return value.item() if isinstance(value, np.generic) else tuple(value) if isinstance(value, list) else value
-
-
-def not_whole(value: Any) -> str | None:
-    return None if isinstance(value, int) and not isinstance(value, bool) else "must be a whole number"
+    value = value.item() if isinstance(value, np.generic) else tuple(value) if isinstance(value, list) else value
+    return float(value) if kind is float and type(value) is int else value
 
 
 def dtype_name(dtype: Any) -> DType:
