@@ -268,9 +268,9 @@ class LoraConfig:
 
     rank: int = 0  # of every adapter; 0: none, the weights themselves are trained
     alpha: float | None = None  # adapters are added alpha / rank times; default: the rank
-    # Regular expression on whole paths of the UNets' linear layers. Default: the attention of the denoising UNet's
-    # spatial layers, without the queries and keys for the single CLIP token, which have no effect.
     target_modules: str = r"denoising_unet\..*\.attentions\..*\.(attn1\.to_q|attn1\.to_k|to_v|to_out\.0)"
+    """regular expression on whole paths of the UNets' linear layers. Default: the attention of the denoising UNet's
+    spatial layers, without the queries and keys for the single CLIP token, which have no effect"""
 
 
 @dataclasses.dataclass(frozen=True)
