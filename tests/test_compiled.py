@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from animate_jax.diffusion import losses
-from animate_jax.evaluation import disco, image_quality
+from animate_jax.evaluation import disco_metrics, image_quality
 from animate_jax.perceptual import lpips
 
 pytestmark = pytest.mark.compiles
@@ -60,7 +60,7 @@ def test_image_quality(metric, boxes, frames, rng):
 @pytest.mark.parametrize("metric", ["psnr", "ssim"])
 def test_disco(metric, rng):
     a, b = ((255 * x[0]).astype(np.uint8) for x in pictures(rng, 1))
-    check(getattr(disco, metric), a, b)
+    check(getattr(disco_metrics, metric), a, b)
 
 
 @pytest.mark.slow

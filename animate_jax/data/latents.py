@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from animate_jax.config import ClipResize, TrainConfig
 from animate_jax.data.records import TEMPLATE, RecordedClip, example_message, find_data_set, open_split
-from animate_jax.data.samples import Box, choose_frames, flip_horizontally, keypoints_in_box, person_mask
+from animate_jax.data.samples import BoxXYWH, choose_frames, flip_horizontally, keypoints_in_box, person_mask
 from animate_jax.errors import UserError, reading
 from animate_jax.pose.draw import draw
 from animate_jax.presets import preset_of
@@ -161,7 +161,9 @@ class EncodedSamples:
         return values[:, :size].reshape(-1, *encoding.moments), values[:, size:]
 
 
-def write_shard(clips: Iterable[tuple[bytes, Box, Iterable[bytes]]], path: epath.Path, frames_path: epath.Path) -> None:
+def write_shard(
+    clips: Iterable[tuple[bytes, BoxXYWH, Iterable[bytes]]], path: epath.Path, frames_path: epath.Path
+) -> None:
     """Writes records of clips without their videos to `path`, and of their frames to `frames_path`; each appears when
     complete, `path` last.
 
@@ -185,7 +187,7 @@ def write_shard(clips: Iterable[tuple[bytes, Box, Iterable[bytes]]], path: epath
                 partial.replace(place)
 
 
-def _without_video(record: bytes, box: Box, first_frame: int) -> bytes:
+def _without_video(record: bytes, box: BoxXYWH, first_frame: int) -> bytes:
     example = example_message().FromString(record)
     kept = [entry for entry in example.features.feature if entry.key != "video"]
     del example.features.feature[:]

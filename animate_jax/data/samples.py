@@ -15,7 +15,7 @@ from animate_jax.errors import UserError
 from animate_jax.images import center_crop_box
 from animate_jax.pose.draw import LIMBS, draw
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
-from animate_jax.pose.warp import PARTS, LazyWarpedImages, capsules, without_person
+from animate_jax.pose.warp import NUM_PARTS, LazyWarpedImages, capsules, without_person
 from animate_jax.presets import preset_of
 from animate_jax.video.clip_image import clip_pixels
 
@@ -36,7 +36,7 @@ MAX_MASK_ERROR = 2  # pixels by which the mask may be too small or too large
 CAPSULE_SHARE = 0.3  # of the clips with errors: a mask estimated from the pose alone
 LOST_CHANCE = 0.1  # of every body part not to be warped, and of all parts of a clip
 
-Box = tuple[int, int, int, int]  # left, top, width and height in pixels
+BoxXYWH = tuple[int, int, int, int]  # left, top, width and height in pixels
 
 
 @runtime_checkable
@@ -105,7 +105,7 @@ class RecordedSamples:
 
 
 def read_crop(
-    clip: RecordedClip, numbers: Sequence[int], box: Box, width: int, height: int
+    clip: RecordedClip, numbers: Sequence[int], box: BoxXYWH, width: int, height: int
 ) -> UInt8[np.ndarray, "_ {height} {width} 3"]:
     """The frames with the given numbers of a recorded clip, cropped to `box` and resized.
 
@@ -123,7 +123,7 @@ def read_crop(
     return frames
 
 
-def keypoints_in_box(clip: RecordedClip, keypoints: Keypoints, box: Box) -> Keypoints:
+def keypoints_in_box(clip: RecordedClip, keypoints: Keypoints, box: BoxXYWH) -> Keypoints:
     """A clip's keypoints in units of the box's width and height."""
     left, top, width, height = box
     return keypoints.affine((clip.width / width, clip.height / height), (-left / width, -top / height))
@@ -180,9 +180,9 @@ def warp_reference(
             mask = capsules(keypoints[0], height, width)
         change, reach = (cv2.erode, cv2.dilate)[rng.integers(2)], 2 * int(rng.integers(MAX_MASK_ERROR + 1)) + 1
         mask = cv2.GaussianBlur(change(mask, np.ones((reach, reach), np.uint8)), (3, 3), rng.uniform(0.3, 1.5))
-        lost = tuple(np.flatnonzero(rng.random(PARTS) < LOST_CHANCE).tolist())
+        lost = tuple(np.flatnonzero(rng.random(NUM_PARTS) < LOST_CHANCE).tolist())
         if rng.random() < LOST_CHANCE:
-            lost = tuple(range(PARTS))
+            lost = tuple(range(NUM_PARTS))
     background = without_person(image, mask)
     warp, masks = LazyWarpedImages(image, mask, background, keypoints[0], keypoints[1:], lost)[:]
     return {"background": background, "warp": warp, "warp_masks": masks}
@@ -220,7 +220,7 @@ def choose_frames(clip: RecordedClip, data: DataConfig, fps: float | None, rng: 
     return [reference, *map(int, rng.permutation(distant)[: data.frames])]
 
 
-def choose_crop(keypoints: Keypoints, width: int, height: int, aspect: float, rng: np.random.Generator) -> Box:
+def choose_crop(keypoints: Keypoints, width: int, height: int, aspect: float, rng: np.random.Generator) -> BoxXYWH:
     """A random box inside the image and around the person.
 
     A person who is larger than the box is cut off; without a detected person the box may be anywhere.

@@ -1,8 +1,8 @@
 """The settings of the paper's benchmarks (Hu et al. 2023), and its published figures.
 
 The paper trains on each benchmark separately, and states neither the size nor the code of its metrics. Its PSNR (38 dB
-where SSIM is .93) suggests 8-bit arithmetic with overflow, see `disco`. Sizes here are those of the first papers that
-used the data sets: DreamPose for UBC fashion, DisCo for TikTok, MRAA for TED-talks.
+where SSIM is .93) suggests 8-bit arithmetic with overflow, see `disco_metrics`. Sizes here are those of the first
+papers that used the data sets: DreamPose for UBC fashion, DisCo for TikTok, MRAA for TED-talks.
 
 A new benchmark is a row of `PROTOCOLS`, and its data set a row of `PUBLIC_DATASETS` in `data.build.public_datasets`.
 """

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped, UInt8
 
 from animate_jax.errors import UserError
-from animate_jax.evaluation import disco, i3d
+from animate_jax.evaluation import disco_metrics, i3d
 from animate_jax.evaluation.features import (
     BATCH_SIZE,
     Features,
@@ -32,7 +32,7 @@ from animate_jax.pose.keypoints import Keypoints
 Frames = UInt8[np.ndarray, "frames height width 3"]
 Masks = Shaped[np.ndarray, "frames height width"]
 
-STILL_LEVELS = 2  # levels of 255 by which a static pixel may change between frames (compression noise)
+MAX_STATIC_CHANGE = 2  # levels of 255 by which a static pixel may change between frames (compression noise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _frame_scores(
     def frame(inputs: tuple[Array, Array, Array]) -> dict[str, Array]:
         raw_a, raw_b, box = inputs
         a, b = (to_unit(x) for x in (raw_a, raw_b))
-        out = {"disco_psnr": disco.psnr(raw_a, raw_b), "disco_ssim": disco.ssim(raw_a, raw_b)}
+        out = {"disco_psnr": disco_metrics.psnr(raw_a, raw_b), "disco_ssim": disco_metrics.ssim(raw_a, raw_b)}
         for name, metric in {"psnr": psnr, "ssim": ssim, "l1": l1}.items():
             out[name], out[f"box_{name}"] = metric(a, b), metric(a, b, box)
         pairs = {"": (a, b), "box_": (_enlarged(a, box), _enlarged(b, box))}
@@ -160,7 +160,7 @@ def _frame_scores(
             if alex is not None:
                 out[f"{prefix}lpips_alex"] = lpips.lpips(alex, a[None] * 2 - 1, b[None] * 2 - 1, "alex")[0]
         if vgg is not None:
-            out["disco_lpips"] = disco.lpips_vgg(vgg, raw_a[None], raw_b[None])[0]
+            out["disco_lpips"] = disco_metrics.lpips_vgg(vgg, raw_a[None], raw_b[None])[0]
         return out
 
     return jax.lax.map(frame, (video, truth, boxes))  # one frame at a time: VGG's features are large
@@ -170,7 +170,7 @@ def flicker(video: Frames, truth: Frames) -> float:
     """Mean absolute difference between successive frames where the true video is static, in levels of 255. NaN if
     nothing is static (a moving camera) or there is only one frame."""
     true_change, change = (np.abs(np.diff(x.astype(np.int16), axis=0)) for x in (truth, video))
-    still = true_change.max(-1) <= STILL_LEVELS
+    still = true_change.max(-1) <= MAX_STATIC_CHANGE
     return float(change[still].mean()) if still.any() else np.nan
 
 

@@ -33,7 +33,7 @@ SHOULDERS = [5, 6]
 BODY_FROM_COCO = [0, 0, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
 NECK, FACE, HANDS = 1, slice(23, 91), slice(91, 133)
 
-Box = Float[np.ndarray, "4"]  # left, top, right, bottom in pixels
+BoxXYXY = Float[np.ndarray, "4"]  # left, top, right, bottom in pixels
 
 
 class DWPose:
@@ -79,13 +79,13 @@ class DWPose:
                 progress(len(people))
         return track_person(people, person)
 
-    def _detect_people(self, frame: UInt8[np.ndarray, "height width 3"]) -> list[Box]:
+    def _detect_people(self, frame: UInt8[np.ndarray, "height width 3"]) -> list[BoxXYXY]:
         """Boxes of people; the whole picture when there are none, as the PyTorch implementations do."""
         picture, scale = letterbox(frame)
         boxes = decode_boxes(self._run(0, picture)[0][0]) / scale
         return list(boxes) or [np.array([0.0, 0, frame.shape[1], frame.shape[0]])]
 
-    def _estimate(self, frame: UInt8[np.ndarray, "height width 3"], box: Box) -> Keypoints:
+    def _estimate(self, frame: UInt8[np.ndarray, "height width 3"], box: BoxXYXY) -> Keypoints:
         picture, to_frame = crop_person(frame, box)
         scores_x, scores_y = self._run(1, picture)
         points, confidence = decode_simcc(scores_x[0], scores_y[0])
@@ -130,14 +130,14 @@ def decode_boxes(outputs: Float32[np.ndarray, "8400 85"]) -> Float[np.ndarray, "
     return boxes[kept]
 
 
-def _overlap(a: Box, b: Box) -> float:
+def _overlap(a: BoxXYXY, b: BoxXYXY) -> float:
     """Intersection over union with inclusive pixel coordinates, as in YOLOX's non-maximum suppression."""
     common = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]) + 1).clip(0).prod()
     return float(common / ((a[2:] - a[:2] + 1).prod() + (b[2:] - b[:2] + 1).prod() - common))
 
 
 def crop_person(
-    frame: UInt8[np.ndarray, "height width 3"], box: Box
+    frame: UInt8[np.ndarray, "height width 3"], box: BoxXYXY
 ) -> tuple[Float32[np.ndarray, "3 384 288"], Float[np.ndarray, "2 3"]]:
     """The padded box, widened to the crop's aspect ratio, as standardized BGR; and the map crop -> frame, in pixels."""
     center, (width, height) = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * PADDING

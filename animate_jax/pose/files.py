@@ -30,7 +30,7 @@ LAYOUTS = {
     68: range(68),
     70: range(68),  # the last two are the pupils
 }
-PARTS = {  # JSON name: (field, index within the field, layouts)
+JSON_KEYS = {  # JSON name: (field, index within the field, layouts)
     "pose_keypoints_2d": ("body", (), (18, 25)),
     "hand_left_keypoints_2d": ("hands", (0,), (21,)),
     "hand_right_keypoints_2d": ("hands", (1,), (21,)),
@@ -196,7 +196,7 @@ def _parse(path: Path, frame: dict) -> Keypoints:
     people = frame["people"]
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise UserError(f'{path}: "people" must be a list of objects: give OpenPose keypoints')
-    for key, (field, index, counts) in PARTS.items():
+    for key, (field, index, counts) in JSON_KEYS.items():
         values = people[0].get(key) if people else None
         if not values:  # no person, or a part that was not detected
             continue
@@ -221,7 +221,7 @@ def _to_json(keypoints: Keypoints, canvas: Canvas) -> dict:
     frames = []
     for i in range(len(keypoints)):
         person = {}
-        for key, (field, index, _) in PARTS.items():
+        for key, (field, index, _) in JSON_KEYS.items():
             confidence = getattr(keypoints, f"{field}_confidence")[(i, *index)]
             points = getattr(keypoints, field)[(i, *index)].astype(np.float64) * (width, height)
             triples = np.concatenate([points, confidence[:, None]], -1) * (confidence > 0)[:, None]

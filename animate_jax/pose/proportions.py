@@ -58,7 +58,7 @@ UNFORESHORTENED = 0.01  # mean foreshortening of such bones, as a logarithm
 CLIP_FORESHORTENING = 0.05  # mean of the longest appearance in a clip, as a logarithm
 LENGTH_QUANTILE = 0.95  # quantile over frames
 SAME_POSE_ANGLE = np.radians(7)  # root mean square difference of bone directions of two people in one pose
-LIKENESS_ANGLE = np.radians(1)  # scale of the error above the best frame's at which a frame loses its weight
+BEST_POSE_ANGLE = np.radians(1)  # scale of the error above the best frame's at which a frame loses its weight
 
 # Wrist and first joint of every finger of a flat hand, across and along it, up to scale: mean of 40 MakeHuman bodies.
 PALM = [0, 1, 5, 9, 13, 17]
@@ -80,12 +80,12 @@ class Proportions:
 
     bones: by kind of bone, and of "leg" and "head".
     sizes: logarithm of the person's size in each frame, which depends on the distance from the camera; 0 in the first.
-    trust: similarity of each frame's pose to the reference's, 0..1.
+    similarity: similarity of each frame's pose to the reference's, 0..1.
     """
 
     bones: dict[str, float]
     sizes: Float[np.ndarray, " frames"]
-    trust: Float[np.ndarray, " frames"]
+    similarity: Float[np.ndarray, " frames"]
 
 
 def estimate_proportions(driven: Points, driven_seen: Seen, target: Points, target_seen: Seen) -> Proportions | None:
@@ -116,16 +116,16 @@ def estimate_proportions(driven: Points, driven_seen: Seen, target: Points, targ
     logs = size + build - sizes[first]
     sizes = sizes - sizes[first]
     pairs = _compare_bones(driven, driven_seen, target, target_seen, sizes)
-    trust, likeness = _pose_similarity(pairs)
-    matching, measured = _ratios_in_same_pose(pairs, likeness, sizes, true)
-    share = trust.max(initial=0) * measured
+    similarity, weights = _pose_similarity(pairs)
+    matching, measured = _ratios_in_same_pose(pairs, weights, sizes, true)
+    share = similarity.max(initial=0) * measured
     matching = logs + np.clip(matching - logs, -MAX_CORRECTION, MAX_CORRECTION)
     logs = share * matching + (1 - share) * logs
     bones = dict(zip(BONES, np.exp(logs), strict=True))
     thigh, shin = (np.exp(true[list(BONES).index(name)]) for name in ("thigh", "shin"))
     bones["head"] = np.median([bones[name] for name in HEAD])
     bones["leg"] = (bones["thigh"] * thigh + bones["shin"] * shin) / (thigh + shin)
-    return Proportions({name: float(ratio) for name, ratio in bones.items()}, sizes, trust)
+    return Proportions({name: float(ratio) for name, ratio in bones.items()}, sizes, similarity)
 
 
 def estimate_hand_ratio(
@@ -299,21 +299,21 @@ def _pose_similarity(pairs: _BonePairs) -> tuple[Float[np.ndarray, " frames"], F
     uneven = np.maximum(np.abs(pairs.log_ratio - middle[:, None]) - 2 * BONE_LENGTH_STD, 0)
     error = (weight * (pairs.angle**2 + uneven**2)).sum(1) / weight.sum(1).clip(1e-9)
     enough = body.sum(1) >= 6
-    trust = np.exp(-error / (2 * SAME_POSE_ANGLE**2)) * enough
+    similarity = np.exp(-error / (2 * SAME_POSE_ANGLE**2)) * enough
     # Frames that show too few bones have an error of 0, and get no weight.
     worse = np.where(enough, error - error[enough].min(initial=np.inf), np.inf)
-    return trust, np.exp(-worse / (2 * LIKENESS_ANGLE**2))
+    return similarity, np.exp(-worse / (2 * BEST_POSE_ANGLE**2))
 
 
 def _ratios_in_same_pose(
     pairs: _BonePairs,
-    likeness: Float[np.ndarray, " frames"],
+    weights: Float[np.ndarray, " frames"],
     sizes: Float[np.ndarray, " frames"],
     true: Float[np.ndarray, " bones"],
 ) -> tuple[Float[np.ndarray, " bones"], Float[np.ndarray, " bones"]]:
     """The logarithmic ratio of every kind of bone, measured in the frames most similar to the reference; and the
     reliability of each, 0..1 (0: it points at the camera)."""
-    weight = likeness[:, None] * pairs.seen * pairs.length
+    weight = weights[:, None] * pairs.seen * pairs.length
     shown = pairs.length / np.exp(true[pairs.kind] + sizes[:, None])  # 1: sideways, 0: pointing at the camera
     total, ratio, shown = (
         np.array([values[:, pairs.kind == kind].sum() for kind in range(len(BONES))])

@@ -59,7 +59,7 @@ def retarget(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, c
         heights = _standing_foot(after)
         near = np.abs(proportions.sizes - proportions.sizes[first]) < SAME_DISTANCE
         floor = np.quantile(heights[near], ON_FLOOR)
-        floor += proportions.trust[first] * (heights[first] - floor)
+        floor += proportions.similarity[first] * (heights[first] - floor)
         shift[1] = _standing_foot(target, target_seen)[0] - floor
     after = after + shift
 

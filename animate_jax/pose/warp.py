@@ -22,7 +22,7 @@ from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 NECK, SHOULDERS, HIPS = 1, [2, 5], [8, 11]  # right and left
 TORSO_POINTS = [NECK, *SHOULDERS, *HIPS]
 HEAD_POINTS, FACE_POINTS = [0, NECK, 14, 15, 16, 17], [0, 14, 15, 16, 17]
-TORSO, HEAD, LIMBS, PARTS = 0, 1, slice(2, 10), 10  # numbers of the parts, and how many there are
+TORSO, HEAD, LIMBS, NUM_PARTS = 0, 1, slice(2, 10), 10  # numbers of the parts, and how many there are
 # A limb: joints, radius in sizes of the person, and its extension beyond them (hands, feet) in lengths of the limb.
 LIMB_PARTS = (
     (2, 3, 0.17, 0.0, 0.05), (3, 4, 0.15, 0.05, 0.45), (5, 6, 0.17, 0.0, 0.05), (6, 7, 0.15, 0.05, 0.45),

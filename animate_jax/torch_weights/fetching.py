@@ -64,30 +64,30 @@ def name_of(place: Address) -> str:
     return "tiny" if str(place) == str(BUNDLED) else published
 
 
-def fetch(name: PublishedName, accept_licences: bool = False) -> pathlib.Path:
+def fetch(name: PublishedName, accept_licenses: bool = False) -> pathlib.Path:
     """A published checkpoint's directory below `storage.home()`; if it is not there, its files are downloaded into
     huggingface_hub's cache and converted. Done at once if it is; an attempt that was cut or killed is continued.
 
     Args:
-        accept_licences: otherwise they are asked for, once, in a terminal.
+        accept_licenses: otherwise they are asked for, once, in a terminal.
 
     Raises:
-        UserError: the licences are not accepted, there is too little room, a file cannot be had, or is not the one that
+        UserError: the licenses are not accepted, there is too little room, a file cannot be had, or is not the one that
             the table knows.
     """
     target, published = _folder(name), PUBLISHED[name]
     if is_fetched(name):
         return target
     checkpoint.check_output(target)
-    licences = {file.repository.name: file.repository.licence for file in published.files.values()}
-    accepted = _accepted_licences()
-    new = {repository: licence for repository, licence in licences.items() if accepted.get(repository) != licence}
+    licenses = {file.repository.name: file.repository.license for file in published.files.values()}
+    accepted = _accepted_licenses()
+    new = {repository: license for repository, license in licenses.items() if accepted.get(repository) != license}
     print(f"{name} is made of", file=sys.stderr)
-    for repository, licence in licences.items():
-        print(f"  {hub.page(repository)}: {licence}", file=sys.stderr)
-    if new and not (accept_licences or sys.stdin.isatty()):
+    for repository, license in licenses.items():
+        print(f"  {hub.page(repository)}: {license}", file=sys.stderr)
+    if new and not (accept_licenses or sys.stdin.isatty()):
         raise UserError(
-            f"{name}: its licences must be accepted first: animate-jax weights fetch {name} --accept-licences"
+            f"{name}: its licenses must be accepted first: animate-jax weights fetch {name} --accept-licenses"
         )
     found = {file: hub.cached(file.repository.name, file.path, file.repository.revision) for file in _files(published)}
     missing = _look_up(name, target, [file for file, local in found.items() if local is None])
@@ -96,7 +96,7 @@ def fetch(name: PublishedName, accept_licences: bool = False) -> pathlib.Path:
     print(f"{size_text(rest)} to download to {hub.cache_folder()}", file=sys.stderr)
     print(f"{size_text(published.bytes)} for the checkpoint {target}", file=sys.stderr)
     if new:
-        _accept(new, accepted, accept_licences)
+        _accept(new, accepted, accept_licenses)
     for file, remote in missing.items():
         found[file] = hub.download(remote)
     files: Files = {part: path for part, file in published.files.items() if (path := found[file]) is not None}
@@ -165,20 +165,20 @@ def _check_room(name: str, target: pathlib.Path, published: Published, rest: int
 
 
 def _accept(new: Mapping[str, str], accepted: dict[str, str], without_asking: bool) -> None:
-    """Asks for the licences that were not accepted before, and keeps the answer.
+    """Asks for the licenses that were not accepted before, and keeps the answer.
 
     Raises:
         UserError: they are not accepted.
     """
     if not without_asking:
-        print("Do you accept these licences? [y/N] ", end="", file=sys.stderr, flush=True)
+        print("Do you accept these licenses? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise UserError("licences not accepted: nothing was downloaded")
+            raise UserError("licenses not accepted: nothing was downloaded")
     with atomic_file(_answers()) as file:
         file.write_text(json.dumps({**accepted, **new}, indent=1))
 
 
-def _accepted_licences() -> dict[str, str]:
+def _accepted_licenses() -> dict[str, str]:
     try:
         answers = json.loads(_answers().read_text())
         return answers if isinstance(answers, dict) else {}

@@ -1,4 +1,4 @@
-"""The published weights of `animate-jax weights fetch`: where they lie on the hub, how large, under which licence.
+"""The published weights of `animate-jax weights fetch`: where they lie on the hub, how large, under which license.
 
 Nothing here was downloaded when it was written. Revisions, sizes and SHA-256 are those that the hub's pages of these
 repositories showed; sizes of three digits are as they were shown there, and a file without SHA-256 had none that could
@@ -21,7 +21,7 @@ class Repository:
 
     name: str  # owner/repository
     revision: str
-    licence: str  # as the hub or its authors say it
+    license: str  # as the hub or its authors say it
 
 
 @dataclasses.dataclass(frozen=True)

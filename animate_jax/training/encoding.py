@@ -26,7 +26,7 @@ from animate_jax.checkpoints import checkpoint
 from animate_jax.config import TrainConfig, to_dict
 from animate_jax.data.latents import AGAIN, FILE, Encoding, encoding_of, frames_split, shard_name, write_shard
 from animate_jax.data.records import INFO, RecordedClips, find_data_set
-from animate_jax.data.samples import Box, flip_horizontally, read_crop
+from animate_jax.data.samples import BoxXYWH, flip_horizontally, read_crop
 from animate_jax.errors import UserError
 from animate_jax.images import center_crop_box, to_signed
 from animate_jax.models.params import Params, abstract_model, merge_model
@@ -35,7 +35,7 @@ from animate_jax.storage import Address, Folder, check_writable, to_path
 from animate_jax.training.progress import say
 from animate_jax.video.clip_image import clip_pixels
 
-PARTS = ("vae", "image_encoder")
+ENCODER_PARTS = ("vae", "image_encoder")
 ENCODERS = re.compile(r"(vae\.(encoder|quant_conv)|image_encoder)\.")
 MAX_COMPARED_SIZE = 2**14  # elements of the arrays by which encoders are compared: biases and scales of norms
 TOLERANCE = 2**-8  # relative change of a root mean square that rounding to bfloat16 cannot exceed
@@ -141,13 +141,13 @@ class Encoder:
             raise UserError(f"--batch {options.batch}: must be at least 1")
         if min(width, height) < scale or width % scale or height % scale:
             raise UserError(f"--size {width} {height}: width and height must be multiples of {scale}")
-        if lacking := [part for part in PARTS if part in checkpoint.missing_parts_of(path, preset)]:
+        if lacking := [part for part in ENCODER_PARTS if part in checkpoint.missing_parts_of(path, preset)]:
             raise UserError(f"{path}: lacks {', '.join(lacking)}: {checkpoint.import_advice(path, lacking)}")
         self._clip_side, devices = model.image_encoder.image_size, jax.local_devices()
         mesh = make_mesh(devices=devices)
         self._batch, self._rows = -(-options.batch // len(devices)) * len(devices), batch_sharding(mesh)
         arrays = checkpoint.read_arrays(
-            path, {key: leaf for key, leaf in stored.items() if key.partition(".")[0] in PARTS}
+            path, {key: leaf for key, leaf in stored.items() if key.partition(".")[0] in ENCODER_PARTS}
         )
         self._params = jax.device_put(
             {key: array.astype(jnp.float32) for key, array in arrays.items()}, NamedSharding(mesh, PartitionSpec())
@@ -174,11 +174,13 @@ class Encoder:
             encoders=encoders_of(path, stored),
         )
 
-    def __call__(self, clips: RecordedClips, numbers: Iterable[int]) -> Iterator[tuple[bytes, Box, Iterator[bytes]]]:
+    def __call__(
+        self, clips: RecordedClips, numbers: Iterable[int]
+    ) -> Iterator[tuple[bytes, BoxXYWH, Iterator[bytes]]]:
         """The clips with these numbers as `write_shard` takes them; damaged ones are reported and left out."""
         width, height = self.encoding.width, self.encoding.height
 
-        def decode(number: int) -> tuple[bytes, Box, UInt8[np.ndarray, "f h w 3"]] | None:
+        def decode(number: int) -> tuple[bytes, BoxXYWH, UInt8[np.ndarray, "f h w 3"]] | None:
             try:
                 clip = clips[number]
                 box = center_crop_box(clip.width, clip.height, width, height)

@@ -8,12 +8,12 @@ from typing import Any
 from animate_jax.renamed import current_options, current_preset
 
 # These decide neither the order of the data nor what a step computes. All others are compared.
-FREE = (
+MAY_CHANGE = (
     "output", "init", "steps", "accumulate", "remat", "lpips_weights", "log_every", "save_every", "save_minutes",
     "keep_last", "keep_every", "hang_minutes", "allow_changes", "plan", "profile", "wandb", "data.num_workers",
     "data.max_bad",
 )  # fmt: skip
-FREE_GROUPS = ("mesh.", "preview.")
+MAY_CHANGE_GROUPS = ("mesh.", "preview.")
 # Compared as part of the preset, which they change.
 IN_PRESET = ("preset", "size", "prediction", "zero_terminal_snr")
 # What training takes from a preset, and the flag that replaces it.
@@ -42,7 +42,7 @@ def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
             flag = PRESET_FLAGS.get(path, f"--preset {names[0]} -> {names[1]}:" if names[0] != names[1] else "--preset")
             found.append(f"{flag} {'' if path in PRESET_FLAGS else path + ' '}{old} -> {new}")
     for path, old, new in _changed(stored["config"], now["config"]):
-        if path not in IN_PRESET + FREE and not path.startswith(FREE_GROUPS):
+        if path not in IN_PRESET + MAY_CHANGE and not path.startswith(MAY_CHANGE_GROUPS):
             found.append(f"--{path.replace('_', '-')} {old} -> {new}")
     if all(values.get("checksum") for values in bases) and bases[0]["checksum"] != bases[1]["checksum"]:
         found.append(f"--init {bases[0].get('checkpoint')} -> other weights, {bases[1].get('checkpoint')}")

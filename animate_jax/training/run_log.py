@@ -127,7 +127,7 @@ def summarize(metrics: list[Metrics]) -> dict[str, float]:
 class Skips:
     """Counts the steps in a row whose update was skipped."""
 
-    MOST = 20
+    MAX_IN_A_ROW = 20
 
     def __init__(self, output: str):
         self._output, self._count = output, 0
@@ -138,11 +138,11 @@ class Skips:
             metrics: of the steps from `first` on.
 
         Raises:
-            UserError: `MOST` steps in a row were skipped, which does not end by itself.
+            UserError: `MAX_IN_A_ROW` steps in a row were skipped, which does not end by itself.
         """
         for step, each in enumerate(jax.device_get(metrics), first):
             self._count = self._count + 1 if each["skipped"] else 0
-            if self._count >= self.MOST:
+            if self._count >= self.MAX_IN_A_ROW:
                 raise UserError(
                     f"{self._output}: loss {each['loss']:g}, gradient {each['grad_norm']:g} at step {step}: "
                     f"{self._count} steps in a row without an update; the last checkpoint is good: go on from it with "

@@ -30,16 +30,16 @@ def make_state(
     trainable: str,
     tx: optax.GradientTransformation,
     ema: bool,
-    freeze: str | None = None,
-    half: str | None = None,
+    frozen: str | None = None,
+    frozen_bf16: str | None = None,
 ) -> TrainState:
     """The state of a run that starts from `params`. Patterns are matched from the start of a parameter's path.
 
     Args:
-        trainable, freeze: parameters that match the first and not the second are trained; the others have neither
+        trainable, frozen: parameters that match the first and not the second are trained; the others have neither
             gradients nor moments.
         ema: whether averages are kept.
-        half: frozen parameters that match it are kept in bfloat16.
+        frozen_bf16: frozen parameters that match it are kept in bfloat16.
 
     Raises:
         UserError: nothing is left to train.
@@ -49,11 +49,11 @@ def make_state(
         return pattern is not None and re.match(pattern, path) is not None
 
     def to_frozen_dtype(path: str, array: jax.Array) -> jax.Array:
-        return array.astype(jnp.bfloat16) if matches(half, path) else array
+        return array.astype(jnp.bfloat16) if matches(frozen_bf16, path) else array
 
-    trained = {path: array for path, array in params.items() if matches(trainable, path) and not matches(freeze, path)}
-    if not trained and freeze is not None:
-        raise UserError(f"--trainable {trainable!r} and --frozen {freeze!r} leave no parameter to train")
+    trained = {path: array for path, array in params.items() if matches(trainable, path) and not matches(frozen, path)}
+    if not trained and frozen is not None:
+        raise UserError(f"--trainable {trainable!r} and --frozen {frozen!r} leave no parameter to train")
     if not trained:
         raise UserError(f"--trainable {trainable!r} matches no parameter; paths look like {next(iter(params))!r}")
     return TrainState(

@@ -60,8 +60,8 @@ def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> 
         trainable=lora.PATHS if config.lora.rank else config.trainable,
         tx=tx,
         ema=config.optim.ema > 0,
-        freeze=config.frozen,
-        half=config.frozen_bf16,
+        frozen=config.frozen,
+        frozen_bf16=config.frozen_bf16,
     )
 
     def init(params: Params) -> TrainState:

@@ -60,7 +60,7 @@ def open_video(
             # FFmpeg gets no name, which it might take for an address ("concat:a|b"), and must not open files itself.
             options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
             container = opened.enter_context(
-                av.open(Opened(file), mode="r", options=options, metadata_errors="replace")
+                av.open(SeekableFile(file), mode="r", options=options, metadata_errors="replace")
             )
             for stream in container.streams.video:
                 if not stream.disposition & av.stream.Disposition.attached_pic:
@@ -77,7 +77,7 @@ def open_video(
         yield container, stream
 
 
-class Opened:
+class SeekableFile:
     """A file that FFmpeg reads. In damaged files FFmpeg seeks to impossible positions, where Python's files raise an
     error that PyAV would print."""
 

@@ -27,7 +27,7 @@ from animate_jax.video.open import Number, check_size, is_usual_rate, open_video
 
 PLAUSIBLE_RATE = 120  # frames/s; containers without a known rate often state that of their clock, 1000
 FALLBACK_RATE = Fraction(25)  # frames/s of a stream with a single frame or without timestamps
-FROM_ZERO = ("matroska,webm", "asf")  # containers whose duration includes the time before their first frame
+DURATION_FROM_ZERO = ("matroska,webm", "asf")  # containers whose duration includes the time before their first frame
 COMPLETE = 0.75  # of the stated duration (which may be the audio's) that the frames of a complete file cover, at least
 
 Frame = UInt8[np.ndarray, "height width 3"]
@@ -43,7 +43,7 @@ def read_video(
 def frame_count(path: str | os.PathLike, fps: Number) -> int:
     """About how many frames `iter_frames` will give at `fps` frames/s, from the duration that the file states."""
     with open_video(Path(path)) as (container, stream):
-        return max(round(_promised_length(container, stream) * fps), 1)
+        return max(round(_stated_duration(container, stream) * fps), 1)
 
 
 def frame_rate(path: str | os.PathLike) -> float:
@@ -143,9 +143,9 @@ def _decode(
             f"{path}: damaged after {max(time, 0):.2f} s ({reason}): re-encode it or copy it again"
         ) from error
     _check_gap(path, time, end)
-    promised = _promised_length(container, stream)
-    if size and end < COMPLETE * promised:  # truncated mkv and webm files end without an error
-        raise UserError(f"{path}: ends after {end:.2f} of {promised:.2f} s: take a whole copy")
+    stated = _stated_duration(container, stream)
+    if size and end < COMPLETE * stated:  # truncated mkv and webm files end without an error
+        raise UserError(f"{path}: ends after {end:.2f} of {stated:.2f} s: take a whole copy")
 
 
 def _check_gap(path: Path, time: float, following: float) -> None:
@@ -155,13 +155,13 @@ def _check_gap(path: Path, time: float, following: float) -> None:
         )
 
 
-def _promised_length(container: InputContainer, stream: VideoStream) -> float:
+def _stated_duration(container: InputContainer, stream: VideoStream) -> float:
     """The duration in seconds that the file states; 0 if it states none."""
     if stream.duration and stream.time_base:
         length = float(stream.duration * stream.time_base)
     else:
         length = (container.duration or 0) / 1e6
-    return length - max(container.start_time or 0, 0) / 1e6 if container.format.name in FROM_ZERO else length
+    return length - max(container.start_time or 0, 0) / 1e6 if container.format.name in DURATION_FROM_ZERO else length
 
 
 def _rgb(frame: av.VideoFrame, size: tuple[int, int]) -> Frame:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.warp import LIMBS, PARTS, TORSO, capsules, diffused, warp, warp_field, without_person
+from animate_jax.pose.warp import LIMBS, NUM_PARTS, TORSO, capsules, diffused, warp, warp_field, without_person
 
 SIZE = 128, 96
 # A person who stands and spreads the arms a little, in pixels.
@@ -71,7 +71,7 @@ def test_the_same_pose_is_the_identity_on_the_person(picture):
     found = warp_field(person(), frames(person(), person()), *SIZE)
     inside = found.part[0] >= 0
     assert 1500 < inside.sum() < 6000
-    assert set(np.unique(found.part)) == set(range(-1, PARTS))
+    assert set(np.unique(found.part)) == set(range(-1, NUM_PARTS))
     np.testing.assert_allclose(found.source[1][inside], own_places()[inside], atol=1e-3)
     mask = capsules(person(), *SIZE)
     pictures, masks = warp(picture, mask, person(), frames(person()))[:]
@@ -128,13 +128,13 @@ def test_half_a_body_still_has_torso_arms_and_head():
         ([3], {2, 3}),
         (FACE, {1}),
         ([2, 5], {0, 2, 4}),
-        (range(18), set(range(PARTS))),
+        (range(18), set(range(NUM_PARTS))),
     ],
 )
 def test_a_lost_joint_takes_its_parts_away(missing, gone):
     for pair in ((person(missing=missing), person()), (person(), person(missing=missing))):
         found = warp_field(pair[0], frames(pair[1]), *SIZE)
-        assert set(range(PARTS)) - set(np.unique(found.part)) == gone
+        assert set(range(NUM_PARTS)) - set(np.unique(found.part)) == gone
 
 
 def test_one_frame_does_not_change_another():

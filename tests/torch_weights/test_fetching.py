@@ -139,12 +139,12 @@ def blobs(home):
 
 
 def test_fetched_once(server, home, moore, capsys, torch_parts):
-    assert main(["fetch", "moore", "--accept-licences"]) == 0
+    assert main(["fetch", "moore", "--accept-licenses"]) == 0
     said = capsys.readouterr()
     target = home / "home" / "checkpoints" / "moore"
     assert said.out == f"{target}\n"
     for file in moore.files.values():
-        assert f"{server.address}/{file.repository.name}: {file.repository.licence}" in said.err
+        assert f"{server.address}/{file.repository.name}: {file.repository.license}" in said.err
     params, preset = checkpoint.load(target)
     assert preset.name == "small"
     np.testing.assert_array_equal(params["vae.quant_conv.bias"], torch_parts["vae"]["quant_conv.bias"].numpy())
@@ -167,12 +167,12 @@ def test_fetched_once(server, home, moore, capsys, torch_parts):
     assert server.requests == []
 
 
-def test_refused_licences(server, home, noise, capsys, monkeypatch):
+def test_refused_licenses(server, home, noise, capsys, monkeypatch):
     assert main(["fetch", "moore"]) == 2  # no terminal to ask in
     said = capsys.readouterr().err
-    assert "academic research" in said and "animate-jax weights fetch moore --accept-licences" in said.splitlines()[-1]
+    assert "academic research" in said and "animate-jax weights fetch moore --accept-licenses" in said.splitlines()[-1]
     assert server.requests == [] and not fetching.is_fetched("moore")
-    with pytest.raises(UserError, match="licences must be accepted first"):
+    with pytest.raises(UserError, match="licenses must be accepted first"):
         fetching.find_checkpoint("moore")
     answers = iter(["no\n", "y\n"])
     monkeypatch.setattr(
@@ -233,17 +233,17 @@ def test_two_at_once(server, home, noise):
 def test_damaged_on_the_way(server, home, noise):
     server.damaged = True
     with pytest.raises(UserError, match=r"^patrolli/AnimateAnyone/denoising_unet.pth: damaged on the way \(hash"):
-        fetching.fetch("moore", accept_licences=True)
+        fetching.fetch("moore", accept_licenses=True)
     assert blobs(home) == set() and not fetching.is_fetched("moore")
     server.damaged = False
-    fetching.fetch("moore", accept_licences=True)
+    fetching.fetch("moore", accept_licenses=True)
 
 
 @pytest.mark.parametrize("name", ["motion_module.pth", "pose_guider.pth"])  # whose hash, and whose size is known
 def test_another_file_than_the_table_knows(server, home, noise, name):
     (server.repositories["patrolli/AnimateAnyone"] / name).write_bytes(b"something else")
     with pytest.raises(UserError, match=rf"{name}: is another file than this .*\(14 bytes, [\d,]+ exp"):
-        fetching.fetch("moore", accept_licences=True)
+        fetching.fetch("moore", accept_licenses=True)
     assert server.bytes_sent() == [], "noticed before anything is downloaded"
 
 
@@ -260,7 +260,7 @@ def test_another_file_than_the_table_knows(server, home, noise, name):
 )  # fmt: skip
 def test_refusals_are_one_line(server, home, noise, capsys, refusal, message):
     server.refused["stabilityai/sd-vae-ft-mse"] = refusal
-    assert main(["fetch", "moore", "--accept-licences"]) == 2
+    assert main(["fetch", "moore", "--accept-licenses"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("animate-jax weights: stabilityai/sd-vae-ft-mse/diffusion_pytorch_model.safetensors: ")
     assert message.format(hub=server.address) in line and "copy its folder moore to" in line
@@ -269,7 +269,7 @@ def test_refusals_are_one_line(server, home, noise, capsys, refusal, message):
 
 def test_without_a_network(server, home, noise, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert main(["fetch", "moore", "--accept-licences"]) == 2
+    assert main(["fetch", "moore", "--accept-licenses"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "HF_HUB_OFFLINE keeps the hub from being asked" in line
     assert f"weights fetch moore elsewhere and copy its folder moore to {home / 'home/checkpoints/moore'}" in line
@@ -286,18 +286,18 @@ def test_without_a_network(server, home, noise, monkeypatch, capsys):
         ),
     )
     server.requests.clear()
-    assert main(["fetch", "moore", "--accept-licences"]) == 0
+    assert main(["fetch", "moore", "--accept-licenses"]) == 0
     assert server.requests == []
 
 
 def test_a_disk_without_room(server, home, noise, monkeypatch, capsys):
     usage = type("Usage", (), {"free": noise.bytes + 10})
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda folder: usage)
-    assert main(["fetch", "moore", "--accept-licences"]) == 2
+    assert main(["fetch", "moore", "--accept-licenses"]) == 2
     assert "GB free: make room, or set HF_HOME" in capsys.readouterr().err.replace("MB", "GB")
     assert server.bytes_sent() == []
     usage.free = 2 * noise.bytes + 10
-    assert main(["fetch", "moore", "--accept-licences"]) == 0
+    assert main(["fetch", "moore", "--accept-licenses"]) == 0
 
 
 def test_a_disk_that_fills(server, home, noise, monkeypatch):
@@ -307,7 +307,7 @@ def test_a_disk_that_fills(server, home, noise, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     with pytest.raises(UserError, match=r"denoising_unet.pth: the disk is full: make room in .*hub, or set HF_HOME"):
-        fetching.fetch("moore", accept_licences=True)
+        fetching.fetch("moore", accept_licenses=True)
     assert not fetching.is_fetched("moore") and not (home / "home" / "checkpoints").exists()
 
 
@@ -370,7 +370,7 @@ def test_no_hub_at_all(server, home, noise, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no hands in any frame")
 def test_from_the_hub_to_a_video(server, home, moore):
-    fetching._accept({file.repository.name: file.repository.licence for file in moore.files.values()}, {}, True)
+    fetching._accept({file.repository.name: file.repository.license for file in moore.files.values()}, {}, True)
     animation = Pipeline.from_pretrained("moore")(
         EXAMPLE / "reference.png", EXAMPLE / "driving.mp4", frames=2, progress=False
     )
@@ -388,7 +388,7 @@ constants.DOWNLOAD_CHUNK_SIZE = 10_000
 presets.presets = lambda: {"moore": small}
 published.PUBLISHED["moore"] = table
 fetching.SPARE = 0
-print(fetching.fetch("moore", accept_licences=True))
+print(fetching.fetch("moore", accept_licenses=True))
 """
 
 
@@ -430,5 +430,5 @@ def test_killed_and_continued(server, home, moore, small):
 
 def test_without_the_package(home, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert main(["fetch", "moore", "--accept-licences"]) == 2
+    assert main(["fetch", "moore", "--accept-licenses"]) == 2
     assert "pip install" in capsys.readouterr().err.splitlines()[-1]

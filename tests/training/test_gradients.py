@@ -157,7 +157,7 @@ def test_bfloat16_reaches_the_unet(micro, micro_params, batch, monkeypatch):
     monkeypatch.setattr(AnimateAnyone, "denoise", denoise)
     config = dataclasses.replace(STAGE2, compute_dtype="bfloat16")
     loss = losses.DiffusionLoss(config)
-    state = make_state(micro_params, r".*motion_modules", optax.sgd(1.0), ema=False, half=r"vae|image_encoder")
+    state = make_state(micro_params, r".*motion_modules", optax.sgd(1.0), ema=False, frozen_bf16=r"vae|image_encoder")
     assert state.frozen["vae.quant_conv.bias"].dtype == jnp.bfloat16
     assert state.frozen["denoising_unet.conv_in.bias"].dtype == jnp.float32
     apply = step.make_step(abstract_model(micro.model)[0], loss, optax.sgd(1.0), ema=0.0, compute_dtype="bfloat16")
@@ -190,7 +190,7 @@ def test_overfitting_four_clips(name, micro, micro_params, model):
     )
     batch, steps = four_clips(), {"stage1": 450, "stage2": 150}[name]
     tx = make_optimizer(dataclasses.replace(config.optim, learning_rate=3e-3, weight_decay=0.0), 600)
-    first = make_state(micro_params, config.trainable, tx, ema=False, half=config.frozen_bf16)
+    first = make_state(micro_params, config.trainable, tx, ema=False, frozen_bf16=config.frozen_bf16)
     loss = losses.DiffusionLoss(config)
     apply = jax.jit(step.make_step(abstract_model(micro.model)[0], loss, tx, ema=0.0))
     state, values = first, []
@@ -213,7 +213,7 @@ def test_what_the_stages_train(name, micro_params):
     """Stage 1: UNets and Pose Guiders but no temporal layer; stage 2: temporal layers alone. (That frozen parameters
     stay the same in a step, `test_step.py` sees.)"""
     config = runpy.run_path(f"configs/{name}.py")["get_config"]()
-    state = make_state(micro_params, config.trainable, optax.identity(), ema=False, half=config.frozen_bf16)
+    state = make_state(micro_params, config.trainable, optax.identity(), ema=False, frozen_bf16=config.frozen_bf16)
     temporal = {path for path in micro_params if ".motion_modules." in path}
     known = {path for path in micro_params if path.startswith(("vae.", "image_encoder."))}
     assert state.trainable.keys() == (temporal if name == "stage2" else micro_params.keys() - temporal - known)

@@ -113,7 +113,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(config, micro)
 
 
 def test_only_a_row_of_skipped_steps_ends_the_run(config, micro, monkeypatch):
-    monkeypatch.setattr(Skips, "MOST", 2)
+    monkeypatch.setattr(Skips, "MAX_IN_A_ROW", 2)
     bad = spoilt(4.5, 8.5, 10.5)  # steps 3, 5 and 6
     message = refusal(changed(config, log_every=5, save_every=2), bad, Numbers())
     assert f"{config.output}: loss nan, gradient 0 at step 6: 2 steps in a row" in message
@@ -124,7 +124,7 @@ def test_a_gradient_that_is_not_a_number_is_skipped_too(config, micro, monkeypat
     def steep(model, batch, key):  # 0 at 0, where the slope is infinite
         return jnp.sqrt(jnp.abs(model.vae.quant_conv.bias[...] * 0)).sum(), {}
 
-    monkeypatch.setattr(Skips, "MOST", 6)
+    monkeypatch.setattr(Skips, "MAX_IN_A_ROW", 6)
     assert "loss 0, gradient nan at step 6" in refusal(config, steep, Numbers())
 
 

@@ -46,14 +46,14 @@ def test_a_pattern_that_matches_nothing():
 
 
 def test_frozen_parts_of_what_is_trained():
-    state = make_state(PARAMS, r".*", make_optimizer(PLAIN, 10), ema=False, freeze=r"unet\.motion|vae")
+    state = make_state(PARAMS, r".*", make_optimizer(PLAIN, 10), ema=False, frozen=r"unet\.motion|vae")
     assert state.trainable.keys() == {"unet.conv.kernel"}
     with pytest.raises(UserError, match=r"--trainable 'vae' and --frozen '\.\*' leave no parameter to train"):
-        make_state(PARAMS, "vae", make_optimizer(PLAIN, 10), ema=False, freeze=".*")
+        make_state(PARAMS, "vae", make_optimizer(PLAIN, 10), ema=False, frozen=".*")
 
 
 def test_only_frozen_parameters_are_held_in_bfloat16():
-    state = make_state(PARAMS, r"unet\.motion", make_optimizer(PLAIN, 10), ema=True, half=r"vae|unet\.motion")
+    state = make_state(PARAMS, r"unet\.motion", make_optimizer(PLAIN, 10), ema=True, frozen_bf16=r"vae|unet\.motion")
     assert {path: array.dtype for path, array in sampling_params(state).items()} == {
         "unet.conv.kernel": jnp.float32,
         "unet.motion.kernel": jnp.float32,
@@ -142,9 +142,9 @@ def test_the_configurations_train_what_the_paper_and_the_peers_train():
     """Parameter counts of the peers' own modules: two UNets of 859.5 M, a Pose Guider, 21 temporal layers."""
     shapes = abstract_model(ModelConfig.sd15())[1]
 
-    def count(name, freeze=None):
+    def count(name, frozen=None):
         config = runpy.run_path(f"configs/{name}.py")["get_config"]()
-        kept = [path for path in shapes if not (freeze and re.match(freeze, path))]
+        kept = [path for path in shapes if not (frozen and re.match(frozen, path))]
         return sum(shapes[path].size for path in kept if re.match(config.trainable, path))
 
     assert count("stage1") == 859_508_800 + 1_312_730_244 - 453_209_280 + 1_086_480

@@ -19,7 +19,7 @@ import pytest
 from animate_jax import limits
 from animate_jax.errors import UserError
 from animate_jax.video.images import read_image
-from animate_jax.video.open import Opened, check_rate, open_video
+from animate_jax.video.open import SeekableFile, check_rate, open_video
 from animate_jax.video.read import frame_count, frame_rate, iter_frames, read_video
 from animate_jax.video.write import write_video
 
@@ -325,5 +325,5 @@ def test_files_that_may_not_be_read(tmp_path, monkeypatch):
 
 def test_a_seek_to_nowhere_is_no_error():
     """PyAV prints what a file object raises."""
-    file = Opened(io.BytesIO(b"abc"))
+    file = SeekableFile(io.BytesIO(b"abc"))
     assert [file.seek(-5), file.seek(1, 99), file.seek(1)] == [-1, -1, 1]

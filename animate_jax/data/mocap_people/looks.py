@@ -51,8 +51,8 @@ class Look:
     flare: float  # distance in meters of the trousers from the leg at their lower edge
     skirt: float | None  # z of the skirt's lower edge
     shoe: float  # z of the shoe's upper edge
-    cloths: Float[np.ndarray, "6 9"]  # see `raster.cloth`
-    tints: Float[np.ndarray, "4 3"]  # see `raster.face`
+    materials: Float[np.ndarray, "6 9"]  # see `raster.material_color`
+    face_colors: Float[np.ndarray, "4 3"]  # see `raster.face`
     chest_print: Float[np.ndarray, "size size 4"]  # RGBA
 
 
@@ -118,16 +118,16 @@ def sample_look(rng: np.random.Generator, feminine: bool, photos: list[np.ndarra
     bottom_pattern = rng.choice(list(BOTTOM_PATTERNS), p=list(BOTTOM_PATTERNS.values()))
     if skirted and bottom_pattern == raster.SIDE_STRIPE:
         bottom_pattern = raster.STRIPES
-    cloths = np.zeros((6, 9), np.float32)
-    cloths[raster.TOP] = (*top, *top_second, pattern, rng.uniform(6, 16), rng.random())
-    cloths[raster.BOTTOM] = (*bottom, *bottom_second, bottom_pattern, rng.uniform(6, 14), rng.random())
+    materials = np.zeros((6, 9), np.float32)
+    materials[raster.TOP] = (*top, *top_second, pattern, rng.uniform(6, 16), rng.random())
+    materials[raster.BOTTOM] = (*bottom, *bottom_second, bottom_pattern, rng.uniform(6, 14), rng.random())
     if dress:
-        cloths[raster.BOTTOM] = cloths[raster.TOP]
-    cloths[raster.SHOE, :6] = (*shoe, *sole)
-    cloths[raster.HAIR, :4] = (*hair_color, 0.03 if hair == "cap" else 0.12)
+        materials[raster.BOTTOM] = materials[raster.TOP]
+    materials[raster.SHOE, :6] = (*shoe, *sole)
+    materials[raster.HAIR, :4] = (*hair_color, 0.03 if hair == "cap" else 0.12)
     beard = 0.0 if feminine else rng.choice([0.0, 0.25, 0.75], p=[0.65, 0.18, 0.17])
     features = (0.0, 0.0035, 1.0) if feminine else (beard, 0.005, 0.5)
-    tints = np.array([skin, natural, IRIS_COLORS[rng.integers(len(IRIS_COLORS))], features], np.float32)
+    face_colors = np.array([skin, natural, IRIS_COLORS[rng.integers(len(IRIS_COLORS))], features], np.float32)
     short = not skirted and rng.random() < 0.28
     sleeve = rng.choice([0.02, 0.45, 0.95, 1.85], p=[0.12, 0.45, 0.08, 0.35]) + rng.uniform(-0.05, 0.08)
     tucked = skirted or rng.random() < 0.2
@@ -148,7 +148,7 @@ def sample_look(rng: np.random.Generator, feminine: bool, photos: list[np.ndarra
         flare=rng.uniform(0.002, 0.03) if short else rng.uniform(0.0, 0.022),
         skirt=skirt,
         shoe=float(rng.choice([-0.745, -0.70, -0.56], p=[0.6, 0.25, 0.15])),
-        cloths=cloths,
-        tints=tints,
+        materials=materials,
+        face_colors=face_colors,
         chest_print=sample_chest_print(rng, [top_second, sample_cloth_color(rng, [skin, top, top_second])], photo),
     )

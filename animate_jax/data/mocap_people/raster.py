@@ -137,9 +137,9 @@ def rasterize(screen, triangles, material, edge_distance, inverse_depth, triangl
 
 
 @compiled
-def cloth(cloths, chest_print, kind, q, u, v, arm):
-    """Color r, g, b of a garment. Rows of `cloths`: first color, second color, pattern, frequency, phase."""
-    row = cloths[kind]
+def material_color(materials, chest_print, kind, q, u, v, arm):
+    """Color r, g, b of a garment. Rows of `materials`: first color, second color, pattern, frequency, phase."""
+    row = materials[kind]
     pattern, frequency, phase = int(row[6]), row[7], row[8]
     second = 0.0
     if pattern == STRIPES:
@@ -174,29 +174,33 @@ def cloth(cloths, chest_print, kind, q, u, v, arm):
 
 
 @compiled
-def face(cloths, tints, q):
+def face(materials, face_colors, q):
     """Skin color r, g, b with lips, brows, lids and beard at their positions on the average body.
 
-    Rows of `tints`: skin, hair, iris, (beard, brow width, lip strength).
+    Rows of `face_colors`: skin, hair, iris, (beard, brow width, lip strength).
     """
-    r, g, b = tints[0, 0], tints[0, 1], tints[0, 2]
+    r, g, b = face_colors[0, 0], face_colors[0, 1], face_colors[0, 2]
     x, y, z = abs(q[0]), q[1], q[2]
     if z < 0.78 or y > -0.04:
         return r, g, b
-    beard = tints[3, 0]
+    beard = face_colors[3, 0]
     if beard > 0 and y < -0.045 and z < 0.853 - 0.06 * max(0.0, 0.05 - x) * 10 + 0.35 * max(0.0, x - 0.045):
-        r, g, b = r + (tints[1, 0] - r) * beard, g + (tints[1, 1] - g) * beard, b + (tints[1, 2] - b) * beard
+        r, g, b = (
+            r + (face_colors[1, 0] - r) * beard,
+            g + (face_colors[1, 1] - g) * beard,
+            b + (face_colors[1, 2] - b) * beard,
+        )
     if y > -0.1:
         return r, g, b
     mouth = (x / 0.027) ** 2 + ((z - 0.833) / 0.0105) ** 2
     if mouth < 1:
-        s = tints[3, 2]
+        s = face_colors[3, 2]
         dark = 0.55 if abs(z - 0.8335) < 0.0022 else 1.0
         r, g, b = r * (1 - 0.12 * s) * dark, g * (1 - 0.5 * s) * dark, b * (1 - 0.45 * s) * dark
     brow = 0.921 - 0.9 * (x - 0.034) ** 2 * 10
     lid = 0.906 - 8 * (x - 0.032) ** 2
-    if (0.012 < x < 0.053 and abs(z - brow) < tints[3, 1]) or (0.014 < x < 0.05 and abs(z - lid) < 0.0025):
-        r, g, b = tints[1, 0] * 0.7, tints[1, 1] * 0.7, tints[1, 2] * 0.7
+    if (0.012 < x < 0.053 and abs(z - brow) < face_colors[3, 1]) or (0.014 < x < 0.05 and abs(z - lid) < 0.0025):
+        r, g, b = face_colors[1, 0] * 0.7, face_colors[1, 1] * 0.7, face_colors[1, 2] * 0.7
     return r, g, b
 
 
@@ -209,9 +213,9 @@ def shade(
     normals,
     points,
     attributes,
-    cloths,
+    materials,
     chest_print,
-    tints,
+    face_colors,
     light,
     eye,
     samples,
@@ -253,10 +257,10 @@ def shade(
                     kind = BOTTOM
                 gloss = 0.0
                 if kind == SKIN:
-                    r, g, b = face(cloths, tints, q)
+                    r, g, b = face(materials, face_colors, q)
                     gloss = 0.06
                 elif kind == TOP or kind == BOTTOM:
-                    r, g, b = cloth(cloths, chest_print, kind, q, values[U], values[V], values[ARM])
+                    r, g, b = material_color(materials, chest_print, kind, q, values[U], values[V], values[ARM])
                     # Folds: waves across the cloth tilt the normal.
                     wave = math.sin(37 * q[0] + 29 * q[2] + 4 * math.sin(13 * q[2] + 9 * q[1]))
                     wave += math.sin(17 * q[0] - 61 * q[2] + 11 * q[1] + 3 * math.sin(19 * q[0]))
@@ -264,19 +268,19 @@ def shade(
                     nx += 0.04 * wave
                 elif kind == SHOE:
                     s = 3 if q[2] < -0.797 else 0
-                    r, g, b = cloths[SHOE, s], cloths[SHOE, s + 1], cloths[SHOE, s + 2]
+                    r, g, b = materials[SHOE, s], materials[SHOE, s + 1], materials[SHOE, s + 2]
                     gloss = 0.12
                 elif kind == HAIR:
                     lock = 0.88 + 0.12 * math.sin(260 * q[0] + 60 * q[1]) * math.sin(90 * q[0] + 130 * q[1])
-                    r, g, b = cloths[HAIR, 0] * lock, cloths[HAIR, 1] * lock, cloths[HAIR, 2] * lock
-                    gloss = cloths[HAIR, 3]
+                    r, g, b = materials[HAIR, 0] * lock, materials[HAIR, 1] * lock, materials[HAIR, 2] * lock
+                    gloss = materials[HAIR, 3]
                 else:
                     dx, dz = abs(q[0]) - 0.0315, q[2] - 0.897
                     d = dx * dx + dz * dz
                     if d < 0.0000065:
                         r, g, b = 0.03, 0.03, 0.03
                     elif d < 0.00004:
-                        r, g, b = tints[2, 0], tints[2, 1], tints[2, 2]
+                        r, g, b = face_colors[2, 0], face_colors[2, 1], face_colors[2, 2]
                     else:
                         r, g, b = 0.92, 0.92, 0.9
                     gloss = 0.2
