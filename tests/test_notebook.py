@@ -6,6 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {"animate": 5, "convert_and_compare": 1, "train_tiny": 3}  # and how many pictures are shown in each
+UNSEEN = "full_size"  # shows what a GPU or TPU made, and has not seen one
 
 
 def read(name):
@@ -13,7 +14,7 @@ def read(name):
 
 
 def test_none_is_forgotten():
-    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == NOTEBOOKS.keys()
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == {*NOTEBOOKS, UNSEEN}
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -27,10 +28,17 @@ def test_a_notebook_is_small_and_shows_no_error(name):
     assert len(pictures) >= NOTEBOOKS[name]
 
 
+def test_the_unseen_notebook_is_code_without_outputs():
+    code = [cell for cell in read(UNSEEN).cells if cell.cell_type == "code"]
+    for cell in code:
+        compile(cell.source, UNSEEN, "exec")
+    assert not any(cell.outputs for cell in code)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the kernel's and its client's own
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_runs(name):
+@pytest.mark.parametrize("name", [*NOTEBOOKS, UNSEEN])  # the latter with the bundled model on a CPU
+def test_a_notebook_runs(name, tmp_path):
     nbclient = pytest.importorskip("nbclient")
-    resources = {"metadata": {"path": str(ROOT)}}
+    resources = {"metadata": {"path": str(tmp_path if name == UNSEEN else ROOT)}}
     nbclient.NotebookClient(read(name), timeout=600, kernel_name="python3", resources=resources).execute()

