@@ -191,19 +191,19 @@ class RunCheckpoints:
                 f"{where}: if the storage was at fault, the same command tries again; if the files are damaged, "
                 f"move this folder away {other}"
             ) from error
-        params = loaded["params"]
+        params, base = loaded["params"], self._base(abstract) if self._config.lora.rank else {}
         return TrainState(
             **loaded["train"],
-            frozen=self._base(abstract) if self._config.lora.rank else {path: params[path] for path in abstract.frozen},
+            frozen=base | {path: params[path] for path in abstract.frozen.keys() - base.keys()},
             ema={path: params[path] for path in abstract.ema},
         )
 
     def _base(self, abstract: TrainState) -> Params:
         """The weights that a LoRA is beside, as a new run has them."""
-        base = starting_params(self._config, abstract)
+        leaves = abstract.frozen
         return {
-            path: jax.device_put(base.pop(path).astype(leaf.dtype), leaf.sharding)
-            for path, leaf in abstract.frozen.items()
+            path: jax.device_put(array.astype(leaves[path].dtype), leaves[path].sharding)
+            for path, array in starting_params(self._config, abstract).items()
         }
 
 

@@ -449,3 +449,12 @@ def test_options_and_batches_reach_the_loop(name, micro, monkeypatch, tmp_path):
     assert (config.steps, config.optim.learning_rate, config.preset) == (7, 0.5, micro)
     batch = next(data)
     assert batch.frames.shape == (config.data.batch, 2, 64, 48, 3)
+
+
+def test_a_lora_may_have_a_strength(tmp_path):
+    assert sample.lora_of("runs/mine") == ("runs/mine", 1.0)
+    assert sample.lora_of("mine.safetensors:0.8") == ("mine.safetensors", 0.8)
+    assert sample.lora_of("owner/name:-1") == ("owner/name", -1.0)
+    assert sample.lora_of("odd:name") == ("odd:name", 1.0)
+    (tmp_path / "v:2").write_text("")
+    assert sample.lora_of(str(tmp_path / "v:2")) == (str(tmp_path / "v:2"), 1.0)

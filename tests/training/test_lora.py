@@ -95,6 +95,14 @@ def test_the_base_may_be_held_in_bfloat16(config, micro_params):
     assert_equal(again.frozen, state.frozen)
 
 
+def test_some_of_the_adapters_may_stay_as_they_are(config):
+    partly = changed(config, frozen=r".*\.attn2\.", steps=2)
+    state = run(partly, pull, Numbers())
+    still = {path for path in state.frozen if is_adapter(path)}
+    assert still and all(".attn2." in path for path in still)
+    assert_equal(run(partly, pull, Numbers()), state)
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
