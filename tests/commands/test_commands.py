@@ -177,11 +177,11 @@ def test_completion_knows_every_command(shell, capfd):
 def test_bash_completes():
     """What the shell proposes for a line, by its own completion function."""
     script = (
-        f"source <({sys.executable} -m animate_jax completion bash); COMP_WORDS=(animate-jax sample --guid); "
+        f"source <({sys.executable} -m animate_jax completion bash); COMP_WORDS=(animate-jax sample --keep); "
         "COMP_CWORD=2; _tyro_animate_jax; echo ${COMPREPLY[@]}"
     )
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.split() == ["--guidance"], done.stderr
+    assert done.stdout.split() == ["--keep-inside"], done.stderr
 
 
 @pytest.fixture
