@@ -17,6 +17,8 @@ from animate_jax.errors import UserError
 from animate_jax.parallel import forecast
 from animate_jax.parallel.chips import find_chip
 
+pytestmark = pytest.mark.compiles
+
 ROOT = Path(__file__).parents[2]
 
 

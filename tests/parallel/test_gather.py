@@ -22,6 +22,8 @@ from animate_jax.training.state import TrainState
 from animate_jax.training.step import choose_gather
 from tests.conftest import MICRO
 
+pytestmark = pytest.mark.compiles
+
 ROOT = Path(__file__).parents[2]
 
 # data, fsdp, frames, micro-batches; 16 are summed in two rounds

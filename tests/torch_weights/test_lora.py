@@ -17,6 +17,8 @@ from animate_jax.torch_weights.exporting import unet_config
 from animate_jax.torch_weights.lora import METADATA, read_lora, save_lora
 from tests.conftest import SMALL, random_params
 
+pytestmark = pytest.mark.compiles
+
 EVERYWHERE = r"(denoising|reference)_unet\..*\.(to_q|to_k|to_v|to_out\.0)"
 Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"  # 8 x 8
 TEXT = Q.replace("attn1.to_q", "attn2.to_k")
