@@ -224,14 +224,14 @@ def load(
     path: Address,
     preset: Preset | None = None,
     dtype: DTypeLike = jnp.float32,
-    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    shardings: Mapping[str, jax.sharding.Sharding | None] | None = None,
     optional: Collection[str] = (),
 ) -> tuple[Params, Preset]:
     """Parameters (cast to `dtype`) and preset of a checkpoint.
 
     Args:
         preset: replaces the checkpoint's own; its model must have the same shapes.
-        shardings: of each array; default: whole on the first device.
+        shardings: of each array, or None for a NumPy array in host memory; default: whole on the first device.
         optional: parts that may be missing in the checkpoint; they are then missing in the result.
 
     Raises:
@@ -255,7 +255,8 @@ def load(
     params = {}
     for keys in group_by_bytes({key: nbytes(stored[key]) for key in expected}):
         for key, array in read_arrays(path, {key: stored[key] for key in keys}).items():
-            params[key] = jax.device_put(array.astype(dtype, copy=False), shardings[key])
+            array, place = array.astype(dtype, copy=False), shardings[key]
+            params[key] = array if place is None else jax.device_put(array, place)
     return params, preset
 
 

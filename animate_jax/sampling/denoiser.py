@@ -43,6 +43,9 @@ DECODE_BATCH = 8  # frames decoded at once
 # latter are kept in host memory.
 CACHED_WINDOWS = 4
 LARGE = 200_000_000  # parameters from which compiling takes minutes
+# Networks that work once per video, before denoising.
+CONDITIONING_ONLY = ("reference_unet.", "reference_pose_guider.", "image_encoder.", "vae.encoder.", "vae.quant_conv.")
+MAX_RESIDENT = 0.25  # of a device's memory: if all weights take more, those networks stay in host memory
 ANCESTRAL_NOISE = 1  # folded into a video's key for the noise that "euler_ancestral" adds
 
 # callback(done, preview), after every evaluation: the share of the work done, and a function that decodes the current
@@ -57,7 +60,8 @@ class Denoiser:
 
     Attributes:
         preset: all numerical choices; `preset.animation` has the defaults of sampling.
-        params: the model's parameters, see `animate_jax.models.params`; if in bfloat16, so is all computation.
+        params: the model's parameters, see `animate_jax.models.params`; if in bfloat16, so is all computation. Those in
+            host memory (NumPy arrays) are on the device only while a function that uses them runs, see `held_on_host`.
         mesh: devices that share the work (`parallel.mesh`): windows over `data` and `fsdp`, the frames of each over
             `frames`, weights over `fsdp`.
     """
@@ -265,3 +269,17 @@ class Denoiser:
 def cast_floating(tree: Any, dtype: DTypeLike) -> Any:
     """Casts floating-point arrays to `dtype`."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def held_on_host(shapes: Params, dtype: DTypeLike, memory: int | float | None) -> set[str]:
+    """The parameters that leave a device of so many bytes of memory (None: unknown) to the denoising UNet, the decoder
+    and the activations. Sending them takes a fraction of a second per video, so where all fit easily all stay."""
+    weights = sum(leaf.size for leaf in shapes.values()) * jnp.dtype(dtype).itemsize
+    if memory is None or weights <= MAX_RESIDENT * memory:
+        return set()
+    return {path for path in shapes if path.startswith(CONDITIONING_ONLY)}
+
+
+def device_memory() -> int | None:
+    """Bytes that the first device has for this process; None of a CPU."""
+    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -12,9 +12,11 @@ from animate_jax.config import DType, MeshConfig, Preset
 from animate_jax.models.guidance_pairs import pair
 from animate_jax.models.params import abstract_model
 from animate_jax.models.sharding import BATCH_AXES
+from animate_jax.parallel.chips import find_chip
 from animate_jax.parallel.forecast import Plan, compile_plan, topology_devices
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.parallel.rules import shardings
+from animate_jax.sampling.denoiser import held_on_host
 from animate_jax.sampling.pipeline import Pipeline
 
 REMEDIES = {
@@ -27,7 +29,8 @@ REMEDIES = {
 
 def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **overrides: Any) -> Plan:
     """Memory by kind, work, communication and least time of one guided step on `topology` ("v5e:1x1"), with a window
-    per group of chips and all networks in memory. `overrides` as in `Pipeline.stream`.
+    per group of chips and the networks in memory that `Pipeline.from_pretrained` leaves there. `overrides` as in
+    `Pipeline.stream`.
 
     Raises:
         UserError: impossible options, or the TPU compiler is not installed.
@@ -67,6 +70,9 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     if options.guidance > 1:
         x, t = paired(x), paired(t)
         pose = pose if windows == 1 else paired(pose)  # see `Denoiser.sample`
+    chip = find_chip(mesh.devices.flat[0].device_kind)
+    on_host = held_on_host(shapes, dtype, chip.memory) if chip and mesh.size == 1 else set()
+    params = {path: leaf for path, leaf in params.items() if path not in on_host}
     kinds = {
         "denoising UNet": {path: leaf for path, leaf in params.items() if path.startswith("denoising_unet")},
         "other networks": {path: leaf for path, leaf in params.items() if not path.startswith("denoising_unet")},
@@ -74,6 +80,7 @@ def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **over
     }
 
     def step(x, params, t, conditioning, pose):
-        return pipeline._run_unet(params, x, t, conditioning, pose)
+        unused = {path: jnp.zeros(shapes[path].shape, dtype) for path in on_host}  # the compiler drops them
+        return pipeline._run_unet({**params, **unused}, x, t, conditioning, pose)
 
     return compile_plan(step, (x, params, t, conditioning, pose), kinds, mesh, REMEDIES)

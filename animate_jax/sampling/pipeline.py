@@ -36,7 +36,7 @@ from animate_jax.progress import Progress
 from animate_jax.sampling.arrays import is_array, is_picture, to_images
 from animate_jax.sampling.backgrounds import Backdrop, backdrop, paint, place
 from animate_jax.sampling.compose import Composition, Scene, read_scene
-from animate_jax.sampling.denoiser import DECODE_BATCH, Denoiser, StepCallback
+from animate_jax.sampling.denoiser import DECODE_BATCH, Denoiser, StepCallback, device_memory, held_on_host
 from animate_jax.sampling.inputs import (
     DrivingKind,
     DrivingMotion,
@@ -96,6 +96,9 @@ class Pipeline(Denoiser):
     ) -> Pipeline:
         """Reads a checkpoint onto the devices of `mesh`, with weights of `dtype`.
 
+        On a single device of which the weights would take more than a quarter, ReferenceNet, CLIP and the encoder stay
+        in host memory and are on the device only while they work, once per video.
+
         Args:
             name: "tiny" (ships with the package), a checkpoint's directory or a training run's, here or in a bucket,
                 or, if it is no folder here, "owner/repository" on the Hugging Face hub or one of the published
@@ -114,7 +117,13 @@ class Pipeline(Denoiser):
         size = 0 if is_remote(path) else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         log.info("loading %s%s", name, f" ({size_text(size)})" if size else "")
         preset = preset or checkpoint.read_preset(path)
-        places = mesh and shardings(abstract_model(preset.model)[1], mesh)
+        shapes = abstract_model(preset.model)[1]
+        if mesh:
+            places = shardings(shapes, mesh)
+        else:
+            on_host = held_on_host(shapes, dtype, device_memory())
+            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            places = {path: None if path in on_host else here for path in shapes}
         return cls(*checkpoint.load(path, preset, dtype, places), mesh)
 
     def load_lora(self, path: str | pathlib.Path, scale: float = 1.0) -> None:
@@ -133,7 +142,9 @@ class Pipeline(Denoiser):
         for layer, lora in read_lora(path, self.preset.model).items():
             kernel = self.params[f"{layer}.kernel"]
             added = product(lora.down, lora.up, scale * lora.scale).reshape(kernel.shape)
-            changed[f"{layer}.kernel"] = jax.device_put((kernel + added).astype(kernel.dtype), kernel.sharding)
+            new = (kernel + added).astype(kernel.dtype)
+            on_host = isinstance(kernel, np.ndarray)
+            changed[f"{layer}.kernel"] = np.asarray(new) if on_host else jax.device_put(new, kernel.sharding)
         self.params = {**self.params, **changed}
 
     def save_pretrained(self, path: str | pathlib.Path) -> None:
@@ -156,7 +167,11 @@ class Pipeline(Denoiser):
         """
         if self.mesh is not None:
             raise UserError("to: this pipeline is divided over a mesh of devices: load it again without one")
-        self.params = jax.device_put(self.params, find_device(device) if isinstance(device, str) else device)
+        there = find_device(device) if isinstance(device, str) else device
+        self.params = {
+            path: array if isinstance(array, np.ndarray) else jax.device_put(array, there)
+            for path, array in self.params.items()
+        }
         return self
 
     def push_to_hub(self, name: str, private: bool = True) -> str:
