@@ -129,6 +129,9 @@ def main(args: Arguments) -> None:
     for name in args.pairs:
         pair = read_pair(wheels, PAIRS[name], args.folder)
         for own, other in (pair, pair[::-1]):
+            if not detect(own[:1]).body_confidence.any():
+                print(f"{name}: nobody is found in the reference: left out", file=sys.stderr)
+                continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 row, person, pictures = measure(pipeline, vgg, own, other)
@@ -137,7 +140,7 @@ def main(args: Arguments) -> None:
             sheet.append([resize_lanczos(picture, (HEIGHT // 2, HEIGHT // 2)) for picture in pictures])
             print(name, {method: [round(x, 3) for x in scores] for method, scores in row.items()}, file=sys.stderr)
     people = {method: np.stack([each[method] for each in features]) for method in features[0]}
-    print(f"{len(rows)} videos of {FRAMES} frames: {', '.join(args.pairs)}, both ways\n")
+    print(f"{len(rows)} videos of {FRAMES} frames: {', '.join(args.pairs)}, both ways\n", flush=True)
     print("| | LPIPS | box PSNR | identity |\n| --- | --- | --- | --- |")
     for method in rows[0]:
         distance, box = np.mean([row[method] for row in rows], 0)
