@@ -27,7 +27,7 @@ from animate_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from animate_jax.diffusion import samplers, windowed
+from animate_jax.diffusion import samplers, sampling_loop
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.diffusion.windows import windows
 from animate_jax.models.animate_anyone import AnimateAnyone
@@ -236,7 +236,7 @@ def replay(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
     ddim = samplers.ddim_step
     with mock.patch.object(samplers, "ddim_step", ddim_step):
-        x = windowed.sample_windowed(denoise_window, np.moveaxis(golden["latents_init"], 1, -1), schedule, options)
+        x = sampling_loop.sample_windowed(denoise_window, np.moveaxis(golden["latents_init"], 1, -1), schedule, options)
     ours["scheduler/timesteps"], ours["scheduler/alphas_cumprod"] = steps, schedule.alphas_cumprod
     ours["latents_final"] = channels_first(x)
     ours["video"] = channels_first(decode(whole, x[0])[None])
