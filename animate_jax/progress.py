@@ -28,12 +28,15 @@ class Progress:
     def __init__(self, work: str, total: int, bar: bool):
         self._work, self._total = work, total
         self._begun, self._told = 0, -LINE_EVERY
-        self._bar = tqdm(total=total, desc=work, dynamic_ncols=True, bar_format=BAR, disable=not bar)
+        # tqdm starts a thread, also for a bar that is not shown.
+        self._bar = tqdm(total=total, desc=work, dynamic_ncols=True, bar_format=BAR) if bar else None
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._bar is None:
+            return
         if kind is None and self._begun:
             self._bar.update()
         self._bar.close()
@@ -46,11 +49,12 @@ class Progress:
 
     def begin(self, name: object = "") -> None:
         """The next part begins, and the one before it is done. A name is shown instead of its number."""
-        if self._begun:
+        if self._bar is not None and self._begun:
             self._bar.update()
         self._begun += 1
-        if name:
-            self._bar.set_description_str(f"{self._work} {name}")
-        if self._bar.disable and time.monotonic() - self._told >= LINE_EVERY:
+        if self._bar is not None:
+            if name:
+                self._bar.set_description_str(f"{self._work} {name}")
+        elif time.monotonic() - self._told >= LINE_EVERY:
             self._told = time.monotonic()
             log.info("%s%s", self._work, f" {name}" if name else f": {self._begun} of {self._total}")
