@@ -27,6 +27,7 @@ from animate_jax.errors import UserError
 KIND, PACKAGE = "gs", "gcsfs"  # of address, and what opens it
 LOCK = "run.lock"  # names the process that writes into a bucket's folder
 Address = str | os.PathLike
+_programs: str | None = None  # the folder that `keep_compiled_programs` has chosen or found
 if TYPE_CHECKING:
     Folder = pathlib.Path
 else:  # local or remote; epath's has pathlib's methods, but is not derived from pathlib.Path
@@ -82,10 +83,22 @@ def home() -> pathlib.Path:
 
 def keep_compiled_programs() -> None:
     """Compiled programs are kept for the next process, in the folder or bucket that JAX_COMPILATION_CACHE_DIR names."""
+    global _programs
     import jax  # other users of addresses need not load it
 
     if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
         jax.config.update("jax_compilation_cache_dir", str(home() / "jax"))
+        # Also those that compile in less than a second: a video needs a dozen of them.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    _programs = jax.config.values["jax_compilation_cache_dir"]
+
+
+def compiled_programs() -> pathlib.Path | None:
+    """Where `keep_compiled_programs` keeps them; None if it was not called, or if that is a bucket."""
+    import jax
+
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    return pathlib.Path(folder) if folder and folder == _programs and not is_remote(folder) else None
 
 
 def size_text(count: int) -> str:

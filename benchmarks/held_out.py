@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from animate_jax.evaluation.clips import EvalClip, from_renderer
-from animate_jax.models.unet import Conditioning
+from animate_jax.models.conditioning import Conditioning
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.warp import LazyWarpedImages
 from animate_jax.sampling.pipeline import Pipeline

@@ -27,7 +27,7 @@ from animate_jax.config import Preset, to_dict
 from animate_jax.errors import UserError, reading
 from animate_jax.limits import JSON_BYTES
 from animate_jax.models.lora import is_adapter
-from animate_jax.models.params import Params, abstract_model
+from animate_jax.models.shapes import Params, parameter_shapes
 from animate_jax.presets import preset_from_dict
 from animate_jax.storage import Address, Folder, check_writable, is_remote, talking_to, to_path, uploaded_folder
 
@@ -268,7 +268,7 @@ def _check_fit(
     Raises:
         UserError: arrays are missing, unknown or of another shape.
     """
-    _, expected = abstract_model(preset.model)
+    expected = parameter_shapes(preset.model)
     if any(map(is_adapter, stored)):
         base = _metadata(path).get("base")
         name = base.get("checkpoint", "BASE") if isinstance(base, dict) else "BASE"
@@ -308,7 +308,7 @@ def missing_parts(found: Iterable[str], expected: Iterable[str]) -> list[str]:
 
 def missing_parts_of(path: Folder, preset: Preset) -> list[str]:
     """Parts of its model without any parameter in a checkpoint."""
-    return missing_parts(stored_arrays(path), abstract_model(preset.model)[1])
+    return missing_parts(stored_arrays(path), parameter_shapes(preset.model))
 
 
 def import_advice(path: Folder, missing: Iterable[str]) -> str:

@@ -9,12 +9,13 @@ from jaxtyping import Array, Bool, Float
 
 from animate_jax.config import ModelConfig
 from animate_jax.models.appearance import AppearanceBlend, AppearanceGuider
+from animate_jax.models.conditioning import Conditioning
 from animate_jax.models.guidance_pairs import is_paired, pair, unpair
 from animate_jax.models.image_encoder import CLIPVisionModelWithProjection
 from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.sharding import frames_are_sharded
-from animate_jax.models.unet import Conditioning, UNet
+from animate_jax.models.unet import UNet
 from animate_jax.models.vae import AutoencoderKL
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from animate_jax.config import LoraConfig
 from animate_jax.errors import UserError
-from animate_jax.models.params import Params
+from animate_jax.models.shapes import Params
 
 DOWN, UP = ".lora_A.kernel", ".lora_B.kernel"  # beside a layer's ".kernel", under peft's names
 PATHS = r".*\.lora_[AB]\.kernel$"

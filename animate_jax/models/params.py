@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from animate_jax.config import ModelConfig, Remat
 from animate_jax.models.animate_anyone import AnimateAnyone
-
-# "denoising_unet.down_blocks.0.resnets.0.conv1.kernel" -> array, or its shape and dtype
-if TYPE_CHECKING:
-    Params = dict[str, Any]  # which of them, a dict cannot say without being three types
-else:
-    Params = dict[str, jax.Array | jax.ShapeDtypeStruct | np.ndarray]
+from animate_jax.models.shapes import Params
 
 
 def flatten(tree: dict[Any, Any]) -> Params:

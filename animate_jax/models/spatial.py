@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from animate_jax.config import ReferenceUse
 from animate_jax.models.attention import Attention, FeedForward, attend, attend_with_reference
+from animate_jax.models.conditioning import BlockConditioning
 from animate_jax.models.embeddings import image_positions
 from animate_jax.models.guidance_pairs import is_paired, pair, unpair
 from animate_jax.models.resnet import Conv1x1, GroupNorm
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class BlockConditioning:
-    """One spatial transformer's conditioning on the character: constant over frames, steps and windows."""
-
-    clip_residual: Float[Array, "b c"]  # the output of attention to the CLIP token
-    reference_key: Float[Array, "b m c"] | None = None
-    reference_value: Float[Array, "b m c"] | None = None
-    additive_features: Float[Array, "b m c"] | None = None  # instead of keys and values: added in place
-    mask: Bool[Array, " b"] | None = None  # training: rows whose conditioning is kept; None keeps all
 
 
 class BasicTransformerBlock(nnx.Module):

@@ -9,14 +9,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from animate_jax.config import Remat, UNetConfig
+from animate_jax.models.conditioning import Conditioning
 from animate_jax.models.embeddings import TimestepEmbedding, timestep_embedding
 from animate_jax.models.remat import remat
 from animate_jax.models.resnet import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D
 from animate_jax.models.sharding import shard_frames
-from animate_jax.models.spatial import BlockConditioning, Transformer2DModel
+from animate_jax.models.spatial import Transformer2DModel
 from animate_jax.models.temporal import MotionModule
-
-Conditioning = dict[str, BlockConditioning]  # path of a spatial transformer, "up_blocks.1.attentions.0" -> its own
 
 
 class Block(nnx.Module):

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from animate_jax.images import Images
 from animate_jax.models.attention import scores, split_heads
+from animate_jax.models.conditioning import Conditioning
 from animate_jax.models.params import Params, abstract_model, merge_model
-from animate_jax.models.unet import Conditioning
 from animate_jax.pose.warp import LazyWarpedImages
 from animate_jax.sampling.inputs import Poses
 from animate_jax.sampling.pipeline import Pipeline

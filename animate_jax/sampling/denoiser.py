@@ -7,7 +7,6 @@ One evaluation passes through five layers: a sampler calls `predict(x, t)` for t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import logging
@@ -20,18 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, UInt32
 
+from animate_jax import kept
 from animate_jax.config import AnimationConfig, Preset
 from animate_jax.diffusion.noise import initial_noise
 from animate_jax.diffusion.sampling_loop import Latents, num_function_evaluations, sample_windowed
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.images import Image, Images, to_signed, to_uint8, to_unit
+from animate_jax.models.conditioning import Conditioning, register_for_export
 from animate_jax.models.guidance_pairs import is_paired, pair, unpair
-from animate_jax.models.kernels.int8 import quantize_int8
-from animate_jax.models.params import Params, abstract_model, merge_model
+from animate_jax.models.shapes import Params
 from animate_jax.models.sharding import BATCH_AXES
-from animate_jax.models.unet import Conditioning
 from animate_jax.parallel.mesh import AXES
 from animate_jax.pose.warp import AnyWarpedImages, LazyWarpedImages
 from animate_jax.progress import Progress
@@ -42,10 +41,16 @@ DECODE_BATCH = 8  # frames decoded at once
 # Windows whose pose and deep features stay on the device. In longer videos the former are computed again, and the
 # latter are kept in host memory.
 CACHED_WINDOWS = 4
+UNETS = "the denoising UNet", "the denoising UNet with kept features"  # programs whose compiling is told
 LARGE = 200_000_000  # parameters from which compiling takes minutes
 # Networks that work once per video, before denoising.
 CONDITIONING_ONLY = ("reference_unet.", "reference_pose_guider.", "image_encoder.", "vae.encoder.", "vae.quant_conv.")
 MAX_RESIDENT = 0.25  # of a device's memory: if all weights take more, those networks stay in host memory
+# The parameters that a program computes with begin with these.
+ENCODER, DECODER = ("vae.encoder.", "vae.quant_conv."), ("vae.decoder.", "vae.post_quant_conv.")
+BLEND, UNET = (*DECODER, "appearance_blend."), ("denoising_unet.",)
+CONDITIONING = "reference_unet.", "denoising_unet.", "image_encoder.", "reference_pose_guider."
+POSE = "pose_guider.", "appearance_guider."
 ANCESTRAL_NOISE = 1  # folded into a video's key for the noise that "euler_ancestral" adds
 
 # callback(done, preview), after every evaluation: the share of the work done, and a function that decodes the current
@@ -73,31 +78,44 @@ class Denoiser:
         self.num_shards = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
         self.schedule = make_schedule(preset.schedule)
         self.copies_reference = preset.model.unet.appearance != "none"
-        graphdef, _ = abstract_model(preset.model)
 
-        def compiled(function: Callable, name: str = "") -> Callable:
+        def compiled(name: str, function: Callable) -> Callable:
             # Parameters are arguments, so that they are no constants of the program and may change.
             def run(params, *inputs, int8=False):
-                if name:  # this is run while it is traced, once per shape of inputs
+                if name in UNETS:  # this is run while it is traced, once per shape of inputs
                     large = sum(math.prod(leaf.shape) for leaf in params.values()) > LARGE
                     log.info("compiling %s: %s the first time, then kept", name, "minutes" if large else "about 20 s")
-                model = merge_model(graphdef, params)
+                if mesh:
+                    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                        return trace(int8, params, *inputs)
+                if not self._on_first_device():
+                    return trace(int8, params, *inputs)
+                register_for_export()
+                whole = f"{name} of {preset.model}, int8: {int8}"
+                return kept.call(functools.partial(trace, int8), whole, params, *inputs)
+
+            def trace(int8, params, *inputs):
+                from animate_jax.models.kernels.int8 import quantize_int8  # they load Flax
+                from animate_jax.models.params import abstract_model, merge_model
+
+                graphdef, shapes = abstract_model(preset.model)
+                model = merge_model(graphdef, shapes | params)  # what it does not use remains a shape
                 if int8:
                     model.denoising_unet = quantize_int8(model.denoising_unet)
-                with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext():
-                    return function(model, *inputs)
+                return function(model, *inputs)
 
             return jax.jit(run, static_argnames="int8")
 
-        self._encode = compiled(lambda model, images: model.vae.to_latents(images))
-        self._decode = compiled(lambda model, latents: to_uint8(model.vae.to_images(latents)))
-        self._conditioning = compiled(lambda model, *inputs: model.precompute_conditioning(*inputs))
+        self._encode = compiled("encode", lambda model, images: model.vae.to_latents(images))
+        self._decode = compiled("decode", lambda model, latents: to_uint8(model.vae.to_images(latents)))
+        self._conditioning = compiled("conditioning", lambda model, *inputs: model.precompute_conditioning(*inputs))
         self._blend = compiled(
-            lambda model, latents, *warped: to_uint8(model.appearance_blend(model.vae.to_images(latents), *warped))
+            "blend",
+            lambda model, latents, *warped: to_uint8(model.appearance_blend(model.vae.to_images(latents), *warped)),
         )
-        self._pose_features = compiled(lambda model, *inputs: model.pose_features(*inputs))
-        self._run_unet = compiled(lambda model, *inputs: model.denoise(*inputs), "the denoising UNet")
-        self._run_unet_cached = compiled(lambda model, *inputs: model.denoise_cached(*inputs), "the denoising UNet")
+        self._pose_features = compiled("pose features", lambda model, *inputs: model.pose_features(*inputs))
+        self._run_unet = compiled(UNETS[0], lambda model, *inputs: model.denoise(*inputs))
+        self._run_unet_cached = compiled(UNETS[1], lambda model, *inputs: model.denoise_cached(*inputs))
 
     def precompute_conditioning(self, image: Image, reference_pose: Image, options: AnimationConfig) -> Conditioning:
         """The UNet's conditioning on the character, once per video: keys, values and the CLIP residual of each block.
@@ -108,8 +126,8 @@ class Denoiser:
                 bundled one, use it.
         """
         clip = clip_pixels(image, self.preset.model.image_encoder.image_size, options.clip_resize)
-        inputs = self.encode(image[None])[:, 0], jnp.asarray(clip)[None], to_unit(reference_pose[None])
-        return self._conditioning(self.params, *cast_floating(inputs, self.dtype))
+        inputs = cast_floating((clip[None], to_unit(reference_pose[None])), self.dtype)
+        return self._conditioning(self.parts(*CONDITIONING), self._latents(image[None]), *inputs)
 
     def sample(
         self,
@@ -138,11 +156,10 @@ class Denoiser:
         references = warped if isinstance(warped, list) else [warped] * len(videos)
         if not self.copies_reference:
             references = [None] * len(videos)
-        backgrounds = [reference and self.encode(reference.background[None])[0] for reference in references]
+        backgrounds = [reference and self._latents(reference.background[None]) for reference in references]
         scale, frames = self.preset.model.vae.downscale, len(videos[0])
         shape = options.height // scale, options.width // scale, self.preset.model.unet.in_channels
-        key = jax.random.key(seed)
-        keys = jnp.repeat(key[None], len(videos))  # a video's noise does not depend on the batch
+        keys, later_keys = _video_keys(np.uint32(seed), len(videos))
         noise = initial_noise(keys, (len(videos), frames, *shape), options.shared_noise)
         windows_per_call = self.num_shards // math.gcd(self.num_shards, len(videos))
         if self.mesh:
@@ -167,9 +184,8 @@ class Denoiser:
 
         run_unet = self.build_unet(conditioning, options)
         total, done = num_function_evaluations(frames, options, windows_per_call), itertools.count(1)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, ANCESTRAL_NOISE)
         with Progress("denoising", total, bar=progress) as bar:
-            return sample_windowed(predict, noise, self.schedule, options, bar.begin, keys, windows_per_call)
+            return sample_windowed(predict, noise, self.schedule, options, bar.begin, later_keys, windows_per_call)
 
     def pose_features(
         self,
@@ -185,12 +201,13 @@ class Denoiser:
             row = [to_unit(video[frames])[:, None]]
             if reference:
                 images, masks = reference[frames]
-                latents = [self.encode(image[None])[0] for image in images]
+                latents = [self._latents(image[None]) for image in images]
                 row += [latents, [background] * len(frames), to_unit(masks)[:, None]]
             rows.append(zip(*row, strict=True))
         by_frame = [
             self._pose_features(
-                self.params, *(cast_floating(jnp.stack(part), self.dtype) for part in zip(*frame, strict=True))
+                self.parts(*POSE),
+                *(cast_floating(jnp.stack(part), self.dtype) for part in zip(*frame, strict=True)),
             )
             for frame in zip(*rows, strict=True)
         ]
@@ -198,13 +215,11 @@ class Denoiser:
 
     def build_unet(self, conditioning: Conditioning, options: AnimationConfig) -> Callable[..., Array]:
         """The denoising UNet as `run_unet(x, t, windows, pose)`, with the approximations in `options`."""
-        params = self.params
+        params = self.parts(*UNET)
         int8 = {"int8": True} if options.dtype == "int8" else {}
         dtype = self.dtype if int8 or self.dtype != jnp.float32 else jnp.dtype(options.dtype)
         if dtype != self.dtype:
-            params = {
-                path: leaf.astype(dtype) if path.startswith("denoising_unet") else leaf for path, leaf in params.items()
-            }
+            params = {path: leaf.astype(dtype) for path, leaf in params.items()}
         conditioning = cast_floating(conditioning, dtype)
         # Window -> its deep features, and how often they were used.
         cache: dict[tuple[int, ...], tuple[Any, int]] = {}
@@ -236,7 +251,10 @@ class Denoiser:
 
     def encode(self, images: Images) -> Float[Array, "1 f h w c"]:
         """uint8 frames [f, height, width, 3] -> the autoencoder's scaled latents, `vae.downscale` pixels a position."""
-        return self._encode(self.params, cast_floating(to_signed(images), self.dtype))[None]
+        return self._latents(images)[None]
+
+    def _latents(self, images: Images) -> Float[Array, "f h w c"]:
+        return self._encode(self.parts(*ENCODER), cast_floating(to_signed(images), self.dtype))
 
     def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"], warped: AnyWarpedImages | None = None) -> Images:
         """Latents of one video -> uint8 frames [f, height, width, 3]; `warped` as in `decode_chunks`."""
@@ -247,7 +265,7 @@ class Denoiser:
     ) -> Iterator[Images]:
         """Latents -> uint8 frames, a few at a time; with `appearance`, blended with the warped reference of the same
         frames."""
-        frames_per_call = math.lcm(DECODE_BATCH, self.mesh.size if self.mesh else 1)
+        frames_per_call = self._frames_per_call
         for start in range(0, len(latents), frames_per_call):
             chunk = latents[start : start + frames_per_call]
             inputs = [chunk]
@@ -257,13 +275,72 @@ class Denoiser:
                 inputs += [to_signed(images), to_signed(background), to_unit(masks)]
             padded = [np.concatenate([part, np.repeat(part[-1:], frames_per_call - len(part), 0)]) for part in inputs]
             padded = self.shard_batch(cast_floating(padded, self.dtype), AXES)
-            yield np.asarray((self._decode if len(inputs) == 1 else self._blend)(self.params, *padded))[: len(chunk)]
+            decode, parts = (self._decode, DECODER) if len(inputs) == 1 else (self._blend, BLEND)
+            yield np.asarray(decode(self.parts(*parts), *padded))[: len(chunk)]
+
+    @property
+    def _frames_per_call(self) -> int:
+        """Frames decoded at once."""
+        return math.lcm(DECODE_BATCH, self.mesh.size if self.mesh else 1)
+
+    def compile(self, options: AnimationConfig, frames: int) -> None:
+        """Compiles, without running, what one character's video of so many frames will use; may run in a thread.
+
+        For one device, the default dtype, and without features that are used again.
+        """
+        if self.mesh or options.dtype != "float32" or options.deepcache_interval > 1:
+            return
+        some = next(leaf for leaf in self.params.values() if isinstance(leaf, jax.Array))
+        place = some.sharding if some.committed else None  # of everything computed from them
+
+        def shape(*sizes: int, dtype: DTypeLike = self.dtype) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(sizes, dtype)
+
+        def compiled(program: Any, parts: tuple[str, ...], *inputs: Any) -> Any:
+            lowered = program.lower(self.parts(*parts), *inputs)
+            lowered.compile()
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), lowered.out_info)
+
+        height, width, side = options.height, options.width, self.preset.model.image_encoder.image_size
+        window, batch = min(options.window, frames), self._frames_per_call
+        image, many = shape(1, height, width, 3), shape(batch, height, width, 3)
+        latents = compiled(self._encode, ENCODER, image)
+        conditioning = compiled(self._conditioning, CONDITIONING, latents, shape(1, side, side, 3), image)
+        pose = [shape(1, 1, height, width, 3)]
+        if self.copies_reference:
+            latent = jax.ShapeDtypeStruct((1, *latents.shape), latents.dtype, sharding=place)
+            pose += [latent, latent, shape(1, 1, height, width, 2)]
+        feature = compiled(self._pose_features, POSE, *pose)
+        shown = jax.ShapeDtypeStruct((1, window, *feature.shape[2:]), feature.dtype, sharding=place)
+        rows = 2 if options.guidance > 1 else 1
+        x, t = shape(rows, window, *latents.shape[1:]), shape(rows, 1, dtype=jnp.float32)
+        compiled(self._run_unet, UNET, x, t, conditioning, shown)
+        decoded = shape(batch, *latents.shape[1:])
+        if self.copies_reference:
+            compiled(self._blend, BLEND, decoded, many, many, shape(batch, height, width, 2))
+        else:
+            compiled(self._decode, DECODER, decoded)
+
+    def _on_first_device(self) -> bool:
+        some = next((leaf for leaf in self.params.values() if isinstance(leaf, jax.Array)), None)
+        return some is not None and some.devices() == {jax.devices()[0]}
+
+    def parts(self, *names: str) -> Params:
+        """The parameters of these parts of the model: a program is given no others."""
+        return {path: leaf for path, leaf in self.params.items() if path.startswith(names)}
 
     def shard_batch(self, tree: Any, axes: tuple[str, ...] = BATCH_AXES) -> Any:
         """Shards the first axis of arrays over the devices."""
         if self.mesh is None:
             return tree
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(axes)))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _video_keys(seed: UInt32[Array, ""], videos: int) -> tuple[Key[Array, " b"], Key[Array, " b"]]:
+    """The keys of the first noise and of the noise added later; a video's do not depend on the batch."""
+    keys = jnp.repeat(jax.random.key(seed)[None], videos)
+    return keys, jax.vmap(jax.random.fold_in, (0, None))(keys, ANCESTRAL_NOISE)
 
 
 def cast_floating(tree: Any, dtype: DTypeLike) -> Any:

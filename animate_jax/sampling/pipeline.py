@@ -22,9 +22,9 @@ from animate_jax.config import AnimationConfig, Compose, DType, Preset, Speed, S
 from animate_jax.diffusion.sampling_loop import Latents
 from animate_jax.errors import UserError, as_arguments
 from animate_jax.images import Image, Images
+from animate_jax.models.conditioning import Conditioning
 from animate_jax.models.lora import product
-from animate_jax.models.params import abstract_model
-from animate_jax.models.unet import Conditioning
+from animate_jax.models.shapes import parameter_shapes
 from animate_jax.parallel.rules import shardings
 from animate_jax.pose.align import AlignMethod
 from animate_jax.pose.detect import Detector
@@ -117,7 +117,7 @@ class Pipeline(Denoiser):
         size = 0 if is_remote(path) else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         log.info("loading %s%s", name, f" ({size_text(size)})" if size else "")
         preset = preset or checkpoint.read_preset(path)
-        shapes = abstract_model(preset.model)[1]
+        shapes = parameter_shapes(preset.model)
         if mesh:
             places = shardings(shapes, mesh)
         else:
@@ -168,10 +168,11 @@ class Pipeline(Denoiser):
         if self.mesh is not None:
             raise UserError("to: this pipeline is divided over a mesh of devices: load it again without one")
         there = find_device(device) if isinstance(device, str) else device
-        self.params = {
+        params = {
             path: array if isinstance(array, np.ndarray) else jax.device_put(array, there)
             for path, array in self.params.items()
         }
+        Denoiser.__init__(self, params, self.preset)  # programs of that device
         return self
 
     def push_to_hub(self, name: str, private: bool = True) -> str:

@@ -16,7 +16,7 @@ from animate_jax.checkpoints import checkpoint
 from animate_jax.checkpoints.batches import group_by_bytes, nbytes
 from animate_jax.config import FamilyName, Preset
 from animate_jax.errors import UserError, reading
-from animate_jax.models.params import Params, abstract_model
+from animate_jax.models.shapes import Params, parameter_shapes
 from animate_jax.presets import find_preset
 from animate_jax.storage import Address, Folder, to_path
 from animate_jax.torch_weights import key_layouts
@@ -75,7 +75,7 @@ def import_checkpoint(
         source = sources["motion_module"]
         with reading(source.path, "weight file", "take a whole copy"):
             preset = fit_preset_to_motion_module(preset, source.state_dict)
-    expected = abstract_model(preset.model)[1]
+    expected = parameter_shapes(preset.model)
     reports, tensors = [], {}
     for source in sources.values():
         filled, report = _fill_part(source, preset, expected, "motion_module" in sources)
@@ -92,7 +92,7 @@ def match_part(
     """The tensors of one part by parameter path.
 
     Args:
-        expected: the whole model's paths, as `models.params.abstract_model` gives them.
+        expected: the whole model's paths, as `models.shapes.parameter_shapes` gives them.
         with_motion: the denoising UNet's file contains the temporal layers, too.
 
     Raises:

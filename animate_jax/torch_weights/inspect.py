@@ -12,7 +12,7 @@ import numpy as np
 
 from animate_jax.checkpoints import checkpoint
 from animate_jax.errors import reading
-from animate_jax.models.params import abstract_model
+from animate_jax.models.shapes import parameter_shapes
 from animate_jax.storage import Folder
 from animate_jax.torch_weights import key_layouts
 from animate_jax.torch_weights.read import find_file, read_state_dict
@@ -44,7 +44,7 @@ def _inspect_checkpoint(path: Folder) -> str:
         parts[checkpoint.part_of(key)].append(leaf)
     lines = [f"{path}: a checkpoint of animate_jax, preset '{preset.name}'"]
     lines += [f"  {part}: {_amounts(leaves)}" for part, leaves in parts.items()]
-    missing = checkpoint.missing_parts(stored, abstract_model(preset.model)[1])
+    missing = checkpoint.missing_parts(stored, parameter_shapes(preset.model))
     if missing:
         lines.append(f"  missing: {', '.join(missing)}")
     return "\n".join(lines)

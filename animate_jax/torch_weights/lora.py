@@ -23,7 +23,7 @@ from animate_jax.atomic import atomic_file
 from animate_jax.config import ModelConfig
 from animate_jax.errors import UserError, reading
 from animate_jax.models.lora import DOWN, UNETS
-from animate_jax.models.params import Params, abstract_model
+from animate_jax.models.shapes import Params, parameter_shapes
 from animate_jax.torch_weights.convert import to_torch
 from animate_jax.torch_weights.key_layouts import animatediff_to_adapter
 from animate_jax.torch_weights.read import LORA_FILE, find_file, read_metadata, read_state_dict, safetensors_header
@@ -96,7 +96,7 @@ def read_lora(path: str | pathlib.Path, model: ModelConfig) -> dict[str, LoraLay
         raise UserError(f"{file}: is {kind} ({other[0]!r}): only pairs of lora_A and lora_B can be added")
     if text := next((width for each in halves.items() if (width := _text_width(*each)) in _OTHER_WIDTHS), None):
         raise UserError(f"{file}: is a LoRA for {_OTHER_WIDTHS[text]}: take one for Stable Diffusion 1.5")
-    shapes = {path.removesuffix(".kernel"): leaf.shape for path, leaf in abstract_model(model)[1].items()}
+    shapes = {path.removesuffix(".kernel"): leaf.shape for path, leaf in parameter_shapes(model).items()}
     layers = _layer_names(shapes)
     if unknown := [module for module in halves if module not in layers]:
         raise UserError(

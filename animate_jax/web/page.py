@@ -199,6 +199,7 @@ def serving(
                 studio.evict()
 
         threading.Thread(target=evict, daemon=True).start()
+        studio.compile_first()
         try:
             yield address
         finally:

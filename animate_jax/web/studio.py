@@ -135,9 +135,20 @@ class Studio:
         self.sizes = size_choices(pipeline.preset) | {PICTURE_SIZE: (model.width, model.height)}
         self.usual_size = PICTURE_SIZE if composes(pipeline.preset) else next(iter(self.sizes))
         self.device_lock = threading.Lock()
+        self.compiling: threading.Thread | None = None
         self.running: dict[str, Progress] = {}  # session -> its video
         self.session_files: dict[str, set[pathlib.Path]] = {}  # used or made by the session
         self.compiled_shapes: set[tuple] = set()
+
+    def compile_first(self) -> None:
+        """Compiles what a video of the page's own choices needs, in a thread; the first video waits for it."""
+
+        def work() -> None:
+            with contextlib.suppress(Exception):  # which the first video raises again
+                self.pipeline.compile(self.pipeline.animation_config(), self.limits.frames)
+
+        self.compiling = threading.Thread(target=work, daemon=True)
+        self.compiling.start()
 
     def preview_poses(self, request: Request, session: str = "") -> tuple[RGB, str]:
         """The cropped reference beside its skeleton; a video of the detected beside the retargeted skeleton.
@@ -223,6 +234,8 @@ class Studio:
             with self.device_lock:
                 progress.check()
                 updates.put(Update("Reading the pose of every frame"))
+                if self.compiling is not None:
+                    self.compiling.join()
                 stream = self.pipeline.stream(
                     shrink(read_image(files[0])),
                     files[1],
@@ -263,6 +276,8 @@ class Studio:
         """Stops all videos and waits, as a process cannot exit cleanly while the device computes."""
         for session in list(self.running):
             self.cancel(session)
+        if self.compiling is not None:
+            self.compiling.join(CLOSING_TIMEOUT)
         self.device_lock.acquire(timeout=CLOSING_TIMEOUT)
 
     def end_session(self, session: str) -> None:

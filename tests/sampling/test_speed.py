@@ -52,6 +52,18 @@ def test_nothing_compiles_again(pipeline):
     assert compiled(pipeline) != before  # else the comparison could not fail
 
 
+@pytest.mark.parametrize("guidance, placed", [(1.0, True), (2.0, False)])
+def test_what_is_compiled_ahead_is_not_compiled_again(micro, micro_params, compile_fast, caplog, guidance, placed):
+    params = jax.device_put(micro_params, jax.devices()[0]) if placed else jax.tree.map(np.asarray, micro_params)
+    pipeline = Pipeline(params if placed else jax.tree.map(jnp.asarray, params), micro)
+    pipeline.compile(pipeline.animation_config(guidance=guidance), frames=7)
+    with jax.log_compiles():
+        latents(pipeline, frames=7, guidance=guidance)
+        assert "Finished XLA compilation of jit(run)" not in caplog.text
+        latents(pipeline, frames=3, guidance=guidance)
+    assert "Finished XLA compilation of jit(run)" in caplog.text  # else the comparison could not fail
+
+
 def test_deep_features_of_the_same_step_change_nothing(micro):
     two = dataclasses.replace(micro.model.unet, block_out_channels=(8, 16), attention_levels=(True, True))
     graphdef, shapes = abstract_model(dataclasses.replace(micro.model, unet=two))
