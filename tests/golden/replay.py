@@ -24,7 +24,7 @@ from animate_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from animate_jax.diffusion import samplers, windowed
+from animate_jax.diffusion import samplers, sampling_loop
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.diffusion.windows import windows
 from animate_jax.models.animate_anyone import AnimateAnyone
@@ -224,7 +224,7 @@ def replay(name: str, dtype: str = "float32") -> tuple[dict[str, np.ndarray], di
 
     ddim = samplers.ddim_step
     with mock.patch.object(samplers, "ddim_step", ddim_step):
-        x = windowed.sample_windowed(denoise_window, np.moveaxis(golden["latents_init"], 1, -1), schedule, options)
+        x = sampling_loop.sample_windowed(denoise_window, np.moveaxis(golden["latents_init"], 1, -1), schedule, options)
     ours["scheduler/timesteps"], ours["scheduler/alphas_cumprod"] = steps, schedule.alphas_cumprod
     ours["latents_final"] = channels_first(x)
     ours["video"] = channels_first(decode(whole, jnp.asarray(x[0], dtype))[None])
