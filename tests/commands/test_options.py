@@ -29,7 +29,11 @@ def with_groups(options):
     return [options, *(inner for group in groups for inner in with_groups(group))]
 
 
-@pytest.mark.parametrize("options", {group for command in COMMANDS for group in with_groups(command)}, ids=str)
+# A dict and no set: workers side by side collect tests in one order.
+GROUPS = dict.fromkeys(group for command in COMMANDS for group in with_groups(command))
+
+
+@pytest.mark.parametrize("options", GROUPS, ids=lambda options: options.__qualname__)
 def test_every_option_has_a_text_of_its_own(options):
     """tyro shows a comment at the end of a line, that line only, or a docstring below; of comments above, all
     following options get the last."""
