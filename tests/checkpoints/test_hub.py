@@ -25,7 +25,7 @@ def hub(monkeypatch, tmp_path):
 
     fake = types.SimpleNamespace(
         errors=errors,
-        snapshot_download=lambda name, ignore_patterns: str(place(name)),
+        snapshot_download=lambda name, **_: str(place(name)),
         create_repo=lambda name, private, exist_ok: f"https://hub/{name}",
         upload_folder=lambda repo_id, folder_path, commit_message: shutil.copytree(folder_path, place(repo_id)),
     )

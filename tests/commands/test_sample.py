@@ -363,7 +363,7 @@ def test_interrupted_while_options_are_read(monkeypatch, capfd):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample.tyro, "cli", interrupted)
+    monkeypatch.setattr("animate_jax.commands.options.cli", interrupted)
     assert run("sample", [], "sample.py") == 130
     assert capfd.readouterr().err == "sample.py: interrupted\n"
 

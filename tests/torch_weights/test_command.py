@@ -78,7 +78,7 @@ def test_the_commands_of_the_training_page(moore_directory, small_presets, tmp_p
         (["import", "sd15", "--unet", "{}/text.pth", "--output", "{}/ckpt"], "not a readable torch file"),
         (["import", "sd15", "--unet", "{}/cut.safetensors", "--output", "{}/ckpt"], "it is truncated"),
         (["import", "sd15", "--vae", "{}", "--output", "{}/ckpt"], "a folder without weights"),
-        (["import", "sd15", "--vae", "{}/lora.safetensors", "--preset", "none", "--output", "{}/c"], "choose one of"),
+        (["import", "sd15", "--vae", "{}/lora.safetensors", "--preset", "sdxl", "--output", "{}/c"], "choose one of"),
         (["export", "moore", "{}/none", "--output", "{}/out"], "no such checkpoint"),
         (["inspect", "{}/none.pth"], "no such file"),
         (["verify", "{}/none", "--against", "{}/none"], "no such directory"),

@@ -248,7 +248,9 @@ def test_places_that_cannot_be_written(tmp_path):
         assert_user_error(lambda path=path: write_video(path, counting(), 25), path, reason)
         assert_user_error(lambda path=path: check_output(path), path, reason)
     assert_user_error(lambda: write_video(tmp_path / "a.mp4", counting(), 0), tmp_path / "a.mp4", "frames/s")
-    assert_user_error(lambda: write_image(tmp_path / "a.mp4", quarters()), tmp_path / "a.mp4", ".png or")
+    assert_user_error(
+        lambda: write_image(tmp_path / "a.mp4", quarters()), tmp_path / "a.mp4", ".png, .jpg, .jpeg or .webp"
+    )
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4"]
 
 
