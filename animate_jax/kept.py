@@ -16,7 +16,7 @@ import os
 import pathlib
 import stat
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.export
@@ -55,7 +55,7 @@ def call(function: Callable[..., T], name: str, *args: Any) -> T:
         except ValueError:  # a kernel that is not StableHLO
             return function(*args)
         write(kept, bytes(exported.serialize()))
-    return exported.call(*leaves)
+    return cast(T, exported.call(*leaves))
 
 
 def key(*parts: Any) -> str:

@@ -57,8 +57,9 @@ def fetch(name: str, revision: str | None = None, cache_dir: str | os.PathLike |
     """
     hub = _library(name)
     with _answering(name):
+        cache = pathlib.Path(cache_dir) if cache_dir else None
         folder = pathlib.Path(
-            hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, ignore_patterns=PYTORCH_FILES)
+            hub.snapshot_download(name, revision=revision, cache_dir=cache, ignore_patterns=PYTORCH_FILES)
         )
     if next(folder.rglob("_CHECKPOINT_METADATA"), None) is None:
         raise UserError(

@@ -16,12 +16,12 @@ import os
 import pathlib
 import sys
 import time
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from animate_jax.atomic import check_file
 from animate_jax.checkpoints import checkpoint
 from animate_jax.commands.options import parse
-from animate_jax.config import Compose, DType, MeshConfig, SamplerName, Speed, Switch
+from animate_jax.config import Compose, DType, MeshConfig, PublishedName, SamplerName, Speed, Switch
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pose.align import AlignMethod
@@ -165,7 +165,7 @@ def print_plan(args: Arguments, topology: str) -> NoReturn:
     elif is_fetched(args.checkpoint):
         preset = checkpoint.read_preset(find_checkpoint(args.checkpoint))
     else:  # its weights are not needed
-        preset = find_preset(PUBLISHED[args.checkpoint].preset)
+        preset = find_preset(PUBLISHED[cast(PublishedName, args.checkpoint)].preset)
     options = {name: getattr(args, name) for name in ("speed", "guidance", "width", "height")}
     print(plan(preset, topology, args.dtype, args.mesh, **options), flush=True)
     os._exit(0)  # a thread of the compiler is still running

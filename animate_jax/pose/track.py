@@ -121,7 +121,7 @@ def track_person(people: list[list[Detection]], person: str = "largest") -> Keyp
 def _assign(costs: Float[np.ndarray, "t d"]) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the pairs with the least total cost."""
     if costs.size <= 1:  # one person, as in most videos: SciPy takes half a second to import
-        return np.nonzero(np.ones_like(costs))
+        return np.arange(costs.size), np.arange(costs.size)
     from scipy.optimize import linear_sum_assignment
 
     return linear_sum_assignment(costs)

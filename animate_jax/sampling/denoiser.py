@@ -11,7 +11,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -156,7 +156,7 @@ class Denoiser:
         references = warped if isinstance(warped, list) else [warped] * len(videos)
         if not self.copies_reference:
             references = [None] * len(videos)
-        backgrounds = [reference and self._latents(reference.background[None]) for reference in references]
+        backgrounds = [self._latents(images.background[None]) if images else None for images in references]
         scale, frames = self.preset.model.vae.downscale, len(videos[0])
         shape = options.height // scale, options.width // scale, self.preset.model.unet.in_channels
         keys, later_keys = _video_keys(np.uint32(seed), len(videos))
@@ -190,8 +190,8 @@ class Denoiser:
     def pose_features(
         self,
         videos: list[Poses],
-        warped: list[LazyWarpedImages | None],
-        backgrounds: list[Array | None],
+        warped: Sequence[AnyWarpedImages | None],
+        backgrounds: Sequence[Array | None],
         frames: np.ndarray,
     ) -> Array:
         """What the denoising UNet sees of the motion in some frames of each video, frame by frame: the device holds

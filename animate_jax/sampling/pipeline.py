@@ -263,7 +263,8 @@ class Pipeline(Denoiser):
         align = cast(AlignMethod, align)
         if frames is not None and frames < 1:
             raise UserError(f"--frames {frames}: must be greater than 0")
-        compose = {True: "on", False: "off"}.get(compose, compose) if isinstance(compose, bool) else compose
+        if isinstance(compose, bool):
+            compose = "on" if compose else "off"
         if compose not in get_args(Compose):
             raise UserError(f"--compose {compose}: choose auto, on or off")
         driving, several = motions_of(driving)
@@ -401,7 +402,7 @@ class Pipeline(Denoiser):
             is_number = isinstance(value, int) or (isinstance(value, float) and kinds[name] is not int)
             if not is_number and (rule := field_problem(name, value, kinds[name])):
                 raise UserError(f"--{name.replace('_', '-')} {value!r}: must be {rule}")
-        options = dataclasses.replace(self.preset.animation, **speeds(self.preset.sampling)[speed] | given)
+        options = dataclasses.replace(self.preset.animation, **speeds(self.preset.sampling)[cast(Speed, speed)] | given)
         model, multiple = self.preset.model, self.preset.model.vae.downscale
         for name, size in (("width", options.width), ("height", options.height)):
             if size % multiple or not 32 <= size <= 4096:

@@ -179,8 +179,8 @@ def _scale(peft: Mapping[str, Any], module: str, rank: int, alpha: float | None)
     if f"{part}lora_alpha" in peft:
         patterns = peft.get(f"{part}alpha_pattern") or {}
         own = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name))
-        alpha = next(own, peft[f"{part}lora_alpha"])
-        scale = float(alpha) / (math.sqrt(rank) if peft.get(f"{part}use_rslora") else rank)
+        alpha = float(next(own, peft[f"{part}lora_alpha"]))
+        scale = alpha / (math.sqrt(rank) if peft.get(f"{part}use_rslora") else rank)
     else:
         scale = 1.0 if alpha is None else alpha / rank
     if not math.isfinite(scale):

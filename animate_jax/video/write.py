@@ -8,9 +8,10 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 
 import av
 import av.error
@@ -80,7 +81,7 @@ def encode_mp4(frames: Iterable[Frame], fps: Number, keyframes: int) -> bytes:
     file = io.BytesIO()
     options = {"g": str(keyframes), "bf": "0", "preset": "veryfast"}
     options |= {"threads": "1", "mbtree": "0"}  # more threads, or mbtree, make the bytes differ between runs
-    with _video(file, fps, None, **options) as write:
+    with _video(file, fps, options=options) as write:
         for frame in frames:
             write(frame)
     return file.getvalue()
@@ -88,7 +89,11 @@ def encode_mp4(frames: Iterable[Frame], fps: Number, keyframes: int) -> bytes:
 
 @contextlib.contextmanager
 def _video(
-    file: Path | io.BytesIO, fps: Number, audio: bytes | None = None, webm: bool = False, **options: str
+    file: Path | io.BytesIO,
+    fps: Number,
+    audio: bytes | None = None,
+    webm: bool = False,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Callable[[Frame], None]]:
     # FFmpeg reopens the file by its name.
     layout = {"movflags": "+faststart"} if isinstance(file, Path) and not webm else {}
