@@ -64,9 +64,10 @@ def videos(pipeline: Pipeline, scene: Scene, fitted: Keypoints) -> dict[str, Ima
     seen = composition.seen_by_model(options)
     poses = LazyPoseImages(seen.driven, options.height, options.width, options.pose_style)
     character = pipeline.character(seen.picture, seen.reference, options)
-    job = Job(character, DrivingMotion(10.0, fitted, scene.size), poses, None, composition)
+    sees = seen if pipeline.copies_reference else None
+    job = Job(character, DrivingMotion(10.0, fitted, scene.size), poses, sees, composition)
     latents = pipeline.sample_jobs([job], options, 0, False, None)
-    frames = np.concatenate(list(pipeline.decode_chunks(latents[0], None)))
+    frames = np.concatenate(list(pipeline.decode_chunks(latents[0], sees)))
     warped = LazyWarpedImages(scene.picture, scene.mask, scene.background, scene.keypoints, fitted)
     return {
         "repeat the reference": np.repeat(scene.picture[None], len(fitted), 0),
