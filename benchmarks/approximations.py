@@ -86,8 +86,8 @@ def main(args: Arguments) -> None:
         wanted = dataclasses.replace(options, **chosen)
         for steps in (min(wanted.steps, 4), wanted.steps):  # a few to compile; their number does not matter to it
             began = time.process_time()
-            wanted = dataclasses.replace(wanted, steps=steps)
-            latents = pipeline.sample(conditioning, poses, wanted, seed, False, warped=warped)
+            some = dataclasses.replace(wanted, steps=steps)
+            latents = pipeline.sample(conditioning, poses, some, seed, False, warped=warped)
             spent = time.process_time() - began
         return [pipeline.decode(video[None], images) for video, images in zip(latents, warped, strict=True)], spent
 

@@ -21,7 +21,6 @@ import transformers
 from animate_jax.config import (
     DiffusionLossConfig,
     FrameConfig,
-    ImageEncoderConfig,
     ModelConfig,
     OptimConfig,
     PoseGuiderConfig,
@@ -41,6 +40,7 @@ from animate_jax.training import losses
 from animate_jax.training.losses import Randomness
 from animate_jax.training.optimizer import make_optimizer
 from animate_jax.training.state import make_state
+from tests.conftest import MICRO
 
 pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
@@ -58,15 +58,7 @@ MODEL = ModelConfig(
         motion_norm_num_groups=8,
     ),
     vae=VAEConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4),
-    image_encoder=ImageEncoderConfig(
-        image_size=16,
-        patch_size=8,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        projection_dim=12,
-    ),
+    image_encoder=dataclasses.replace(MICRO.model.image_encoder, projection_dim=12),
     pose_guider=PoseGuiderConfig(block_out_channels=(4, 8), conditioning_channels=16),
 )
 PAPER = ScheduleConfig(zero_terminal_snr=False, prediction="epsilon")

@@ -11,9 +11,9 @@ import pytest
 from animate_jax.errors import UserError
 from animate_jax.pose.draw import draw
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.sampling.arguments import motions_of
 from animate_jax.sampling.arrays import to_image, to_images
 from animate_jax.sampling.inputs import read_motion
-from animate_jax.sampling.pipeline import motions_of
 from animate_jax.video.images import write_image
 from tests.conftest import STANDING
 
