@@ -67,7 +67,8 @@ def open_clips(
         clips: at most that many; None: 24 rendered clips, all of anything else.
         frames: frames to make per clip, at most; None: 16 of rendered clips, all of anything else.
         gap: frames between the reference and the first frame to make; None: 8 (0.8 s) of rendered clips, else 1.
-        size, fps: None: those of the data; rendered clips have 128x96 pixels, 10 frames/s.
+        size: height and width in pixels; None: that of the data; (128, 96) for rendered clips.
+        fps: frames/s; None: that of the data; 10 for rendered clips.
         results: a folder of results to score, for a folder of videos; see `from_videos`.
 
     Raises:

@@ -103,7 +103,8 @@ class Pipeline(Denoiser):
                 checkpoints of `animate-jax weights fetch`, "moore" for example, which is fetched.
             preset: numerical choices, or their name; default: those the checkpoint carries.
             dtype: float32 or bfloat16, of computation, too.
-            revision, cache_dir: of a repository on the hub: a branch, tag or commit; where downloads lie.
+            revision: a branch, tag or commit of a repository on the hub.
+            cache_dir: where downloads from the hub are stored.
 
         Raises:
             UserError: there is none, it is damaged, or it does not fit the preset.
@@ -187,8 +188,9 @@ class Pipeline(Denoiser):
         """Animates the person of `reference` with the motion of `driving`.
 
         Args:
-            reference, driving: as of `stream`.
-            options: as of `stream`, such as `frames`, `steps`, `guidance`, `seed`, `width`, `height`.
+            reference: as for `stream`.
+            driving: as for `stream`.
+            options: as for `stream`, such as `frames`, `steps`, `guidance`, `seed`, `width`, `height`.
 
         Returns:
             all frames in memory, which a notebook shows as a video; a list if one of the inputs is a list.
