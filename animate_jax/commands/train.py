@@ -59,9 +59,12 @@ def load_config(name: str) -> TrainConfig:
 
 def run_command(program: str, name: str, *options: str) -> int:
     """Trains, or prints the plan. Returns the exit status."""
-    config = parse(TrainConfig, options, f"{program} {name}", default=load_config(name))
+    usual = load_config(name)
+    config = parse(TrainConfig, options, f"{program} {name}", default=usual)
     preset_of(config)  # refuses an unknown name before anything is read
     named = any(option.partition("=")[0] == "--preset" for option in options)
+    if config.plan is not None and config.init == usual.init and not os.path.exists(config.init or ""):
+        config = dataclasses.replace(config, init=None)  # a plan for stage 2 can be made before stage 1 has run
     if config.init is not None:
         from animate_jax.torch_weights.fetching import localize
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from animate_jax.checkpoints import checkpoint
-from animate_jax.commands.train import with_carried_preset
+from animate_jax.commands.train import run_command, with_carried_preset
 from animate_jax.config import TrainConfig
 from animate_jax.models.params import abstract_model
 from animate_jax.presets import preset_of, presets
@@ -66,3 +66,16 @@ def test_a_run_goes_on_with_its_own_preset(carrying, tmp_path, micro, micro_para
 def test_without_any_checkpoint_it_is_the_configurations(tmp_path):
     chosen = chosen_preset(config(tmp_path / "run", tmp_path / "missing", preset="moore"), named=False)
     assert chosen.name == "moore" and chosen.frames.width == 48
+
+
+def test_a_plan_needs_no_earlier_stage(monkeypatch, tmp_path):
+    """`runs/stage1`, where stage 2 starts by default, need not be there yet, and is not looked for on the hub."""
+    monkeypatch.chdir(tmp_path)
+
+    def stop(config, topology):
+        assert config.init is None
+        raise SystemExit(topology)
+
+    monkeypatch.setattr("animate_jax.training.forecast.plan", stop)
+    with pytest.raises(SystemExit, match="v5e:4x4"):
+        run_command("train", "stage2", "--plan", "v5e:4x4")
