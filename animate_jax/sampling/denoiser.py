@@ -82,19 +82,23 @@ class Denoiser:
         def compiled(name: str, function: Callable) -> Callable:
             # Parameters are arguments, so that they are no constants of the program and may change.
             def run(params, *inputs, int8=False):
-                if name in UNETS:  # this is run while it is traced, once per shape of inputs
+                @functools.cache
+                def say_compiling():
                     large = sum(math.prod(leaf.shape) for leaf in params.values()) > LARGE
-                    log.info("compiling %s: %s the first time, then kept", name, "minutes" if large else "about 20 s")
+                    log.info("compiling %s: %s, only the first time", name, "minutes" if large else "about 20 s")
+
                 if mesh:
                     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                        return trace(int8, params, *inputs)
+                        return trace(say_compiling, int8, params, *inputs)
                 if not self._on_first_device():
-                    return trace(int8, params, *inputs)
+                    return trace(say_compiling, int8, params, *inputs)
                 register_for_export()
                 whole = f"{name} of {preset.model}, int8: {int8}"
-                return kept.call(functools.partial(trace, int8), whole, params, *inputs)
+                return kept.call(functools.partial(trace, say_compiling, int8), whole, params, *inputs)
 
-            def trace(int8, params, *inputs):
+            def trace(say_compiling, int8, params, *inputs):
+                if name in UNETS:  # not if an earlier process has traced it: then the compiled program is cached, too
+                    say_compiling()
                 from animate_jax.models.kernels.int8 import quantize_int8  # they load Flax
                 from animate_jax.models.params import abstract_model, merge_model
 

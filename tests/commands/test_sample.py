@@ -194,6 +194,10 @@ def test_a_video_and_its_contact_sheet(files, micro_checkpoint, capfd):
     assert frames.shape == (2, 64, 48, 3) and fps == pytest.approx(10)
     assert read_image(sheet).shape[0] > 2 * 64
     assert {path.name for path in output.parent.iterdir() if "out" in path.name} == {output.name, sheet.name}
+    # The next process reads the compiled program, and says nothing of compiling.
+    assert sample.main(arguments(files, micro_checkpoint, output=output, frames=2)) == 0
+    again = capfd.readouterr().err.splitlines()
+    assert len(again) == 3 and not any("compiling" in line for line in again), again
 
 
 def test_everything_that_can_be_kept(files, micro_checkpoint, capfd):
