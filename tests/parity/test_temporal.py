@@ -1,5 +1,7 @@
 """The temporal layer, and GroupNorm pooled over frames, against their maths written down in plain torch, fp32."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +15,14 @@ from animate_jax.models.resnet import ResnetBlock2D
 from animate_jax.models.temporal import MotionModule
 from animate_jax.torch_weights.convert import to_torch
 
-pytestmark = pytest.mark.compiles
+pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 CHANNELS, HEADS, GROUPS = 64, 8, 32
 
 
-def random_weights(module: nnx.Module) -> tuple[nnx.Module, dict[str, torch.Tensor]]:
+def random_weights(make: Callable[[], nnx.Module]) -> tuple[nnx.Module, dict[str, torch.Tensor]]:
     """The module with random weights everywhere (a fresh one's are zero in places), and the same as torch tensors."""
-    graphdef, abstract = split_model(module)
+    graphdef, abstract = split_model(nnx.eval_shape(make))
     random = np.random.default_rng(0)
     params = {path: 0.2 * random.standard_normal(leaf.shape, np.float32) for path, leaf in abstract.items()}
     params |= {path: 1 + array for path, array in params.items() if path.endswith("scale")}
@@ -101,14 +103,14 @@ def channels_first(x: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("max_length", [24, 32], ids=["v1", "v2"])
 @pytest.mark.parametrize("frames", [1, 5, 24])
 def test_temporal_layer(frames, max_length):
-    ours, weights = random_weights(MotionModule(CHANNELS, HEADS, GROUPS, rngs=nnx.Rngs(0)))
+    ours, weights = random_weights(lambda: MotionModule(CHANNELS, HEADS, GROUPS, rngs=nnx.Rngs(0)))
     x = np.random.default_rng(1).standard_normal((2, frames, 3, 5, CHANNELS), np.float32)
     assert error(jax.jit(ours)(x), temporal_layer(channels_first(x), weights, max_length)) < 1e-5
 
 
 @pytest.mark.parametrize("over_frames", [True, False], ids=["v1", "v2"])
 def test_resnet_group_norm(over_frames):
-    ours, weights = random_weights(ResnetBlock2D(16, 24, 12, 4, over_frames=over_frames, rngs=nnx.Rngs(0)))
+    ours, weights = random_weights(lambda: ResnetBlock2D(16, 24, 12, 4, over_frames=over_frames, rngs=nnx.Rngs(0)))
     random = np.random.default_rng(1)
     # Frames of different brightness, or pooling would hardly matter.
     x = random.standard_normal((2, 3, 6, 5, 16), np.float32) + np.arange(3, dtype=np.float32)[:, None, None, None]

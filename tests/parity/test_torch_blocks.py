@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from animate_jax.config import UNetConfig
 from animate_jax.models.params import PresplitRngs, merge_model, split_model
@@ -15,7 +16,7 @@ from animate_jax.models.reference_net import ReferenceNet
 from animate_jax.models.unet import UNet
 from animate_jax.torch_weights.convert import to_torch
 
-pytestmark = pytest.mark.compiles
+pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 CONFIG = UNetConfig(
     block_out_channels=(16, 32),
@@ -64,9 +65,11 @@ def test_guided_step():
     spec = importlib.util.spec_from_file_location("torch_blocks", FILE)
     blocks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(blocks)
-    keys = PresplitRngs(jax.random.key(0))
-    denoiser, their_denoiser = random_pair(UNet(CONFIG, rngs=keys), blocks, True)
-    reference, their_reference = random_pair(ReferenceNet(CONFIG, rngs=keys), blocks, False)
+    modules = nnx.eval_shape(
+        lambda: [module(CONFIG, rngs=PresplitRngs(jax.random.key(0))) for module in (UNet, ReferenceNet)]
+    )
+    denoiser, their_denoiser = random_pair(modules[0], blocks, True)
+    reference, their_reference = random_pair(modules[1], blocks, False)
 
     random = np.random.default_rng(1)
     picture, video, pose, token = (
