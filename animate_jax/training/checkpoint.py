@@ -24,7 +24,7 @@ from animate_jax.storage import to_path
 from animate_jax.training.options import differences
 from animate_jax.training.progress import reason, say
 from animate_jax.training.start import starting_params
-from animate_jax.training.state import TrainState, saved_params
+from animate_jax.training.state import TEACHER, TrainState, saved_params
 
 if not os.environ.get(TRACEBACK):
     for _library in ("absl", "asyncio"):  # they tell errors that are told here, at a hundred lines each
@@ -51,7 +51,7 @@ class RunCheckpoints:
         self._allow_changes = config.allow_changes
         self._config = config
         self._metadata: dict[str, Any] = {"preset": to_dict(preset_of(config)), "config": to_dict(config)}
-        if config.lora.rank:
+        if has_base(config):
             self._metadata["base"] = base_of(config)
         self._waiter = futures.ThreadPoolExecutor(1)
         self._saving: futures.Future | None = None  # the save under way
@@ -191,7 +191,7 @@ class RunCheckpoints:
                 f"{where}: if the storage was at fault, the same command tries again; if the files are damaged, "
                 f"move this folder away {other}"
             ) from error
-        params, base = loaded["params"], self._base(abstract) if self._config.lora.rank else {}
+        params, base = loaded["params"], self._base(abstract) if has_base(self._config) else {}
         return TrainState(
             **loaded["train"],
             frozen=base | {path: params[path] for path in abstract.frozen.keys() - base.keys()},
@@ -199,16 +199,22 @@ class RunCheckpoints:
         )
 
     def _base(self, abstract: TrainState) -> Params:
-        """The weights that a LoRA is beside, as a new run has them."""
-        leaves = abstract.frozen
+        """The weights that a LoRA is beside, or a student's teacher, as a new run has them."""
+        start = starting_params(self._config, abstract)
         return {
-            path: jax.device_put(array.astype(leaves[path].dtype), leaves[path].sharding)
-            for path, array in starting_params(self._config, abstract).items()
+            path: jax.device_put(start[name].astype(leaf.dtype), leaf.sharding)
+            for path, leaf in abstract.frozen.items()
+            if (name := path.removeprefix(TEACHER)) in start and (self._config.lora.rank or name != path)
         }
 
 
+def has_base(config: TrainConfig) -> bool:
+    """Whether a run needs the weights it began with when it goes on: a LoRA's base, or a student's teacher."""
+    return config.lora.rank > 0 or config.stage == "distill"
+
+
 def base_of(config: TrainConfig) -> dict[str, Any]:
-    """Which weights a LoRA is trained beside: their place, and a number that tells others from them.
+    """Which weights those are: their place, and a number that tells others from them.
 
     Raises:
         UserError: they cannot be read.

@@ -12,7 +12,7 @@ from animate_jax.data.batch import Batch
 from animate_jax.errors import UserError
 from animate_jax.parallel.forecast import Plan, compile_plan, topology_devices
 from animate_jax.parallel.mesh import batch_sharding, make_mesh
-from animate_jax.training.losses import DiffusionLoss
+from animate_jax.training.losses import make_loss
 from animate_jax.training.step import make_program
 
 REMEDIES = {  # by what is too large
@@ -30,12 +30,12 @@ def plan(config: TrainConfig, topology: str) -> Plan:
         UserError: impossible options, or the TPU compiler is not installed.
     """
     if config.stage == "vae":
-        raise UserError("--plan: plans stage 1 and stage 2; the autoencoder trains on any chip")
+        raise UserError("--plan: plans stage 1, stage 2 and distillation; the autoencoder trains on any chip")
     if config.loss.perceptual_weight:
         raise UserError("--plan: does not know LPIPS; leave out --loss.perceptual-weight")
     jax.config.update("jax_platforms", "cpu")  # nothing is run, and libtpu must not look for a TPU
     mesh = make_mesh(config.mesh, topology_devices(topology))
-    program = make_program(config, DiffusionLoss(config), mesh)
+    program = make_program(config, make_loss(config), mesh)
     state, layout = program.abstract, jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=NamedSharding(mesh, PartitionSpec()))
     batch = Batch.abstract(config, batch_sharding(mesh))

@@ -151,6 +151,8 @@ def check_options(config: TrainConfig) -> None:
         raise UserError(f"--lora.rank {config.lora.rank}: adapts the UNets, which training of an autoencoder has not")
     if config.lora.rank and config.init is None:
         raise UserError(f"--lora.rank {config.lora.rank}: adapts a checkpoint: give it with --init")
+    if config.stage == "distill" and config.init is None:
+        raise UserError("--init: distillation needs the teacher: a checkpoint, or what is fetched, such as moore")
     if not 0 <= config.optim.decay_start <= 1:
         raise UserError(f"--optim.decay-start {config.optim.decay_start}: is a share of all steps, from 0 to 1")
 

@@ -1,4 +1,4 @@
-"""Losses of the three kinds of training."""
+"""Losses of the four kinds of training."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int32, Key, UInt8
 
-from animate_jax.config import TrainConfig
+from animate_jax.config import DiffusionLossConfig, TrainConfig
 from animate_jax.data.batch import Batch
+from animate_jax.diffusion.guidance import apply_guidance
 from animate_jax.diffusion.losses import flicker, loss_weight, sample_noise, weighted_mse
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.images import to_signed, to_unit
 from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.models.guidance_pairs import is_paired, pair, unpair
 from animate_jax.models.sharding import shard_frames, sum_over_shards
 from animate_jax.models.vae import AutoencoderKL
 from animate_jax.perceptual import lpips
-from animate_jax.presets import preset_of
+from animate_jax.presets import preset_of, starting_preset
 
 Randomness = dict[str, Array]  # as many rows as the batch
 Metrics = dict[str, Array]
@@ -35,9 +37,11 @@ class Loss:
 
     Attributes:
         mean_over_rows: the mean of `compute` over equal parts of a batch is that of the batch, metrics included.
+        has_teacher: in the model's place, `compute` is given the trained one and the one it was at the start.
     """
 
     mean_over_rows = False
+    has_teacher = False
 
     def sample_randomness(self, batch: Any, key: Key[Array, ""]) -> Randomness:
         raise NotImplementedError
@@ -56,10 +60,16 @@ def make_loss(config: TrainConfig) -> Loss:
     Raises:
         UserError: impossible options, or the weights of LPIPS are missing.
     """
+    if config.stage == "distill":
+        return DistillationLoss(config)
     if config.stage != "vae" and not config.loss.perceptual_weight:
         return DiffusionLoss(config)
     distance = functools.partial(lpips.lpips, lpips.load(config.lpips_weights), stages=4)
     return VAELoss(config, distance) if config.stage == "vae" else DiffusionLoss(config, distance)
+
+
+# denoise(x, t) -> prediction
+Denoise = Callable[[Float[Array, "b f y x c"], Int32[Array, " b #f"]], Float[Array, "b f y x c"]]
 
 
 class WarpedReference(NamedTuple):
@@ -88,7 +98,7 @@ class DiffusionLoss(Loss):
     def __init__(self, config: TrainConfig, perceptual: PerceptualDistance | None = None):
         preset = preset_of(config)
         self.preset, self.options, self.distance = preset, config.loss, perceptual
-        self.schedule, self.temporal = make_schedule(preset.schedule), config.stage == "stage2"
+        self.schedule, self.temporal = make_schedule(preset.schedule), config.stage != "stage1"
         self.dtype = jnp.dtype(config.compute_dtype)
         self.appearance = preset.model.unet.appearance != "none"
         self.downscale, self.last = preset.model.vae.downscale, preset.schedule.train_steps - 1
@@ -142,15 +152,8 @@ class DiffusionLoss(Loss):
         options, t, (clips, frames) = self.options, randomness["t"], batch.poses.shape[:2]
         reference, x0, clip = self._encode(model, batch, randomness["posterior"])
         per_frame = jnp.broadcast_to(t, (clips, frames))
-        reference_pose, poses = (to_unit(images).astype(self.dtype) for images in (batch.reference_pose, batch.poses))
-        conditioning = model.precompute_conditioning(
-            reference.astype(self.dtype), clip.astype(self.dtype), reference_pose, randomness["keep_condition"]
-        )
         warped = self._warped(model, batch) if self.appearance else WarpedReference()
-        pose = model.pose_features(shard_frames(poses), *warped.latents)
-
-        def denoise(x: Array, t: Array) -> Array:
-            return model.denoise(x.astype(self.dtype), t.astype(jnp.float32), conditioning, pose, self.temporal)
+        denoise = self._denoiser(model, batch, reference, clip, warped, randomness["keep_condition"])
 
         noise = randomness["noise"]
         if options.scheduled_sampling:
@@ -192,6 +195,29 @@ class DiffusionLoss(Loss):
         reference = encoded(batch.reference[:, None], reference_noise)
         return reference[:, 0], encoded(shard_frames(batch.frames), noise), batch.clip_pixels
 
+    def _denoiser(
+        self,
+        model: AnimateAnyone,
+        batch: Batch,
+        reference: Float[Array, "b y x c"],
+        clip: Array,
+        warped: WarpedReference,
+        keep: Bool[Array, " b"] | None = None,
+    ) -> Denoise:
+        """`model.denoise` with the batch's conditioning; of pairs (`models.guidance_pairs`), the first rows are without
+        the character."""
+        reference_pose, poses = (to_unit(images).astype(self.dtype) for images in (batch.reference_pose, batch.poses))
+        conditioning = model.precompute_conditioning(
+            reference.astype(self.dtype), clip.astype(self.dtype), reference_pose, keep
+        )
+        pose = model.pose_features(shard_frames(poses), *warped.latents)
+
+        def denoise(x: Array, t: Array) -> Array:
+            poses = pair(pose, pose) if is_paired(x, pose) else pose
+            return model.denoise(x.astype(self.dtype), t.astype(jnp.float32), conditioning, poses, self.temporal)
+
+        return denoise
+
     def _warped(self, model: AnimateAnyone, batch: Batch) -> WarpedReference:
         assert batch.warp is not None and batch.background is not None and batch.warp_masks is not None
         images = shard_frames(to_signed(batch.warp)), to_signed(batch.background)[:, None]
@@ -200,7 +226,7 @@ class DiffusionLoss(Loss):
         return WarpedReference((*images, masks), (*latents, masks.astype(self.dtype)))
 
     def _with_own_error(
-        self, denoise: Callable[[Array, Array], Array], x0: Array, noise: Array, t: Array, per_frame: Array, own: Array
+        self, denoise: Denoise, x0: Array, noise: Array, t: Array, per_frame: Array, own: Array
     ) -> Array:
         """Scheduled sampling: `noise` such that x_t holds, where `own`, what the model makes of pure noise."""
         at_last = jnp.full_like(per_frame, self.last)
@@ -270,6 +296,74 @@ class DiffusionLoss(Loss):
             parts = (jnp.broadcast_to(x, (*shape, *x.shape[2:])) for x in warped.images)
             decoded = model.appearance_blend(decoded, *(crop(x, self.downscale).astype(self.dtype) for x in parts))
         return truth, decoded.astype(jnp.float32)
+
+
+class DistillationLoss(DiffusionLoss):
+    """Consistency distillation (Luo et al. 2023, algorithm 1): what the student makes of x_t is drawn to what it makes
+    of x `skip` timesteps earlier, where one DDIM step of the guided teacher leads. Where that step ends before timestep
+    0, the target is the teacher's x0: the boundary condition, which the paper builds into the network.
+
+    The scale of guidance is fixed, and the target's weights are the student's own instead of their average (Song &
+    Dhariwal 2023, section 3.2), so that no third set is held.
+
+    Raises:
+        UserError: as `DiffusionLoss`; options of `config.loss` that have no meaning here; or an impossible step.
+    """
+
+    has_teacher = True
+    SHARED_OPTIONS = ("noise_offset", "shared_noise", "timestep_shift")  # of `config.loss`
+    HUBER = 1e-3  # below such a difference the loss is quadratic, above linear
+
+    def __init__(self, config: TrainConfig):
+        super().__init__(config)
+        teacher = starting_preset(config).sampling
+        self.guidance = teacher.guidance if config.distill.guidance is None else config.distill.guidance
+        self.rescale, self.skip = teacher.guidance_rescale, config.distill.skip
+        usual = DiffusionLossConfig(condition_dropout=self.options.condition_dropout)
+        for name, value in vars(self.options).items():
+            if name not in self.SHARED_OPTIONS and value != getattr(usual, name):
+                raise UserError(f"--loss.{name.replace('_', '-')} {value}: is for stages 1 and 2, not for distillation")
+        if not 1 <= self.skip <= self.last:
+            raise UserError(f"--distill.skip {self.skip}: must be 1 to {self.last} timesteps")
+
+    def compute(
+        self, model: tuple[AnimateAnyone, AnimateAnyone], batch: Batch, randomness: Randomness
+    ) -> LossAndMetrics:
+        student, teacher = model
+        t, noise, shape = randomness["t"], randomness["noise"], batch.poses.shape[:2]
+        reference, x0, clip = self._encode(teacher, batch, randomness["posterior"])
+        warped = self._warped(teacher, batch) if self.appearance else WarpedReference()
+        inputs = batch, reference, clip, warped
+        x_t = jnp.asarray(self.schedule.add_noise(x0, noise, jnp.broadcast_to(t, shape)))
+        denoise = self._denoiser(student, *inputs)
+        made = self._to_x0(denoise(x_t, t), x_t, t)
+        previous, earlier = jnp.maximum(t - self.skip, 0), self._teacher_step(self._denoiser(teacher, *inputs), x_t, t)
+        target = self._to_x0(denoise(earlier.x, previous), earlier.x, previous)
+        at_end = (t < self.skip)[..., None, None, None]
+        error = made - jax.lax.stop_gradient(jnp.where(at_end, earlier.x0, target))
+        loss = jnp.mean(jnp.sqrt(jnp.square(error) + self.HUBER**2) - self.HUBER)
+        return loss, {"mse": jnp.mean(jnp.square(error))}
+
+    def _to_x0(self, prediction: Array, x: Array, t: Array) -> Array:
+        t = jnp.broadcast_to(t, x.shape[:2])
+        return jnp.asarray(self.schedule.to_x0_epsilon(prediction.astype(jnp.float32), x, t)[0])
+
+    def _teacher_step(self, denoise: Denoise, x_t: Array, t: Array) -> TeacherStep:
+        """A DDIM step as the sampler makes it (`diffusion.samplers.ddim_step`), guided as it guides."""
+        if self.guidance > 1:
+            halves = unpair(denoise(pair(x_t, x_t), pair(t, t)).astype(jnp.float32))
+            prediction = apply_guidance(*halves, self.guidance, self.rescale)
+        else:
+            prediction = denoise(x_t, t).astype(jnp.float32)
+        per_frame = jnp.broadcast_to(t, x_t.shape[:2])
+        x0, noise = self.schedule.to_x0_epsilon(jnp.asarray(prediction), x_t, per_frame)
+        previous = jnp.maximum(per_frame - self.skip, 0)
+        return TeacherStep(jnp.asarray(self.schedule.add_noise(x0, noise, previous)), jnp.asarray(x0))
+
+
+class TeacherStep(NamedTuple):
+    x: Float[Array, "b f y x c"]  # at the earlier timestep, 0 at the least
+    x0: Float[Array, "b f y x c"]
 
 
 def merge_frames(x: Float[Array, " b f *rest"]) -> Float[Array, " bf *rest"]:

@@ -12,7 +12,7 @@ from animate_jax.models.lora import is_adapter
 from animate_jax.models.params import Params, init_params
 from animate_jax.presets import preset_of
 from animate_jax.training.progress import say
-from animate_jax.training.state import TrainState
+from animate_jax.training.state import TrainState, split_teacher
 
 STARTS_AS_IDENTITY = ("pose_guider", "reference_pose_guider", "motion_module", "appearance")
 
@@ -27,7 +27,7 @@ def starting_params(config: TrainConfig, abstract: TrainState) -> Params:
     Raises:
         UserError: the checkpoint is missing, of another shape, or lacks a part that is needed.
     """
-    leaves = {**abstract.frozen, **abstract.trainable}
+    leaves, _ = split_teacher({**abstract.frozen, **abstract.trainable})
     shardings = {path: leaf.sharding for path, leaf in leaves.items() if not is_adapter(path)}
 
     def fresh(paths: Collection[str] | None = None) -> Params:
@@ -41,7 +41,7 @@ def starting_params(config: TrainConfig, abstract: TrainState) -> Params:
         return fresh()
     unused = {"stage1": {"motion_module"}, "vae": set(STARTS_AS_IDENTITY)}.get(config.stage, set())
     trained = set(map(checkpoint.part_of, abstract.trainable.keys() & shardings.keys()))
-    optional = [part for part in STARTS_AS_IDENTITY if part in unused | trained]
+    optional = [part for part in STARTS_AS_IDENTITY if part in unused | trained and config.stage != "distill"]
     say(f"loading {config.init}")
     params = checkpoint.load(config.init, preset_of(config), shardings=shardings, optional=optional)[0]
     if lacking := shardings.keys() - params.keys():

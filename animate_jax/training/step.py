@@ -27,7 +27,7 @@ from animate_jax.parallel.rules import param_spec, shardings
 from animate_jax.presets import preset_of
 from animate_jax.training.losses import Loss, LossAndMetrics, Metrics
 from animate_jax.training.optimizer import make_optimizer
-from animate_jax.training.state import TrainState, make_state, update_ema
+from animate_jax.training.state import TrainState, make_state, split_teacher, update_ema
 from animate_jax.validation import problem
 
 # Of a model, a batch (a `Batch`, or whatever the data gives) and a key.
@@ -62,6 +62,8 @@ def make_program(config: TrainConfig, loss: Loss | LossFunction, mesh: Mesh) -> 
         ema=config.optim.ema > 0,
         frozen=config.frozen,
         frozen_bf16=config.frozen_bf16,
+        # The passes see it in their dtype anyway. Beside adapters, the base is the teacher.
+        teacher=config.compute_dtype if config.stage == "distill" and not config.lora.rank else None,
     )
 
     def init(params: Params) -> TrainState:
@@ -146,20 +148,28 @@ def make_step(
         lora_scale: adapters among the parameters are added to their kernels so many times, see `models.lora.merge`.
     """
 
+    def build(params: Params) -> AnimateAnyone:
+        params = lora.merge(params, lora_scale)
+        return merge_model(graphdef, {path: array.astype(compute_dtype) for path, array in params.items()})
+
+    def build_all(params: Params) -> Any:
+        """What the loss is given: the model, or student and teacher."""
+        if isinstance(loss, Loss) and loss.has_teacher:
+            return tuple(map(build, split_teacher(params)))
+        return build(params)
+
     def mean_gradients(
         trainable: Params,
         frozen: Params,
         inputs: PyTree,
-        compute: Callable[[AnimateAnyone, Any], LossAndMetrics],
+        compute: Callable[[Any, Any], LossAndMetrics],
         reduce: Callable[[Params], Params] = lambda grads: grads,
     ) -> tuple[LossAndMetrics, Params]:
         """`reduce` is applied to the gradients of every micro-batch."""
 
         def value_and_grads(part: PyTree) -> tuple[LossAndMetrics, Params]:
             def objective(trainable: Params) -> LossAndMetrics:
-                params = lora.merge({**frozen, **trainable}, lora_scale)
-                params = {path: array.astype(compute_dtype) for path, array in params.items()}
-                return compute(merge_model(graphdef, params), part)
+                return compute(build_all({**frozen, **trainable}), part)
 
             value, grads = jax.value_and_grad(objective, has_aux=True)(trainable)
             return value, reduce(grads)
@@ -178,7 +188,7 @@ def make_step(
         return (values.mean(), {name: jnp.nanmean(each) for name, each in metrics.items()}), grads
 
     def gathered_gradients(
-        trainable: Params, frozen: Params, inputs: PyTree, compute: Callable[[AnimateAnyone, Any], LossAndMetrics]
+        trainable: Params, frozen: Params, inputs: PyTree, compute: Callable[[Any, Any], LossAndMetrics]
     ) -> tuple[LossAndMetrics, Params]:
         mesh = jax.sharding.get_abstract_mesh()
         trained, others = (
