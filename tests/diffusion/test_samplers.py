@@ -163,6 +163,24 @@ def test_euler_is_diffusers(sampler, config, steps, monkeypatch):
     assert np.abs(ours - expected.numpy()).max() < tolerance * np.abs(expected.numpy()).max()
 
 
+@pytest.mark.parametrize("steps", [1, 4, 8])
+@pytest.mark.parametrize("config", [c for c in CASES if c.timestep_spacing == "trailing"], ids=name)
+def test_lcm_is_diffusers(config, steps, monkeypatch):
+    schedule, theirs = make_schedule(config), scheduler(diffusers.LCMScheduler, config)
+    # Their own are multiples of a 50th, 999, 759, 499, 259; every timestep is trained here.
+    theirs.set_timesteps(timesteps=timesteps(steps, schedule).tolist())
+    noise = np.random.default_rng(0).normal(size=(1, 2, 4, 3)).astype(np.float32)
+    ours = SAMPLERS["lcm"](model, noise, schedule, steps, KEYS)
+    fresh = [
+        torch.from_numpy(per_frame_normal(jax.random.fold_in(KEYS[0], i)[None], noise.shape)) for i in range(steps)
+    ]
+    monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, **__: fresh.pop(0))
+    expected = torch.from_numpy(noise).double()
+    for t in theirs.timesteps:
+        expected = theirs.step(model(expected, int(t)), t, expected).prev_sample
+    assert np.abs(ours - expected.numpy()).max() < 1e-5 * np.abs(expected.numpy()).max()
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("prediction", ["v", "x0", "epsilon"])
 def test_every_sampler_recovers_x0_from_a_perfect_model(sampler, prediction):

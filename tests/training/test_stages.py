@@ -11,8 +11,8 @@ import pytest
 
 from animate_jax.config import VAELossConfig
 from animate_jax.training.loop import run
-from animate_jax.training.losses import DiffusionLoss, VAELoss
-from animate_jax.training.state import sampling_params
+from animate_jax.training.losses import DiffusionLoss, VAELoss, make_loss
+from animate_jax.training.state import sampling_params, split_teacher
 from tests.conftest import MICRO
 from tests.training.conftest import Numbers, log, make_batch
 
@@ -86,6 +86,15 @@ def test_stage_2_learns_one_batch_and_moves_no_spatial_weight(stage, micro, micr
     state = run(config, DiffusionLoss(config), Same(batch))
     assert_only_moved(state, micro_params, lambda path: "motion_modules" in path)
     assert np.mean(losses(config)[-10:]) < 0.75 * np.mean(losses(config)[:10])
+
+
+def test_distillation_moves_the_student_alone(stage, micro, micro_params, batch):
+    config = stage("distill", steps=2)
+    state = run(config, make_loss(config), Same(batch))
+    assert_only_moved(state, micro_params, lambda path: path.startswith("denoising_unet."))
+    assert all(0 < value < 2 for value in losses(config))
+    for path, array in split_teacher({**state.frozen, **state.trainable})[1].items():
+        np.testing.assert_array_equal(array, micro_params[path], err_msg=path)
 
 
 def test_the_autoencoder_learns_one_batch(stage, micro, micro_params, batch):
