@@ -134,8 +134,9 @@ def test_the_last_steps_target_is_the_teachers_x0(batch):
 
 
 def test_only_the_students_prediction_has_a_gradient(batch):
-    loss = losses.DistillationLoss(CONFIG)
-    random = drawn(loss, batch, 999, 300)
+    # A long step, so that what is compared differs.
+    loss = losses.DistillationLoss(dataclasses.replace(CONFIG, distill=DistillConfig(skip=400)))
+    random = drawn(loss, batch, 999, 500)
 
     def value(student, teacher, target=None):
         models = Predictor(lambda x, t: student * x), Predictor(lambda x, t: teacher * x)
@@ -147,9 +148,9 @@ def test_only_the_students_prediction_has_a_gradient(batch):
 
     of_student, of_teacher = jax.grad(value, (0, 1))(0.7, 0.4)
     assert of_teacher == 0
-    step = 1e-2
+    step = 1e-3
     numeric = (value(0.7 + step, 0.4, target=0.7) - value(0.7 - step, 0.4, target=0.7)) / (2 * step)
-    assert abs(of_student) > 1e-2 and of_student == pytest.approx(float(numeric), rel=1e-2)
+    assert abs(of_student) > 1e-2 and of_student == pytest.approx(float(numeric), rel=2e-2)
 
 
 @pytest.mark.parametrize(
