@@ -12,7 +12,8 @@ import pytest
 from animate_jax.checkpoints import checkpoint
 from animate_jax.commands.train import with_carried_preset
 from animate_jax.config import DiffusionLossConfig, DistillConfig, LoraConfig, TrainConfig
-from animate_jax.diffusion.samplers import ddim_step
+from animate_jax.diffusion.guidance import apply_guidance
+from animate_jax.diffusion.samplers import SAMPLERS, ddim_step
 from animate_jax.diffusion.schedule import make_schedule
 from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import AnimateAnyone
@@ -151,6 +152,69 @@ def test_only_the_students_prediction_has_a_gradient(batch):
     step = 1e-3
     numeric = (value(0.7 + step, 0.4, target=0.7) - value(0.7 - step, 0.4, target=0.7)) / (2 * step)
     assert abs(of_student) > 1e-2 and of_student == pytest.approx(float(numeric), rel=2e-2)
+
+
+@pytest.mark.slow
+def test_a_student_makes_in_one_pass_what_its_guided_teacher_makes_in_twenty(batch, monkeypatch):
+    """Latents are normal, around one mean with the character and around another without: then the best prediction of
+    x0 is linear in x_t. The student has a slope and an offset for every 50 timesteps."""
+    config = dataclasses.replace(CONFIG, distill=DistillConfig(guidance=2.0, skip=100))
+    loss, schedule = losses.DistillationLoss(config), make_schedule(MICRO.schedule)
+    means, spread = jnp.array([-0.5, 1.0]), 0.5  # without and with the character
+    alpha_bar = jnp.asarray(schedule.alphas_cumprod)
+
+    def best(x, t, mean):
+        signal, variance = jnp.sqrt(alpha_bar[t]), spread**2 * alpha_bar[t] + 1 - alpha_bar[t]
+        return mean + spread**2 * signal / variance * (x - signal * mean)
+
+    def teach(x, t):  # rows in pairs
+        time = t.reshape(-1, 1, 1, 1, 1)
+        return best(x, time, jnp.tile(means, len(x) // 2).reshape(-1, 1, 1, 1, 1))
+
+    def student_of(table):
+        def predict(x, t):
+            place = t.reshape(-1, 1, 1, 1, 1) / 50
+            slope, offset = (jnp.interp(place, jnp.arange(21.0), row) for row in table)
+            return slope * x + offset
+
+        return predict
+
+    def value(table, key):
+        keys = jax.random.split(key)
+        monkeypatch.setattr(losses, "encode", lambda vae, images, noise: means[1] + spread * noise)
+        models = Predictor(student_of(table)), Predictor(teach)
+        return loss.compute(models, batch, loss.sample_randomness(batch, keys[0]))[0]
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 2000))
+
+    def step(carry, key):
+        table, state = carry
+        updates, state = optimizer.update(jax.grad(value)(table, key), state)
+        return (optax.apply_updates(table, updates), state), None
+
+    table = jnp.array([jnp.ones(21), jnp.zeros(21)])
+    keys = jax.random.split(KEY, 2000)
+    (table, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))((table, optimizer.init(table)))
+
+    noise = np.random.default_rng(0).normal(size=(1, 200, 1, 1, 1)).astype(np.float32)
+
+    def guided(x, t):
+        return np.asarray(apply_guidance(*(best(x, int(t), mean) for mean in means), 2.0))
+
+    def not_guided(x, t):
+        return np.asarray(best(x, int(t), means[1]))
+
+    def student(x, t):
+        return np.asarray(student_of(table)(x, jnp.full(1, int(t))))
+
+    def sample(predict, steps):
+        return SAMPLERS["ddim"](predict, noise, schedule, steps, KEY[None])
+
+    wanted = sample(guided, 10)
+    far = {steps: np.abs(sample(guided, steps) - wanted).mean() for steps in (1, 2)}  # two and four passes
+    made = np.abs(sample(student, 1) - wanted).mean()
+    assert made < 0.5 * far[2] and made < 0.3 * far[1]
+    assert np.abs(sample(not_guided, 10) - wanted).mean() > 10 * made
 
 
 @pytest.mark.parametrize(
