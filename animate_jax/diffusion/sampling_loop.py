@@ -60,7 +60,7 @@ def sample_windowed(
         noise: x_T, [B, F, h, w, C].
         options: sampler, steps, guidance, window, overlap and their variants are used.
         progress: called before every evaluation of `predict_windows`.
-        keys: of the noise that "euler_ancestral" adds, one per video.
+        keys: of the noise that "euler_ancestral" and "lcm" add, one per video.
         windows_per_call: windows in one call; the last window is repeated where there are fewer.
 
     Raises:

@@ -51,7 +51,7 @@ ENCODER, DECODER = ("vae.encoder.", "vae.quant_conv."), ("vae.decoder.", "vae.po
 BLEND, UNET = (*DECODER, "appearance_blend."), ("denoising_unet.",)
 CONDITIONING = "reference_unet.", "denoising_unet.", "image_encoder.", "reference_pose_guider."
 POSE = "pose_guider.", "appearance_guider."
-ANCESTRAL_NOISE = 1  # folded into a video's key for the noise that "euler_ancestral" adds
+ANCESTRAL_NOISE = 1  # folded into a video's key for the noise that "euler_ancestral" and "lcm" add
 
 # callback(done, preview), after every evaluation: the share of the work done, and a function that decodes the current
 # prediction of a frame. An exception ends the work.
