@@ -111,7 +111,7 @@ def cached(repository: str, path: str, revision: str | None = None) -> pathlib.P
 
 def cache_folder() -> pathlib.Path:
     """Where downloads lie."""
-    return pathlib.Path(_library("cache").constants.HF_HUB_CACHE)
+    return pathlib.Path(_constants("cache").HF_HUB_CACHE)
 
 
 def look_up(repository: str, path: str, revision: str | None = None) -> File:
@@ -260,7 +260,7 @@ def page(name: str) -> str:
     Raises:
         UserError: huggingface_hub is not installed.
     """
-    return "/".join((_library(name).constants.ENDPOINT, *name.split("/")[:2]))
+    return "/".join((_constants(name).ENDPOINT, *name.split("/")[:2]))
 
 
 def _explanation(name: str, error: Exception) -> str:
@@ -297,3 +297,10 @@ def _library(name: str):
     except ImportError as error:
         raise UserError(f"{name}: no such folder; the hub needs: pip install 'animate-jax[hub]'") from error
     return huggingface_hub
+
+
+def _constants(name: str):
+    _library(name)
+    from huggingface_hub import constants  # which the package itself does not load
+
+    return constants

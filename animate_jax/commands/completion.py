@@ -1,8 +1,8 @@
 """Prints the completion script of a shell:
 
-animate-jax completion bash > ~/.local/share/bash-completion/completions/animate-jax
-animate-jax completion zsh > ~/.zfunc/_animate-jax
-animate-jax completion fish > ~/.config/fish/completions/animate-jax.fish
+    animate-jax completion bash > ~/.local/share/bash-completion/completions/animate-jax
+    animate-jax completion zsh > ~/.zfunc/_animate-jax
+    animate-jax completion fish > ~/.config/fish/completions/animate-jax.fish
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Checkpoints on the hub: what is asked of it, and its refusals in one line."""
 
 import shutil
+import subprocess
 import sys
 import types
 
+import huggingface_hub.utils.logging  # noqa: F401  # the fake below has no modules to load
 import numpy as np
 import pytest
 from huggingface_hub import errors
@@ -55,3 +57,10 @@ def test_refusals(hub, micro, micro_params, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install 'animate-jax\[hub\]'"):
         Pipeline.from_pretrained("me/micro")
+
+
+def test_the_address_of_a_page_in_a_new_process():
+    """Nothing else has loaded the parts of huggingface_hub that it takes."""
+    code = "from animate_jax.checkpoints import hub; print(hub.page('owner/name/file.pth'))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.endswith("/owner/name\n")

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,12 @@ def test_the_scripts_are_the_commands():
     for name in ("sample", "train"):
         lines = (ROOT / f"{name}.py").read_text().splitlines()
         assert f'    sys.exit(run("{name}", sys.argv[1:], "{name}.py"))' in lines and len(lines) < 80
+
+
+def test_the_examples_of_completion_stay_lines(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        completion.main(["--help"], "animate-jax completion")
+    assert len(re.findall(r"^ +animate-jax completion (?:bash|zsh|fish) > ", capsys.readouterr().out, re.M)) == 3
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
