@@ -3,6 +3,8 @@
     animate-jax completion bash > ~/.local/share/bash-completion/completions/animate-jax
     animate-jax completion zsh > ~/.zfunc/_animate-jax
     animate-jax completion fish > ~/.config/fish/completions/animate-jax.fish
+
+It works in the next shell that is opened.
 """
 
 from __future__ import annotations
