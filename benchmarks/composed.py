@@ -25,12 +25,11 @@ import tyro
 from animate_jax.errors import UserError
 from animate_jax.evaluation.clips import from_renderer
 from animate_jax.evaluation.image_quality import person_box, psnr
-from animate_jax.images import Image, Images, to_unit
+from animate_jax.images import Images, to_unit
 from animate_jax.perceptual import lpips
-from animate_jax.pose.detect import segment
 from animate_jax.pose.draw import LazyPoseImages
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.warp import LazyWarpedImages, capsules, without_person
+from animate_jax.pose.warp import LazyWarpedImages
 from animate_jax.sampling.compose import Composition, Scene, resize
 from animate_jax.sampling.inputs import EXAMPLE, DrivingMotion
 from animate_jax.sampling.pipeline import Job, Pipeline
@@ -49,12 +48,6 @@ class Arguments:
     clips: int = 12
     photo: pathlib.Path | None = None
     lpips_weights: str | None = None
-
-
-def scene_of(picture: Image, keypoints: Keypoints) -> Scene:
-    mask = segment(picture, keypoints)
-    mask = capsules(keypoints, *picture.shape[:2]) if mask is None else mask
-    return Scene(picture, keypoints, mask, without_person(picture, mask))
 
 
 def videos(pipeline: Pipeline, scene: Scene, fitted: Keypoints) -> dict[str, Images]:
@@ -112,7 +105,7 @@ def print_quality(pipeline: Pipeline, args: Arguments) -> None:
     for clip in from_renderer("test_both", args.clips, FRAMES, GAP, SIZE, 10.0):
         boxes = person_box(clip.masks[1:])
         truth = to_unit(clip.frames)
-        for name, video in videos(pipeline, scene_of(clip.reference, clip.keypoints[0]), clip.keypoints[1:]).items():
+        for name, video in videos(pipeline, Scene.of(clip.reference, clip.keypoints[0]), clip.keypoints[1:]).items():
             found = to_unit(video)
             row = [float(np.mean(psnr(found, truth))), float(np.mean(psnr(found, truth, boxes)))]
             if vgg is not None:

@@ -23,7 +23,7 @@ import zipfile
 import numpy as np
 import PIL.Image
 import tyro
-from composed import half, lpips_of, scene_of, videos
+from composed import half, lpips_of, videos
 
 from animate_jax.evaluation.clips import person_boxes
 from animate_jax.evaluation.features import person_features
@@ -33,6 +33,7 @@ from animate_jax.images import Images, resize_lanczos, to_unit
 from animate_jax.perceptual import lpips
 from animate_jax.pose.detect import detect
 from animate_jax.pose.smooth import smooth
+from animate_jax.sampling.compose import Scene
 from animate_jax.sampling.inputs import DrivingMotion, fit_motion
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.storage import keep_compiled_programs
@@ -110,7 +111,7 @@ def measure(pipeline: Pipeline, vgg, own: Images, other: Images):
     masks = person_boxes(detect(own), size)
     boxes, truth = person_box(masks), own[1:]
     rows, features = {}, {"reference": person_features(vgg, own[:1], masks[:1], boxes[:1]).mean(0)}
-    made = videos(pipeline, scene_of(own[0], reference), fitted) | {"truth": truth}
+    made = videos(pipeline, Scene.of(own[0], reference), fitted) | {"truth": truth}
     for name, video in made.items():
         distance = lpips_of(vgg, half(video[::EVERY]), half(truth[::EVERY])).mean()
         rows[name] = float(distance), float(np.mean(psnr(to_unit(video), to_unit(truth), boxes[1:])))

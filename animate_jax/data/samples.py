@@ -14,8 +14,9 @@ from animate_jax.config import DataConfig, Preset, TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.images import center_crop_box
 from animate_jax.pose.draw import LIMBS, draw
+from animate_jax.pose.inpaint import without_person
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
-from animate_jax.pose.warp import NUM_PARTS, LazyWarpedImages, capsules, without_person
+from animate_jax.pose.warp import NUM_PARTS, LazyWarpedImages, capsules
 from animate_jax.presets import preset_of
 from animate_jax.video.clip_image import clip_pixels
 

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, MIN_LENGTH, Canvas, Keypoints, to_pixels
 from animate_jax.pose.retarget import retarget
@@ -30,7 +30,9 @@ MUSEPOSE_TREE = (
 )
 WRISTS = [7, 4]  # of the left and the right hand
 ANKLES = [10, 13]
-EDGES = 0.0, 0.02, 0.0  # free space that `keep_inside` leaves: beside, above (the head goes on) and below the joints
+FACE = [0, 14, 15, 16, 17]
+CROWN = 0.8  # of the distance from the neck to the middle of the face: so far above that the head ends
+EDGES = 0.0, 0.02, 0.0  # free space that `keep_inside` leaves: beside, above and below the joints and the crown
 INSIDE_QUANTILE = 0.95  # over frames
 SMALLEST = 0.5
 MAX_OUTSIDE = 0.05  # share of joints up to which a motion is left as it is
@@ -57,27 +59,29 @@ def align_motion(
 def keep_inside(fitted: Keypoints, reference: Keypoints) -> Keypoints:
     """Scales and shifts a fitted motion, the same in all frames, so that it stays in the picture.
 
-    Up to `MAX_OUTSIDE` of the joints may leave it. Only joints that the reference shows inside the picture have to; a
-    reference closer to an edge than `EDGES` may stay there. A person who stands is scaled about the floor. Frames
-    beyond `INSIDE_QUANTILE` on either side do not count, and nobody becomes smaller than `SMALLEST`.
+    Up to `MAX_OUTSIDE` of the joints, and the crown of the head in as many frames, may leave it. Only joints that the
+    reference shows inside the picture have to; a reference closer to an edge than `EDGES` may stay there. A person who
+    stands is scaled about the floor. Frames beyond `INSIDE_QUANTILE` on either side do not count, and nobody becomes
+    smaller than `SMALLEST`.
 
     Args:
         fitted: [F] frames, in units of the picture.
         reference: one frame (no leading axis), in the same units.
     """
-    own = reference.bounded()
-    wanted = (own.body_confidence > MIN_CONFIDENCE) & ((own.body > 0) & (own.body < 1)).all(-1)
-    seen = (fitted.body_confidence > MIN_CONFIDENCE) & wanted
+    own, own_seen = _with_crown(reference.bounded())
+    points, seen = _with_crown(fitted)
+    wanted = own_seen & ((own > 0) & (own < 1)).all(-1)
+    seen = seen & wanted
     frames = seen.any(-1)
-    outside = seen & ((fitted.body < 0) | (fitted.body > 1)).any(-1)
-    if outside.sum() <= MAX_OUTSIDE * seen.sum():
+    outside = seen & ((points < 0) | (points > 1)).any(-1)
+    if all(outside[:, part].sum() <= MAX_OUTSIDE * seen[:, part].sum() for part in (slice(-1), -1)):
         return fitted
-    body = fitted.body[frames].astype(np.float64)
+    body = points[frames].astype(np.float64)
     low = np.where(seen[frames, :, None], body, np.inf).min(1)
     high = np.where(seen[frames, :, None], body, -np.inf).max(1)
     low, high = np.quantile(low, 1 - INSIDE_QUANTILE, 0), np.quantile(high, INSIDE_QUANTILE, 0)
-    least = np.minimum((EDGES[0], EDGES[1]), own.body[wanted].min(0))
-    most = np.maximum((1 - EDGES[0], 1 - EDGES[2]), own.body[wanted].max(0))
+    least = np.minimum((EDGES[0], EDGES[1]), own[wanted].min(0))
+    most = np.maximum((1 - EDGES[0], 1 - EDGES[2]), own[wanted].max(0))
     scale = min(1.0, *((most - least) / np.maximum(high - low, 1e-9)))
     standing = seen[frames][:, ANKLES].all(-1)
     if standing.any():
@@ -92,6 +96,16 @@ def keep_inside(fitted: Keypoints, reference: Keypoints) -> Keypoints:
     shift = np.where(low < least, least - low, np.minimum(most - high, 0))
     offset = (1 - scale) * fixed + shift
     return fitted.affine((scale, scale), (float(offset[0]), float(offset[1])))
+
+
+def _with_crown(keypoints: Keypoints) -> tuple[Float[np.ndarray, "*f 19 2"], Bool[np.ndarray, "*f 19"]]:
+    """The body's joints and the crown of its head, and which are seen."""
+    seen = keypoints.body_confidence > MIN_CONFIDENCE
+    there = seen[..., FACE, None]
+    middle = (keypoints.body[..., FACE, :] * there).sum(-2) / np.maximum(there.sum(-2), 1)
+    crown = middle + CROWN * (middle - keypoints.body[..., NECK, :])
+    known = seen[..., NECK] & there.any((-1, -2))
+    return np.concatenate([keypoints.body, crown[..., None, :]], -2), np.concatenate([seen, known[..., None]], -1)
 
 
 def align_bones(driving: Keypoints, driving_canvas: Canvas, reference: Keypoints, canvas: Canvas) -> Keypoints:

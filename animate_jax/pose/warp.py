@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, Int8, UInt8
+from jaxtyping import Float, Int8, UInt8
 
+from animate_jax.pose.inpaint import Mask, Picture, without_person
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 
 NECK, SHOULDERS, HIPS = 1, [2, 5], [8, 11]  # right and left
@@ -39,12 +39,6 @@ SIZE_BONES = (
 TORSO_STIFFNESS = 0.5  # weight of the similarity in the torso's affine map, in sizes
 ARM_IN_FRONT_DEPTH = 0.5  # largest depth of the torso when the person faces the camera: arms lie in front of it
 CAPSULE_DEPTH = 0.38  # depth from which a pixel is in the mask made of capsules
-INPAINT_MARGIN = 4 / 128  # in image heights, around the mask: is inpainted, too
-MAX_INPAINT_HEIGHT = 192  # pixels: what is behind the person of taller images is made up at this height
-DIFFUSION_FALLOFF = 8.0  # of the weight of surroundings twice as far
-
-Picture = UInt8[np.ndarray, "height width 3"]
-Mask = UInt8[np.ndarray, "height width"]  # 255: the person
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +61,7 @@ class LazyWarpedImages:
 
     Attributes:
         picture, mask: the reference image and its person's mask.
-        background: the image without the person, see `without_person`.
+        background: the image without the person, see `inpaint.without_person`.
         reference: the person's keypoints, one frame (no leading axis).
         driven: [F] frames, fitted to the reference; frames without keypoints show only the background.
         without: numbers of parts that are left out.
@@ -144,35 +138,6 @@ def warp(picture: Picture, mask: Mask | None, reference: Keypoints, driven: Keyp
     """`LazyWarpedImages` with an inpainted background; without a mask, one is made of capsules around the bones."""
     mask = capsules(reference, *picture.shape[:2]) if mask is None else mask
     return LazyWarpedImages(picture, mask, without_person(picture, mask), reference, driven)
-
-
-def without_person(picture: Picture, mask: Mask) -> Picture:
-    """The image without the person: inpainted (Telea 2004) as models are trained on it, in larger images than those
-    `diffused`."""
-    height, width = mask.shape
-    reach = max(1, round(INPAINT_MARGIN * height))
-    hole = cv2.dilate((mask > 0).astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
-    if height <= MAX_INPAINT_HEIGHT:
-        return cv2.inpaint(picture, hole, 4, cv2.INPAINT_TELEA)
-    size = max(1, round(width * MAX_INPAINT_HEIGHT / height)), MAX_INPAINT_HEIGHT
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    small_hole = (cv2.resize(255 * hole, size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
-    made = cv2.resize(diffused(small, small_hole), (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.where(hole[..., None] > 0, made.round().clip(0, 255).astype(np.uint8), picture)
-
-
-def diffused(picture: Picture, hole: Mask) -> Float32[np.ndarray, "height width 3"]:
-    """The image with its holes (non-zero) filled by Gaussian means of what is around them, the nearest first.
-
-    Smooth, without the edges that inpainting draws from the rim to the middle of a large hole.
-    """
-    known = (hole == 0).astype(np.float32)
-    colors, weights = np.zeros(picture.shape, np.float32), np.full(hole.shape, 1e-12, np.float32)
-    for step in range(math.ceil(math.log2(max(hole.shape)))):
-        importance = DIFFUSION_FALLOFF**-step
-        colors += importance * cv2.GaussianBlur(picture * known[..., None], (0, 0), 2**step)
-        weights += importance * cv2.GaussianBlur(known, (0, 0), 2**step)
-    return np.where(known[..., None] > 0, picture, colors / weights[..., None]).astype(np.float32)
 
 
 def capsules(keypoints: Keypoints, height: int, width: int) -> Mask:

@@ -13,9 +13,10 @@ from jaxtyping import Float
 
 from animate_jax.errors import UserError
 from animate_jax.images import Image, resize_lanczos
+from animate_jax.pose.inpaint import INPAINT_MARGIN, without_person
 from animate_jax.pose.inspect import warn
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
-from animate_jax.pose.warp import INPAINT_MARGIN, capsules, without_person
+from animate_jax.pose.warp import capsules
 from animate_jax.sampling.compose import LARGEST, Scene, even
 from animate_jax.sampling.inputs import DrivingMotion, is_keypoints
 from animate_jax.video.images import read_image

@@ -20,8 +20,9 @@ from animate_jax.errors import UserError
 from animate_jax.images import Image, Images, resize_lanczos
 from animate_jax.pose.detect import Detector, segment
 from animate_jax.pose.draw import LazyPoseImages
+from animate_jax.pose.inpaint import Mask, cutout, foreground, without_person
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
-from animate_jax.pose.warp import LazyWarpedImages, Mask, capsules, without_person
+from animate_jax.pose.warp import LazyWarpedImages, capsules, warp_field
 from animate_jax.sampling.inputs import crop_around, find_person
 
 LARGEST = 768, 1366  # pixels, height and width of a result that is not asked for
@@ -36,6 +37,7 @@ NEIGHBORHOOD = 1.2  # pixels, standard deviation
 SURE = 3.5  # NOISE**2 / 2 by which a sure warp is preferred
 SURE_FROM, SURE_AT = 0.05, 0.4  # of the warp's own certainty
 DECISION = 2.0  # how sharply one explanation wins
+REACH = 2  # pixels around either person in which the model may show what neither layer does
 TINT = 6.0  # pixels over which the model's colors are brought to those around what is left of it
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; may reach outside the picture
@@ -57,6 +59,13 @@ class Scene:
     mask: Mask
     background: Image
 
+    @classmethod
+    def of(cls, picture: Image, keypoints: Keypoints) -> Scene:
+        """The person of a picture, found again in it."""
+        found = segment(picture, keypoints)
+        mask = capsules(keypoints, *picture.shape[:2]) if found is None else found
+        return cls(picture, keypoints, cutout(mask), without_person(picture, mask))
+
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
@@ -65,7 +74,7 @@ class Scene:
     def before(self, background: Image) -> Scene:
         """The person before another background of the same size."""
         share = (self.mask / np.float32(255))[..., None]
-        picture = background + share * (self.picture.astype(np.float32) - background)
+        picture = background + share * (foreground(self.picture, self.mask).astype(np.float32) - background)
         return dataclasses.replace(self, picture=np.round(picture).astype(np.uint8), background=background)
 
     def placed(self, scale: float, shift: tuple[float, float], background: Image) -> Scene:
@@ -112,14 +121,16 @@ class Composition:
         box = person_box(scene.keypoints, fitted, scene.size, options.width / options.height)
         own, driven = (into_box(keypoints, scene.size, box) for keypoints in (scene.keypoints, fitted))
         mask = cut(scene.mask, box, cv2.BORDER_CONSTANT)
-        warped = LazyWarpedImages(cut(scene.picture, box), mask, cut(scene.background, box), own, driven)
+        person = foreground(scene.picture, scene.mask)
+        warped = LazyWarpedImages(cut(person, box), mask, cut(scene.background, box), own, driven)
         return cls(scene, LazyPoseImages(fitted, *scene.size, options.pose_style), box, warped)
 
     def seen_by_model(self, options: AnimationConfig) -> LazyWarpedImages:
         """The reference in the box at the model's size."""
         size = options.height, options.width
         mask = resize(self.warped.mask.astype(np.float32), size).round().clip(0, 255).astype(np.uint8)
-        picture, background = (resize_lanczos(image, size) for image in (self.warped.picture, self.warped.background))
+        whole = cut(self.scene.picture, self.box)
+        picture, background = (resize_lanczos(image, size) for image in (whole, self.warped.background))
         return dataclasses.replace(self.warped, picture=picture, mask=mask, background=background)
 
     def frames(self, chunks: Iterator[Images]) -> Iterator[Images]:
@@ -129,11 +140,13 @@ class Composition:
         left, top, right, bottom = self.box
         inside = np.s_[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
         shown = np.s_[max(-top, 0) : min(bottom, height) - top, max(-left, 0) : min(right, width) - left]
+        made_up = cut((self.scene.picture != self.scene.background).any(-1).astype(np.uint8), self.box)
         for chunk in chunks:
             results = np.repeat(self.scene.background[None], len(chunk), 0)
             for result, frame, number in zip(results, chunk, range(start, start + len(chunk)), strict=True):
                 [warped], [masks] = self.warped[number : number + 1]
-                result[inside] = compose(frame, warped, masks, self.warped.background)[shown]
+                free = around(made_up, self.warped.driven[number], frame.shape[:2])
+                result[inside] = compose(frame, warped, masks, self.warped.background, free)[shown]
             start += len(chunk)
             yield results
 
@@ -166,9 +179,7 @@ def read_scene(
         scale = height / own[0] if height else width / own[1] if width else min(1, *np.divide(LARGEST, own))
         size = min(even(own[0] * scale), SIDES[1]), min(even(own[1] * scale), SIDES[1])
         picture = resize_lanczos(image, size)
-    mask = segment(picture, keypoints)
-    mask = capsules(keypoints, *picture.shape[:2]) if mask is None else mask
-    return Scene(picture, keypoints, mask, without_person(picture, mask))
+    return Scene.of(picture, keypoints)
 
 
 def even(side: float | int) -> int:
@@ -213,14 +224,27 @@ def cut(image: UInt8[np.ndarray, "..."], box: Box, border: int = cv2.BORDER_REPL
     return wider[top + before[0] : bottom + before[0], left + before[1] : right + before[1]].copy()
 
 
+def around(made_up: Mask, driven: Keypoints, size: tuple[int, int]) -> Float32[np.ndarray, "height width"]:
+    """1 where a frame of that size may differ from the picture: where its background is made up, and around the driven
+    person, whatever of it the picture shows."""
+    behind = cv2.resize(made_up.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
+    person = (warp_field(driven, driven[None], *size).part[0] >= 0).astype(np.float32)
+    return cv2.dilate(np.maximum(person, behind), np.ones((2 * REACH + 1, 2 * REACH + 1)))
+
+
 def compose(
-    frame: Image, warped: Image, masks: UInt8[np.ndarray, "height width 2"], background: Image
+    frame: Image,
+    warped: Image,
+    masks: UInt8[np.ndarray, "height width 2"],
+    background: Image,
+    free: Float32[np.ndarray, "h w"] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The model's frame, of any size, with the pixels of what it stands for.
 
     Args:
         warped, masks: from `LazyWarpedImages`, of the result's size.
         background: of that size.
+        free: of the frame's size: 0 where only `warped` and `background` may be shown; default: nowhere.
     """
     full, size = warped.shape[:2], frame.shape[:2]
     layers = warped.astype(np.float32), background.astype(np.float32)
@@ -231,11 +255,16 @@ def compose(
     cost = np.stack([person - 2 * SURE * certain, behind, np.full_like(person, (NEITHER / NOISE) ** 2)], -1)
     shares = np.exp(-DECISION / 2 * (cost - cost.min(-1, keepdims=True)))
     shares /= shares.sum(-1, keepdims=True)
+    if free is not None:
+        kept = shares[..., 2] * (1 - free)
+        shares[..., 1:] += np.stack([kept, -kept], -1)
     # What the model alone knows gets the tint of what stands around it: its colors are not the reference's.
     copied = 1 - shares[..., 2:]
     off = shares[..., :1] * low[0] + shares[..., 1:2] * low[1] - copied * model
     model = model + blur(off, TINT) / (blur(copied[..., 0], TINT)[..., None] + 1e-3)
     shares = resize(shares, full).clip(0, 1)
+    if free is not None:
+        shares[..., 2] *= cv2.resize(free, full[::-1]) > 0
     shares /= shares.sum(-1, keepdims=True)
     result = sum(shares[..., i : i + 1] * layer for i, layer in enumerate((*layers, resize(model, full))))
     return np.round(result).clip(0, 255).astype(np.uint8)

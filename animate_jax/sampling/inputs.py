@@ -104,7 +104,7 @@ def read_motion(
     if is_keypoints(driving):
         return _read_keypoints(pathlib.Path(driving), frames, fps, person, canvas)
     footage = _footage(driving, frames, fps)
-    driving_kind = driving_kind or kind_of(driving, frames, fps)
+    driving_kind = kind_of(driving, frames, fps, driving_kind)
     if driving_kind == "poses":
         drawn = np.stack([resize_lanczos(image, size or image.shape[:2]) for image in footage.read()])
         motion = DrivingMotion(footage.rate, images=drawn)
@@ -154,17 +154,6 @@ def _read_pictures(files: Sequence[pathlib.Path]) -> Generator[Image, None, None
         yield image
 
 
-def has_joints(
-    driving: str | pathlib.Path | Images | DrivingMotion,
-    driving_kind: DrivingKind | None = None,
-    frames: int | None = None,
-) -> bool:
-    """Whether it is known where the joints are in what drives: not in drawn poses. Arguments as in `read_motion`."""
-    if isinstance(driving, DrivingMotion):
-        return driving.keypoints is not None
-    return is_keypoints(driving) or (driving_kind or kind_of(driving, frames)) == "video"
-
-
 def is_keypoints(driving: Any) -> TypeGuard[str | os.PathLike]:
     """Whether it is a file of keypoints, or a folder of such, by its name."""
     if not isinstance(driving, str | os.PathLike):
@@ -173,8 +162,20 @@ def is_keypoints(driving: Any) -> TypeGuard[str | os.PathLike]:
     return path.suffix.lower() in KEYPOINT_SUFFIXES or (path.is_dir() and not _picture_files(path))
 
 
-def kind_of(driving: str | pathlib.Path | Images, frames: int | None = None, fps: Number | None = None) -> DrivingKind:
-    """What a video shows in its beginning: a person, or drawn poses."""
+def kind_of(
+    driving: str | pathlib.Path | Images | DrivingMotion,
+    frames: int | None = None,
+    fps: Number | None = None,
+    driving_kind: DrivingKind | None = None,
+) -> DrivingKind:
+    """What drives: drawn poses, in which it is not known where joints are, or a person. The beginning of a video of
+    which it is not said is read. Arguments as in `read_motion`."""
+    if isinstance(driving, DrivingMotion):
+        return "poses" if driving.keypoints is None else "video"
+    if is_keypoints(driving):
+        return "video"
+    if driving_kind:
+        return driving_kind
     with contextlib.closing(_footage(driving, frames, fps).read()) as images:
         return "poses" if shows_drawn_poses(images) else "video"
 

@@ -46,7 +46,7 @@ from animate_jax.sampling.inputs import (
     draw_motion,
     drawn_parts,
     fit_motion,
-    has_joints,
+    kind_of,
     read_motion,
     warp_reference,
 )
@@ -269,17 +269,19 @@ class Pipeline(Denoiser):
             raise UserError(f"--compose {compose}: choose auto, on or off")
         driving, several = motions_of(driving)
         several = several or isinstance(reference, list | tuple)
+        kinds = [driving_kind] * len(driving)
         if compose == "auto":
             compose = "off"
-            if composes(self.preset) and all(has_joints(motion, driving_kind, frames) for motion in driving):
-                compose = "on"
+            if composes(self.preset):
+                rate = fps or self.preset.frames.fps
+                kinds = [kind_of(motion, frames, rate, driving_kind) for motion in driving]
+                compose = "off" if "poses" in kinds else "on"
         size = {name: overrides.pop(name, None) for name in ("width", "height")} if compose == "on" else {}
         options = self.animation_config(**overrides)
         reading = {
             "person": person,
             "detector": detector,
             "canvas": canvas,
-            "driving_kind": driving_kind,
             "size": (options.height, options.width),
             "parts": drawn_parts(options),
         }
@@ -292,8 +294,8 @@ class Pipeline(Denoiser):
         motions = [
             motion[:frames]
             if isinstance(motion, DrivingMotion)
-            else self.read_motion(motion, frames=frames, fps=fps, progress=progress, **reading)
-            for motion in driving
+            else self.read_motion(motion, frames=frames, fps=fps, progress=progress, driving_kind=kind, **reading)
+            for motion, kind in zip(driving, kinds, strict=True)
         ]
         if options.audio == "off":
             motions = [dataclasses.replace(motion, audio=None) for motion in motions]

@@ -214,6 +214,18 @@ def test_a_head_above_the_picture_is_brought_back_and_the_feet_stay():
     np.testing.assert_allclose(found.body[..., 0], 0.5, atol=1e-5)
 
 
+def test_the_crown_of_the_head_stays_in_the_picture_too():
+    reference, fitted = standing(1)[0], standing()
+    for keypoints in (reference.body[None], fitted.body):
+        keypoints[:, [0, 14, 15, 16, 17], 1] = 0.2
+        keypoints[:, 1, 1] = 0.35
+    fitted.body[:, [0, 14, 15, 16, 17], 1] = 0.05  # in the picture, but the head goes on above it
+    found = keep_inside(fitted, reference).body
+    assert (found[:, 0, 1] - 0.8 * (found[:, 1, 1] - found[:, 0, 1])).min() > 0.01
+    reference.body[[0, 14, 15, 16, 17], 1] = 0.05  # of a picture that cuts the crown off, it may leave
+    np.testing.assert_array_equal(keep_inside(fitted, reference).body, fitted.body)
+
+
 def test_somebody_who_walks_out_is_brought_back_and_one_bad_frame_does_not_count():
     fitted = standing(100)
     fitted.body[..., 0] += np.linspace(0, 0.7, 100)[:, None]

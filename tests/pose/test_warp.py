@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from animate_jax.pose.inpaint import diffused, foreground, without_person
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.warp import LIMBS, NUM_PARTS, TORSO, capsules, diffused, warp, warp_field, without_person
+from animate_jax.pose.warp import LIMBS, NUM_PARTS, TORSO, capsules, warp, warp_field
 
 SIZE = 128, 96
 # A person who stands and spreads the arms a little, in pixels.
@@ -189,6 +190,41 @@ def test_large_holes_are_filled_without_edges():
     assert max(np.abs(np.diff(inner, axis=axis)).max() for axis in (0, 1)) < 20  # of the 200 between the two sides
     assert inner[:, 0].max() < 70 and inner[:, -1].min() > 170
     np.testing.assert_allclose(diffused(np.full((40, 30, 3), 7, np.uint8), hole[:40, :30]), 7, atol=1e-3)
+
+
+@pytest.mark.parametrize("slope", [0, 1])
+def test_stripes_go_on_behind_the_person_and_true_pixels_stay(slope):
+    y, x = np.mgrid[:384, :288]
+    bright = ((x + slope * y) // 12 % 2).astype(bool)
+    wall = np.where(bright[..., None], np.uint8([230, 200, 40]), np.uint8([20, 60, 90]))
+    mask = cv2.resize(capsules(person(), *SIZE), (288, 384))
+    picture = np.where(mask[..., None] > 0, np.uint8([200, 30, 160]), wall)
+    made = without_person(picture, mask)
+    away = cv2.distanceTransform((mask == 0).astype(np.uint8), cv2.DIST_L2, 5)
+    np.testing.assert_array_equal(made[away > 0.02 * 384], picture[away > 0.02 * 384])
+    there = mask > 128
+    smooth = diffused(picture, mask)
+    errors = [np.abs(fill.astype(float) - wall)[there].mean() for fill in (made, smooth)]
+    assert errors[0] < 0.4 * errors[1]
+    assert made[there].std(0).mean() > 2 * smooth[there].std(0).mean()  # stripes, not their mean
+
+
+def test_a_person_that_fills_the_picture_still_has_a_background():
+    picture = np.full((240, 200, 3), 90, np.uint8)
+    full = np.full((240, 200), 255, np.uint8)
+    assert without_person(picture, full).shape == picture.shape
+    full[:8] = 0
+    assert np.abs(without_person(picture, full).astype(int) - 90).max() <= 1
+
+
+def test_the_edge_of_a_person_keeps_no_color_of_what_was_behind_it():
+    share = np.clip((np.arange(200) - 90) / 20, 0, 1)[None].repeat(200, 0)
+    picture = (share[..., None] * [200, 40, 40] + (1 - share[..., None]) * [0, 0, 255]).round().astype(np.uint8)
+    mask = (255 * share).round().astype(np.uint8)
+    found = foreground(picture, mask)
+    edge = (share > 0.3) & (share < 1)
+    assert np.abs(found[edge] - [200.0, 40, 40]).mean() < 0.3 * np.abs(picture[edge] - [200.0, 40, 40]).mean()
+    np.testing.assert_array_equal(found[mask == 255], picture[mask == 255])
 
 
 def test_nobody_shows_the_background(picture):

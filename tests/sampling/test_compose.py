@@ -9,8 +9,9 @@ import pytest
 
 from animate_jax.config import AnimationConfig
 from animate_jax.errors import InputWarning, UserError
+from animate_jax.pose.inpaint import without_person
 from animate_jax.pose.keypoints import Keypoints
-from animate_jax.pose.warp import capsules, without_person
+from animate_jax.pose.warp import capsules
 from animate_jax.sampling import compose as module
 from animate_jax.sampling.backgrounds import backdrop, median, paint, place, similarity
 from animate_jax.sampling.compose import Composition, Scene, compose, cut, into_box, person_box, read_scene
@@ -138,6 +139,19 @@ def test_chunks_do_not_matter_and_frames_are_in_their_places(scene, waving):
         )[i : i + 1]
         assert difference(whole[i], warped).mean() < 2
     assert difference(whole[0], whole[4]).max() > 50
+
+
+def test_where_neither_person_is_the_picture_stays_whatever_the_model_says(scene, waving):
+    made = Composition.of(scene, waving, SMALL)
+    frames = np.random.default_rng(2).integers(0, 256, (5, 64, 48, 3)).astype(np.uint8)
+    [found] = made.frames(iter([frames]))
+    grown = np.ones((45, 45), np.uint8)
+    for driven, result in zip([waving[i] for i in range(5)], found, strict=True):
+        either = np.maximum(capsules(driven, *SIZE), scene.mask)
+        nobody = cv2.dilate(either, grown) == 0
+        assert 0.2 < nobody.mean() < 0.9
+        np.testing.assert_array_equal(result[nobody], scene.picture[nobody])
+        assert difference(result, scene.picture)[either > 0].mean() > 20
 
 
 def test_the_model_sees_the_box_at_its_own_size(scene, waving):

@@ -527,6 +527,23 @@ def test_only_where_joints_are_known_are_results_composed_unasked(copying, anybo
             assert made.frames.shape[1] == height
 
 
+def test_the_beginning_of_a_driving_video_is_looked_at_once(pipeline, anybody, picture, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def stop(*args):
+        raise Enough
+
+    looks = []
+    monkeypatch.setattr(compose_module, "segment", lambda picture, person: None)
+    monkeypatch.setattr(pipeline_module, "composes", lambda preset: True)
+    monkeypatch.setattr(module, "shows_drawn_poses", lambda frames: bool(looks.append(next(frames))))
+    monkeypatch.setattr(pipeline, "composed_job", stop)
+    with pytest.raises(Enough):
+        pipeline(picture, np.full((3, 32, 24, 3), 90, np.uint8), progress=False)
+    assert len(looks) == 1
+
+
 def test_several_composed_results_before_other_backgrounds(copying, anybody, monkeypatch):
     monkeypatch.setattr(compose_module, "segment", lambda picture, person: None)
     pictures = [large_picture(), large_picture()[::-1].copy()]
