@@ -110,7 +110,8 @@ def textured(picture: Picture, hole: np.ndarray) -> Picture:
         else:
             factor = np.divide(size, offsets.shape[:2])
             made = np.where(missing[..., None], cv2.resize(made, size[::-1]), image)
-            offsets = np.round(cv2.resize(offsets, size[::-1], interpolation=cv2.INTER_NEAREST) * factor)
+            nearest = cv2.resize(offsets, size[::-1], interpolation=cv2.INTER_NEAREST)
+            offsets = np.round(nearest * factor).astype(np.float32)
         wanted = cv2.dilate(missing.astype(np.uint8), patch) > 0
         for _ in range(rounds):
             offsets, difference = nearest_patches(made, wanted, usable, offsets, rng)
