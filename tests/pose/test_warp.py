@@ -192,10 +192,9 @@ def test_large_holes_are_filled_without_edges():
     np.testing.assert_allclose(diffused(np.full((40, 30, 3), 7, np.uint8), hole[:40, :30]), 7, atol=1e-3)
 
 
-@pytest.mark.parametrize("slope", [0, 1])
-def test_stripes_go_on_behind_the_person_and_true_pixels_stay(slope):
+def test_stripes_go_on_behind_the_person_and_true_pixels_stay():
     y, x = np.mgrid[:384, :288]
-    bright = ((x + slope * y) // 12 % 2).astype(bool)
+    bright = ((x + y) // 24 % 2).astype(bool)
     wall = np.where(bright[..., None], np.uint8([230, 200, 40]), np.uint8([20, 60, 90]))
     mask = cv2.resize(capsules(person(), *SIZE), (288, 384))
     picture = np.where(mask[..., None] > 0, np.uint8([200, 30, 160]), wall)
