@@ -60,13 +60,13 @@ def cutout(mask: Mask) -> Mask:
 
 def foreground(picture: Picture, mask: Mask) -> Picture:
     """The person's own colors where its edge mixes with what is behind it (Forte 2021, "Approximate Fast Foreground
-    Colour Estimation"); beyond it, colors of the nearest edge. Where the mask is full, the picture."""
+    Colour Estimation"). Where the mask is full, and far from it, the picture."""
     deviation = max(1.0, FRINGE * len(mask))
     share = (mask.astype(np.float32) / 255)[..., None]
 
     def mean(weight):
         total = cv2.GaussianBlur(weight, (0, 0), deviation)[..., None]
-        return cv2.GaussianBlur(picture * weight, (0, 0), deviation) / (total + 1e-4)
+        return (cv2.GaussianBlur(picture * weight, (0, 0), deviation) + 1e-3 * picture) / (total + 1e-3)
 
     near, behind = mean(share), mean(1 - share)
     found = near + share * (picture - share * near - (1 - share) * behind)

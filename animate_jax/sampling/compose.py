@@ -224,7 +224,7 @@ def cut(image: UInt8[np.ndarray, "..."], box: Box, border: int = cv2.BORDER_REPL
     return wider[top + before[0] : bottom + before[0], left + before[1] : right + before[1]].copy()
 
 
-def around(made_up: Mask, driven: Keypoints, size: tuple[int, int]) -> Float32[np.ndarray, "height width"]:
+def around(made_up: Mask, driven: Keypoints, size: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
     """1 where a frame of that size may differ from the picture: where its background is made up, and around the driven
     person, whatever of it the picture shows."""
     behind = cv2.resize(made_up.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
