@@ -23,6 +23,7 @@ NECK, SHOULDERS, HIPS = 1, [2, 5], [8, 11]  # right and left
 TORSO_POINTS = [NECK, *SHOULDERS, *HIPS]
 HEAD_POINTS, FACE_POINTS = [0, NECK, 14, 15, 16, 17], [0, 14, 15, 16, 17]
 TORSO, HEAD, LIMBS, NUM_PARTS = 0, 1, slice(2, 10), 10  # numbers of the parts, and how many there are
+WHOLE_LIMB = np.array([0, 1, 2, 2, 3, 3, 4, 4, 5, 5])  # of each part: the two halves of a limb belong together
 # A limb: joints, radius in sizes of the person, and its extension beyond them (hands, feet) in lengths of the limb.
 LIMB_PARTS = (
     (2, 3, 0.17, 0.0, 0.05), (3, 4, 0.15, 0.05, 0.45), (5, 6, 0.17, 0.0, 0.05), (6, 7, 0.15, 0.05, 0.45),
@@ -65,6 +66,9 @@ class LazyWarpedImages:
         reference: the person's keypoints, one frame (no leading axis).
         driven: [F] frames, fitted to the reference; frames without keypoints show only the background.
         without: numbers of parts that are left out.
+        reach: in image heights. A pixel whose source lies farther than this from its own limb in the reference, as
+            where an arm covers the torso, shows something else: `warped[frames]` leaves it out. None keeps it, as
+            models are trained.
     """
 
     picture: Picture
@@ -73,6 +77,7 @@ class LazyWarpedImages:
     reference: Keypoints
     driven: Keypoints
     without: tuple[int, ...] = ()
+    reach: float | None = None
 
     def __len__(self) -> int:
         return len(self.driven)
@@ -87,12 +92,22 @@ class LazyWarpedImages:
         """The person warped into those frames, over the background; and two masks: the share of each pixel that comes
         from the person, and the warp's reliability (255: on a bone; 0: where the reference shows another part, or the
         torso or head from the other side)."""
+        pictures, masks = self._warp(frames, complete=False)
+        return pictures, masks[..., :2]
+
+    def complete(self, frames) -> tuple[UInt8[np.ndarray, "f height width 3"], UInt8[np.ndarray, "f height width 3"]]:
+        """As `warped[frames]`, but nothing is left out, and a third mask says what would be (0; 255: within `reach`, or
+        nobody there)."""
+        return self._warp(frames, complete=True)
+
+    def _warp(self, frames, complete: bool):
         driven = self.driven[frames]
         height, width = self.mask.shape
         found = warp_field(self.reference, driven, height, width, self.without)
         turned = _facing_sign(self.reference[None]) * _facing_sign(driven) < 0
         pictures = np.repeat(self.background[None], len(driven), 0)
-        masks = np.zeros((*pictures.shape[:3], 2), np.uint8)
+        masks = np.zeros((*pictures.shape[:3], 3), np.uint8)
+        masks[..., 2] = 255
         for f, (source, part, depth) in enumerate(zip(found.source, found.part, found.depth, strict=True)):
             if not (inside := part >= 0).any():
                 continue
@@ -102,13 +117,32 @@ class LazyWarpedImages:
             x, y = np.ascontiguousarray(np.moveaxis(source[box], -1, 0) - np.float32(0.5))
             color = cv2.remap(self.picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
             share = cv2.remap(self.mask, x, y, cv2.INTER_LINEAR) * inside
+            if self.reach is not None:
+                near = cv2.remap(self._near_limbs, x, y, cv2.INTER_NEAREST) >> WHOLE_LIMB[part] & 1
+                own = cv2.GaussianBlur(np.where(inside, near, 1).astype(np.float32), (0, 0), self._reach_pixels / 4)
+                masks[f][box][..., 2] = 255 * own
+                if not complete:
+                    share = (own * share).astype(np.uint8)
             same = cv2.remap(self._reference_part, x, y, cv2.INTER_NEAREST) == part + 1
             right = same & ~(turned[f] & (part <= HEAD))
-            masks[f][box] = np.stack([share, (255 * depth[box] * right * (share > 0)).astype(np.uint8)], -1)
+            masks[f][box][..., :2] = np.stack([share, (255 * depth[box] * right * (share > 0)).astype(np.uint8)], -1)
             blend = (share / np.float32(255))[..., None]
             below = pictures[f][box]
             below[:] = below + blend * (color - below.astype(np.float32)) + np.float32(0.5)
         return pictures, masks
+
+    @property
+    def _reach_pixels(self) -> int:
+        return max(1, round((self.reach or 0) * len(self.mask)))
+
+    @functools.cached_property
+    def _near_limbs(self) -> UInt8[np.ndarray, "height width"]:
+        """The limbs within reach of each pixel of the reference, a bit for each."""
+        side = 2 * self._reach_pixels + 1
+        circle = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+        limb = np.array([-1, *WHOLE_LIMB])[self._reference_part]
+        masks = ((limb == number).astype(np.uint8) for number in range(WHOLE_LIMB[-1] + 1))
+        return np.bitwise_or.reduce([cv2.dilate(mask, circle) << number for number, mask in enumerate(masks)])
 
     @functools.cached_property
     def _reference_part(self) -> UInt8[np.ndarray, "height width"]:

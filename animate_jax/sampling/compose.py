@@ -37,6 +37,8 @@ NEIGHBORHOOD = 1.2  # pixels, standard deviation
 SURE = 3.5  # NOISE**2 / 2 by which a sure warp is preferred
 SURE_FROM, SURE_AT = 0.05, 0.4  # of the warp's own certainty
 DECISION = 2.0  # how sharply one explanation wins
+REACH_OF_LIMBS = 0.01  # heights of the box around a limb of the reference beyond which it shows something else
+ELSEWHERE = 1.5  # NOISE**2 by which what it shows there must be better
 REACH = 2  # pixels around either person in which the model may show what neither layer does
 TINT = 6.0  # pixels over which the model's colors are brought to those around what is left of it
 
@@ -122,7 +124,7 @@ class Composition:
         own, driven = (into_box(keypoints, scene.size, box) for keypoints in (scene.keypoints, fitted))
         mask = cut(scene.mask, box, cv2.BORDER_CONSTANT)
         person = foreground(scene.picture, scene.mask)
-        warped = LazyWarpedImages(cut(person, box), mask, cut(scene.background, box), own, driven)
+        warped = LazyWarpedImages(cut(person, box), mask, cut(scene.background, box), own, driven, reach=REACH_OF_LIMBS)
         return cls(scene, LazyPoseImages(fitted, *scene.size, options.pose_style), box, warped)
 
     def seen_by_model(self, options: AnimationConfig) -> LazyWarpedImages:
@@ -144,7 +146,7 @@ class Composition:
         for chunk in chunks:
             results = np.repeat(self.scene.background[None], len(chunk), 0)
             for result, frame, number in zip(results, chunk, range(start, start + len(chunk)), strict=True):
-                [warped], [masks] = self.warped[number : number + 1]
+                [warped], [masks] = self.warped.complete(np.s_[number : number + 1])
                 free = around(made_up, self.warped.driven[number], frame.shape[:2])
                 result[inside] = compose(frame, warped, masks, self.warped.background, free)[shown]
             start += len(chunk)
@@ -235,14 +237,14 @@ def around(made_up: Mask, driven: Keypoints, size: tuple[int, int]) -> Float32[n
 def compose(
     frame: Image,
     warped: Image,
-    masks: UInt8[np.ndarray, "height width 2"],
+    masks: UInt8[np.ndarray, "height width 3"],
     background: Image,
     free: Float32[np.ndarray, "h w"] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The model's frame, of any size, with the pixels of what it stands for.
 
     Args:
-        warped, masks: from `LazyWarpedImages`, of the result's size.
+        warped, masks: from `LazyWarpedImages.complete`, of the result's size.
         background: of that size.
         free: of the frame's size: 0 where only `warped` and `background` may be shown; default: nowhere.
     """
@@ -252,7 +254,10 @@ def compose(
     certain = resize(masks[..., 1].astype(np.float32) / 255, size)
     certain = ((certain - SURE_FROM) / (SURE_AT - SURE_FROM)).clip(0, 1)
     person, behind = (blur(((model - layer) ** 2).mean(-1), NEIGHBORHOOD) / NOISE**2 for layer in low)
-    cost = np.stack([person - 2 * SURE * certain, behind, np.full_like(person, (NEITHER / NOISE) ** 2)], -1)
+    elsewhere = 1 - resize(masks[..., 2].astype(np.float32) / 255, size)
+    cost = np.stack(
+        [person - 2 * SURE * certain + ELSEWHERE * elsewhere, behind, np.full_like(person, (NEITHER / NOISE) ** 2)], -1
+    )
     shares = np.exp(-DECISION / 2 * (cost - cost.min(-1, keepdims=True)))
     shares /= shares.sum(-1, keepdims=True)
     if free is not None:

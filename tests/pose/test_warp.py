@@ -94,6 +94,28 @@ def test_a_turned_forearm_takes_its_pixels_along(degrees):
     np.testing.assert_allclose(found.source[0][elsewhere], own_places()[elsewhere], atol=0.05)
 
 
+def test_the_torso_does_not_show_the_arm_that_lay_in_front_of_it():
+    folded, gray, red = turned(BODY, RIGHT_ELBOW, [RIGHT_WRIST], -90), (128, 128, 128), (255, 0, 0)
+    part = warp_field(person(folded), frames(person(folded)), *SIZE).part[0]
+    assert (part == RIGHT_FOREARM)[:, 38:58].any()  # in front of the torso
+    image = np.full((*SIZE, 3), gray, np.uint8)
+    image[part == RIGHT_FOREARM] = red
+    everything = warp(image, np.full(SIZE, 255, np.uint8), person(folded), frames(person(), person(folded)))
+    everything = dataclasses.replace(everything, background=np.full_like(image, 128))
+    careful = dataclasses.replace(everything, reach=0.01)
+    torso = warp_field(person(folded), frames(person()), *SIZE).part[0] == TORSO
+    ghosts = [torso & (images[0][..., 0] > 160) for images in (everything[:][0], careful[:][0])]
+    # What is within reach may stay: a rim as narrow as a pixel.
+    inner = [cv2.erode(ghost.astype(np.uint8), np.ones((3, 3), np.uint8)).sum() for ghost in ghosts]
+    assert ghosts[0].sum() > 2 * ghosts[1].sum() and inner[0] > 30 and inner[1] < 3
+    for images, masks in (everything[:], careful[:]):  # the arm itself is there, in both poses
+        assert (images[1] == red).all(-1).sum() > 0.8 * (part == RIGHT_FOREARM).sum()
+        assert masks[0, 60, 27, 0] > 250
+    pictures, masks = careful.complete(np.s_[:])  # says what the other leaves out
+    np.testing.assert_array_equal(pictures, everything[:][0])
+    assert masks[0, ..., 2][ghosts[0] & ~ghosts[1]].mean() < 100 and masks[0, ..., 2][~torso].mean() > 250
+
+
 def test_a_smaller_person_shows_all_of_the_reference():
     middle = np.float32([48, 64])
     found = warp_field(person(), frames(person((BODY - middle) / 2 + middle)), *SIZE)

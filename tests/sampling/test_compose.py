@@ -52,7 +52,7 @@ def shrunk(image, size=(64, 48)):
 
 def layers(scene, waving, frame):
     made = Composition.of(scene, waving, SMALL)
-    [warped], [masks] = made.warped[frame : frame + 1]
+    [warped], [masks] = made.warped.complete(np.s_[frame : frame + 1])
     return warped, masks, made.warped.background
 
 
@@ -80,6 +80,20 @@ def test_the_model_takes_away_what_the_warp_is_not_sure_of(scene, waving):
     kept = compose(shrunk(background), warped, masks, background)
     middle = masks[..., 1] > 230  # on the bones
     assert difference(kept, warped)[middle].mean() < 10 < difference(kept, background)[middle].mean()
+
+
+def test_what_the_reference_shows_of_another_limb_needs_a_model_that_agrees(scene, waving):
+    warped, masks, background = layers(scene, waving, 0)
+    masks = masks * np.uint8([1, 0, 1])
+    shown = difference(warped, background) > 60
+    between = np.round(0.65 * warped + 0.35 * background.astype(np.float32)).astype(np.uint8)
+
+    def lost(frame, own):
+        masks[..., 2] = own
+        return difference(compose(shrunk(frame), warped, masks, background), warped)[shown].mean()
+
+    assert lost(between, 0) > 1.5 * lost(between, 255)
+    assert lost(warped, 0) < 0.5 * lost(between, 0)
 
 
 def test_what_only_the_model_knows_is_its_own(scene, waving):
