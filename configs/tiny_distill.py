@@ -2,7 +2,7 @@
 
     python train.py configs/tiny_distill.py --init tiny
 
-Only an exercise: the bundled model needs two steps already, and comes out worse with guidance (docs/training.md).
+Only an exercise: the bundled model needs two steps already, and comes out worse with guidance (docs/sampling.md).
 """
 
 from animate_jax.config import DataConfig, DiffusionLossConfig, DistillConfig, OptimConfig, TrainConfig
