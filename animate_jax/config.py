@@ -345,6 +345,7 @@ class TrainConfig:
 
     # What is trained: the VAE, single frames, the motion module, or a student that needs few steps.
     stage: Literal["vae", "stage1", "stage2", "distill"]
+    """what is trained: the VAE, single frames, the motion module, or a student of a guided teacher"""
     output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
     preset: str | Preset = "tiny"  # or its name; on the command line it decides, else that of `init` comes first
     size: tuple[int, int] | None = None  # width and height; this and the next two replace the preset's

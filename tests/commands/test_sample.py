@@ -422,7 +422,7 @@ def test_bad_training_options(options, message, tiny_config, capfd):
 
 def test_bad_configurations(tmp_path, capfd):
     assert train.main([str(tmp_path / "missing.py")]) == 2
-    assert "missing.py: no such configuration: give a .py file, or one of stage1," in one_line(
+    assert "missing.py: no such configuration: give a .py file, or one of distill, stage1," in one_line(
         capfd.readouterr(), "animate-jax train: "
     )
     (tmp_path / "other.py").write_text("x = 1")
