@@ -40,6 +40,7 @@ MOTION_FRAMES = 4096  # of a motion module's position tables
 PAGE_AREAS = (1, 2, 4)  # of results, times the preset's: attention's memory grows with the square
 PAGE_WORK = 10_000  # frames x steps (x 2 with guidance) x area, one frame of the preset's size being 1
 PAGE_PROGRAMS = 8  # compiled shapes kept: each holds about 100 MB
+PAGE_MOTIONS = 4  # read poses that are kept for the next video
 PAGE_PICTURE_SIDE = 2048  # pixels that a reference picture is shrunk to
 PAGE_VIDEO_PIXELS = 4096 * 2304  # of one frame: 4K
 PAGE_VIDEO_DECODED = 60 * 60 * 3840 * 2160  # pixels of all frames: a minute of 4K at 60 frames/s

@@ -224,7 +224,7 @@ class Pipeline(Denoiser):
         driving_kind: DrivingKind | None = None,
         callback: StepCallback | None = None,
         compose: Compose | bool = "auto",
-        background: str | pathlib.Path = "reference",
+        background: Backdrop | str | pathlib.Path = "reference",
         **overrides: Any,
     ) -> AnimationStream | list[AnimationStream]:
         """Animates the person in `reference` with the motion of `driving`; frames are decoded as they are iterated.
@@ -251,7 +251,7 @@ class Pipeline(Denoiser):
                 shows them, at the reference's own size: at most 768 pixels high, or `width` and `height`. "auto" is
                 "on" for the small bundled model, unless drawn poses drive, and "off" for others.
             background: of composed results: "reference", "driving" (the driving video's scene, in which the character
-                takes the person's place), a color or a picture file.
+                takes the person's place, or what `backdrop` made of it), a color or a picture file.
             overrides: `speed` ("exact", "fast", "fastest"), and fields of `AnimationConfig`: width, height, steps,
                 guidance, window, overlap, hands, face, audio, ...
 

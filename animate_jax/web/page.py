@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
+import pathlib
+import re
 import sys
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
@@ -14,14 +18,57 @@ from animate_jax.errors import UserError
 from animate_jax.pose.align import AlignMethod
 from animate_jax.pose.detect import Detector
 from animate_jax.pose.draw import STYLES
+from animate_jax.presets import composes
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
-from animate_jax.web.studio import BACKGROUNDS, Request, Studio, VisitorLimits
+from animate_jax.video.open import VIDEO_SUFFIXES
+from animate_jax.web.studio import BACKGROUNDS, PICTURE_SIZE, Request, Studio, Update, VisitorLimits
 from animate_jax.web.uploads import UploadGuard, temporary_folder
 
 EVICT_EVERY = 60  # seconds
 USER = "animate"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+SMALL_MODEL = (
+    "The bundled model is small and was trained on renderings of people. A photo's face and clothes come from the "
+    "photo itself; what it does not show, such as the back, looks rendered. Published weights for full size are "
+    "fetched with `animate-jax weights fetch`."
+)
+INFO = {
+    "steps": "Denoising steps: more take longer.",
+    "guidance": "How much the picture counts; 1 is off and takes half the time.",
+    "speed": "exact computes all; fast and fastest skip work and lose some detail.",
+    "seed": "Another number, another video.",
+    "size": f"In pixels; {PICTURE_SIZE}: with its own pixels.",
+    "background": f"With the size: {PICTURE_SIZE}.",
+    "align": "bones: each limb gets the length that the picture shows; musepose: limb by limb, as MusePose does; "
+    "global: one scale for all; none: as filmed.",
+    "person": "If there are several; numbers count from the left.",
+    "audio": "off: a silent result.",
+}
+LABELS = {  # what messages call them -> what the page calls them
+    "--compose on": f"Size: {PICTURE_SIZE}",
+    "--align": '"Fit the motion by"',
+    "--person": '"Person in the video"',
+    "--background": "Background",
+    "--frames": "Frames",
+    "--steps": "Steps",
+    "--guidance": "Guidance",
+    "--seed": "Seed",
+    "--hands": "Hands",
+    "--face": "Face",
+    ", or another detector with --dwpose FOLDER": "",  # the server's choice
+}
+CSS = """
+label[data-testid="block-label"] { position: static; }
+.html-container video, video { max-height: 320px; }
+"""
+# On a phone, the progress and the result come into sight.
+SHOW_STATUS = """() => {
+  const narrow = matchMedia("(max-width: 700px)").matches;
+  document.getElementById("run").scrollIntoView({ behavior: "smooth", block: narrow ? "start" : "nearest" });
+  return "Waiting for its turn";
+}"""
 
 
 def build_page(studio: Studio, queue_size: int) -> Any:
@@ -34,12 +81,15 @@ def build_page(studio: Studio, queue_size: int) -> Any:
 
     default, most = studio.pipeline.preset.sampling, studio.limits
     parts = STYLES[studio.pipeline.preset.frames.pose_style].parts
-    device = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
+    rate = studio.pipeline.preset.frames.fps
+    hidden = {"show_progress": "hidden", "api_visibility": "private"}
+    device = {"concurrency_id": "device", "concurrency_limit": 1, **hidden}
     with gr.Blocks(title="animate_jax", analytics_enabled=False) as blocks:
         blocks.unload(_end_session(studio))
         gr.Markdown(
             "# animate_jax\nA picture of one person and a motion become a video of that person doing the motion. "
             f"At most {most.frames} frames, {most.seconds} s of motion and {most.megabytes} MB a file."
+            + (f"\n\n{SMALL_MODEL}" if composes(studio.pipeline.preset) else "")
         )
         with gr.Row():
             with gr.Column():
@@ -47,85 +97,125 @@ def build_page(studio: Studio, queue_size: int) -> Any:
                     label="Picture", type="filepath", sources=["upload", "clipboard"], height=300, image_mode=None
                 )
                 driving = gr.File(label="Motion: a video of a person, or keypoints", type="filepath")
-                example = [str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")]
-                gr.Examples([example], [reference, driving], label="Bundled example")
-                with gr.Row():
-                    steps = gr.Slider(1, 50, default.steps, step=1, label="Steps")
-                    guidance = gr.Slider(1, 8, default.guidance, step=0.1, label="Guidance")
-                    frames = gr.Slider(1, most.frames, min(48, most.frames), step=1, label="Frames")
-                    speed = gr.Dropdown(list(get_args(Speed)), label="Speed")
-                with gr.Accordion("More", open=False), gr.Row():
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
-                    size = gr.Dropdown(list(studio.sizes), value=studio.usual_size, label="Size")
-                    background = gr.Dropdown(list(BACKGROUNDS), label="Background, at the picture's own size")
-                    align = gr.Dropdown(list(get_args(AlignMethod)), value="bones", label="Fit the motion by")
-                    person = gr.Dropdown(["largest", "center", "1", "2", "3"], label="Person in the video")
+                player = gr.HTML(visible=False, padding=False)
+                example = gr.Dataset(
+                    components=[gr.Image(render=False), gr.Video(render=False)],
+                    headers=["Picture", "Motion"],
+                    samples=[[str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")]],
+                    label="Bundled example",
+                )
+                with gr.Row(equal_height=True):
+                    steps = gr.Slider(1, 50, default.steps, step=1, label="Steps", info=INFO["steps"], min_width=220)
+                    guidance = gr.Slider(
+                        1, 8, default.guidance, step=0.1, label="Guidance", info=INFO["guidance"], min_width=220
+                    )
+                    frames = gr.Slider(
+                        1,
+                        most.frames,
+                        min(48, most.frames),
+                        step=1,
+                        label="Frames",
+                        info=f"At most that many{f', {rate:g} a second' if rate else ''}.",
+                        min_width=220,
+                    )
+                    speed = gr.Dropdown(list(get_args(Speed)), label="Speed", info=INFO["speed"], min_width=220)
+                with gr.Accordion("Advanced", open=False), gr.Row(equal_height=True):
+                    seed = gr.Number(
+                        0, label="Seed", info=INFO["seed"], precision=0, minimum=0, maximum=2**31 - 1, min_width=220
+                    )
+                    size = gr.Dropdown(
+                        list(studio.sizes), value=studio.usual_size, label="Size", info=INFO["size"], min_width=220
+                    )
+                    background = gr.Dropdown(
+                        list(BACKGROUNDS), label="Background", info=INFO["background"], min_width=220
+                    )
+                    align = gr.Dropdown(
+                        list(get_args(AlignMethod)),
+                        value="bones",
+                        label="Fit the motion by",
+                        info=INFO["align"],
+                        min_width=220,
+                    )
+                    person = gr.Dropdown(
+                        ["largest", "center", "1", "2", "3"],
+                        label="Person in the video",
+                        info=INFO["person"],
+                        min_width=220,
+                    )
                     hands = gr.Dropdown(list(get_args(Switch)), label="Hands", visible="hands" in parts)
                     face = gr.Dropdown(list(get_args(Switch)), label="Face", visible="face" in parts)
-                    audio = gr.Dropdown(list(get_args(Switch)), label="The video's sound")
+                    audio = gr.Dropdown(
+                        list(get_args(Switch)), label="The video's sound", info=INFO["audio"], min_width=220
+                    )
             with gr.Column():
-                with gr.Row():
-                    preview_button = gr.Button("Look at the poses", min_width=180)
-                    start_button = gr.Button("Animate", variant="primary")
-                    cancel_button = gr.Button("Cancel", variant="stop")
-                with gr.Row():
-                    reference_pose = gr.Image(
-                        label="Picture, cut, and its pose", interactive=False, height=220, buttons=[]
-                    )
-                    poses = gr.Video(
-                        label="Pose: detected | fitted",
-                        height=220,
-                        autoplay=True,
-                        loop=True,
-                        buttons=[],
-                        elem_id="poses",
-                    )
-                status = gr.Textbox(label="Progress", interactive=False, elem_id="status")
-                with gr.Row():
-                    preview = gr.Image(label="A frame so far", interactive=False, height=260, buttons=[])
-                    result = gr.Video(label="Result", height=260, autoplay=True, loop=True, elem_id="result")
-                side_by_side = gr.Video(label="Picture | pose | result", height=260, autoplay=True, loop=True)
-                download = gr.File(label="Download", interactive=False)
+                with gr.Row(elem_id="run"):
+                    preview_button = gr.Button("Look at the poses", min_width=150)
+                    start_button = gr.Button("Animate", variant="primary", min_width=110)
+                    cancel_button = gr.Button("Cancel", variant="stop", min_width=110)
+                status = gr.Textbox("Ready", label="Progress", interactive=False, max_lines=8, elem_id="status")
+                box = {"visible": False, "buttons": []}
+                preview = gr.Image(label="Preview", interactive=False, height=320, **box)
+                video = {"visible": False, "autoplay": True, "loop": True}
+                result = gr.Video(label="Result", height=320, elem_id="result", **video)
+                side_by_side = gr.Video(label="Picture | pose | result", height=260, **video)
+                reference_pose = gr.Image(label="Cropped picture and its pose", interactive=False, height=260, **box)
+                poses = gr.Video(label="Pose: detected | fitted", height=260, buttons=[], elem_id="poses", **video)
+        driving.change(_play, driving, player, queue=False, **hidden)
+        example.click(lambda sample: sample, example, [reference, driving], **hidden)
+        for button in (preview_button, start_button):
+            button.click(None, None, status, js=SHOW_STATUS, api_visibility="private")
         inputs = [reference, driving, frames, person, align, size, hands, face]  # in the order of `Request`'s fields
-        previewing = preview_button.click(_preview_poses(studio), inputs, [reference_pose, poses], **device)
+        outputs = [status, preview, result, side_by_side, reference_pose, poses]
+        previewing = preview_button.click(_run(studio, studio.preview_poses), inputs, outputs, **device)
         animating = start_button.click(
-            _animate(studio),
+            _run(studio, studio.animate),
             [*inputs, steps, guidance, speed, seed, audio, background],
-            [status, preview, result, side_by_side, download],
-            show_progress_on=status,
+            outputs,
             **device,
         )
         # Gradio removes waiting events from its queue, but does not stop a running one.
-        cancel_button.click(
-            _cancel(studio), None, status, cancels=[previewing, animating], queue=False, api_visibility="private"
-        )
+        cancel_button.click(_cancel(studio), None, status, cancels=[previewing, animating], queue=False, **hidden)
     return blocks.queue(max_size=queue_size, api_open=False)
 
 
-def _preview_poses(studio: Studio) -> Callable:
-    def preview_poses(*fields, session):
-        image, video = studio.preview_poses(Request(*fields), session)
-        yield studio.save_image(image, session), video
-
-    return _with_user_errors(preview_poses)
-
-
-def _animate(studio: Studio) -> Callable:
+def _play(path: str | None) -> Any:
+    """A player for an uploaded video; by Gradio's own, the server would decode the file."""
     import gradio as gr
 
-    def animate(*fields, session):
-        for update in studio.animate(Request(*fields), session):
-            preview = gr.skip() if update.preview is None else studio.save_image(update.preview, session)
-            yield update.text, preview, update.video, update.side_by_side, update.video
+    if not path or pathlib.Path(path).suffix.lower() not in VIDEO_SUFFIXES:
+        return gr.update(value="", visible=False)
+    address = html.escape(f"gradio_api/file={urllib.parse.quote(path)}")
+    return gr.update(value=f'<video src="{address}" controls autoplay loop muted playsinline></video>', visible=True)
 
-    return _with_user_errors(animate)
+
+def _run(studio: Studio, work: Callable[[Request, str], Iterator[Update]]) -> Callable:
+    import gradio as gr
+
+    def shown(value: str | None) -> Any:
+        return gr.update(value=value, visible=True) if value else gr.skip()
+
+    def run(*fields, session):
+        for update in work(Request(*fields), session):
+            preview, picture = (
+                None if image is None else studio.save_image(image, session)
+                for image in (update.preview, update.reference)
+            )
+            # The preview and the result take turns.
+            yield (
+                in_words(update.text),
+                gr.update(visible=False) if update.video else shown(preview),
+                gr.update(visible=False) if preview else shown(update.video),
+                *map(shown, (update.side_by_side, picture, update.poses)),
+            )
+
+    return _with_user_errors(run, outputs=6)
 
 
 def _cancel(studio: Studio) -> Callable:
     def cancel(session):
         yield studio.cancel(session)
 
-    return _with_user_errors(cancel)
+    return _with_user_errors(cancel, outputs=1)
 
 
 def _end_session(studio: Studio) -> Callable:
@@ -138,18 +228,27 @@ def _end_session(studio: Studio) -> Callable:
     return end_session
 
 
-def _with_user_errors(event: Callable[..., Iterator]) -> Callable:
-    """Shows a UserError to the visitor; other errors are not shown."""
+def _with_user_errors(event: Callable[..., Iterator], outputs: int) -> Callable:
+    """Shows a UserError to the visitor, in the first output and as an alert; other errors are not shown."""
     import gradio as gr
 
     def wrapped(request, *fields):
         try:
             yield from event(*fields, session=request.session_hash or "")
         except UserError as error:
-            raise gr.Error(str(error), title="That did not work", print_exception=False) from None
+            text = in_words(str(error))
+            yield (text, *[gr.skip()] * (outputs - 1)) if outputs > 1 else text
+            raise gr.Error(text, title="That did not work", print_exception=False) from None
 
     wrapped.__annotations__["request"] = gr.Request  # Gradio then passes it
     return wrapped
+
+
+def in_words(text: str) -> str:
+    """A message in which the page's labels replace the flags of the command."""
+    for flag, label in LABELS.items():
+        text = re.sub(rf"(?<![\w=-]){re.escape(flag)}(?![\w-])", label, text)
+    return text
 
 
 @contextlib.contextmanager
@@ -218,6 +317,7 @@ def _launch(blocks: Any, studio: Studio, host: str, port: int, password: str | N
             server_name=host,
             server_port=port or None,
             auth=(USER, password) if password else None,
+            auth_message=f"The user name is {USER}.",
             max_file_size=studio.store.max_bytes,
             prevent_thread_lock=True,
             quiet=True,
@@ -226,6 +326,7 @@ def _launch(blocks: Any, studio: Studio, host: str, port: int, password: str | N
             footer_links=[],
             ssr_mode=False,
             theme=Soft(font="system-ui"),
+            css=CSS,
             app_kwargs={"middleware": [Middleware(UploadGuard, store=studio.store)]},
         )
     except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import gc
 import math
 import pathlib
@@ -16,6 +17,7 @@ import re
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -26,13 +28,15 @@ from PIL import Image
 
 from animate_jax import limits
 from animate_jax.config import AnimationConfig, Compose, Preset, Speed, Switch
-from animate_jax.errors import UserError
-from animate_jax.pose.detect import Detector
+from animate_jax.errors import InputWarning, UserError
+from animate_jax.pose.detect import Detector, detect
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.files import KEYPOINT_SUFFIXES
+from animate_jax.pose.keypoints import Keypoints
 from animate_jax.presets import composes
+from animate_jax.sampling.backgrounds import backdrop
 from animate_jax.sampling.compose import read_scene
-from animate_jax.sampling.inputs import crop_reference, draw_motion, drawn_parts, fit_motion
+from animate_jax.sampling.inputs import DrivingMotion, crop_reference, draw_motion, drawn_parts, fit_motion
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.images import read_image, write_image
 from animate_jax.video.open import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_size, open_video
@@ -82,12 +86,14 @@ class Request:
 
 
 class Update(NamedTuple):
-    """The page's outputs while a video is made; `video` and `side_by_side` are set in the last update."""
+    """The page's outputs while something is made; None leaves one as it is. The last update has the result."""
 
     text: str
-    preview: RGB | None = None
+    preview: RGB | None = None  # a frame as it is so far
     video: str | None = None
     side_by_side: str | None = None
+    reference: RGB | None = None  # the cropped reference beside its skeleton
+    poses: str | None = None  # a video of the detected beside the retargeted skeleton
 
 
 class Cancelled(Exception):
@@ -107,11 +113,26 @@ class Progress:
         due = time.monotonic() - self.last_preview > PREVIEW_EVERY
         if due:
             self.last_preview = time.monotonic()
-        self.updates.put(Update(f"Denoising: {done:.0%}", preview() if due else None))
+        self.tell(f"Denoising: {done:.0%}", preview() if due else None)
+
+    def tell(self, text: str, preview: RGB | None = None) -> None:
+        self.check()
+        self.updates.put(Update(text, preview))
 
     def check(self) -> None:
         if self.cancelled.is_set():
             raise Cancelled
+
+
+class Job(NamedTuple):
+    """What a worker thread makes."""
+
+    request: Request
+    reference: pathlib.Path
+    driving: pathlib.Path
+    config: AnimationConfig
+    session: str
+    progress: Progress
 
 
 class Studio:
@@ -139,6 +160,7 @@ class Studio:
         self.running: dict[str, Progress] = {}  # session -> its video
         self.session_files: dict[str, set[pathlib.Path]] = {}  # used or made by the session
         self.compiled_shapes: set[tuple] = set()
+        self.motions: dict[tuple, tuple[DrivingMotion, list[str]]] = {}  # read from uploads, and what to say of them
 
     def compile_first(self) -> None:
         """Compiles what a video of the page's own choices needs, in a thread; the first video waits for it."""
@@ -150,47 +172,13 @@ class Studio:
         self.compiling = threading.Thread(target=work, daemon=True)
         self.compiling.start()
 
-    def preview_poses(self, request: Request, session: str = "") -> tuple[RGB, str]:
-        """The cropped reference beside its skeleton; a video of the detected beside the retargeted skeleton.
+    def preview_poses(self, request: Request, session: str = "") -> Iterator[Update]:
+        """Reads the poses and yields the progress; the last update shows them. To be stopped as `animate`.
 
         Raises:
             UserError: anything wrong with the input.
         """
-        reference, driving = self.check_files(request, session)
-        config = self.sampling_config(request)
-        height, width = config.height, config.width
-        with self.with_client_paths((reference, driving)), self.device_lock:
-            image = shrink(read_image(reference))
-            if request.compose == "on":
-                scene = read_scene(image, config, detector=self.detector)
-                image, keypoints, (height, width) = scene.picture, scene.keypoints, scene.size
-            else:
-                image, keypoints = crop_reference(image, config, self.detector)
-            motion = self.pipeline.read_motion(
-                driving,
-                frames=self.clamp_frames(request),
-                progress=False,
-                person=request.person,
-                detector=self.detector,
-                canvas=assumed_canvas(driving, config),
-                size=(height, width),
-                parts=drawn_parts(config),
-            )
-            if request.compose == "on":
-                fitted_keypoints = fit_motion(motion, keypoints, (height, width), config, request.align)
-                fitted = LazyPoseImages(fitted_keypoints, height, width, config.pose_style)
-            else:
-                fitted = draw_motion(motion, keypoints, config, request.align)
-            if motion.keypoints is None:
-                detected = fitted
-            else:
-                aspect = min(motion.canvas[1] / motion.canvas[0], limits.CANVAS_RATIO)
-                detected_width = max(round(height * aspect / 2) * 2, 2)
-                detected = LazyPoseImages(motion.keypoints, height, detected_width, config.pose_style)
-            video = self.new_file("poses.mp4", session)
-            pairs = (np.concatenate([detected[frame], fitted[frame]], 1) for frame in range(len(motion)))
-            write_video(video, pairs, motion.fps)
-        return np.concatenate([image, draw(keypoints, height, width, config.pose_style)], 1), video
+        return self._run(self._preview_poses, request, session)
 
     def animate(self, request: Request, session: str = "") -> Iterator[Update]:
         """Makes the video and yields its progress. `cancel`, or closing the iterator, stops it and frees the device.
@@ -198,10 +186,15 @@ class Studio:
         Raises:
             UserError: anything wrong with the input.
         """
+        return self._run(self._animate, request, session)
+
+    def _run(self, work: Callable[[Job], Update], request: Request, session: str) -> Iterator[Update]:
+        """Yields the updates of a thread that does the work."""
         files = self.check_files(request, session)
         config = self.sampling_config(request)
         self.running[session] = progress = Progress()
-        worker = threading.Thread(target=self._work, args=(request, files, config, session, progress), daemon=True)
+        job = Job(request, *files, config, session, progress)
+        worker = threading.Thread(target=self._work, args=(work, job), daemon=True)
         worker.start()
         try:
             with self.with_client_paths(files):
@@ -210,7 +203,7 @@ class Studio:
                     if isinstance(update, BaseException):
                         raise update
                     yield update
-                    if update.video:
+                    if update.video or update.poses:
                         return
         except Cancelled:
             yield Update("Cancelled")
@@ -220,51 +213,118 @@ class Studio:
             if self.running.get(session) is progress:
                 del self.running[session]
 
-    def _work(
-        self,
-        request: Request,
-        files: tuple[pathlib.Path, pathlib.Path],
-        config: AnimationConfig,
-        session: str,
-        progress: Progress,
-    ) -> None:
-        """The body of the thread that makes a video; the last update is the result or an exception."""
-        updates = progress.updates
+    def _work(self, work: Callable[[Job], Update], job: Job) -> None:
+        """The body of the thread; the last update is the result, with what to know about it, or an exception."""
         try:
-            with self.device_lock:
-                progress.check()
-                updates.put(Update("Reading the pose of every frame"))
-                if self.compiling is not None:
-                    self.compiling.join()
-                stream = self.pipeline.stream(
-                    shrink(read_image(files[0])),
-                    files[1],
-                    frames=self.clamp_frames(request),
-                    seed=int(request.seed),
-                    progress=False,
-                    align=request.align,
-                    person=request.person,
-                    detector=self.detector,
-                    canvas=assumed_canvas(files[1], config),
-                    callback=progress,
-                    **({} if request.compose == "on" else {"width": config.width, "height": config.height}),
-                    compose=request.compose,
-                    background=request.background,
-                    steps=request.steps,
-                    guidance=request.guidance,
-                    speed=request.speed,
-                    hands=request.hands,
-                    face=request.face,
-                    audio=request.audio,
-                )
-                updates.put(Update("Decoding the frames"))
-                video, side_by_side = self.new_file("result.mp4", session), self.new_file("side_by_side.mp4", session)
-                stream.save(video, side_by_side)
-                self._limit_programs(request.size, len(stream), config.guidance > 1, request.speed)
-            seconds = time.monotonic() - progress.started
-            updates.put(Update(f"{len(stream)} frames in {seconds:.0f} s", None, video, side_by_side))
+            with self.device_lock, noted() as notes:
+                update = work(job)
+            job.progress.updates.put(update._replace(text="\n".join([update.text, *dict.fromkeys(notes)])))
         except BaseException as error:
-            updates.put(error)
+            job.progress.updates.put(error)
+
+    def _preview_poses(self, job: Job) -> Update:
+        request, config = job.request, job.config
+        height, width = config.height, config.width
+        job.progress.tell("Looking for the person in the picture")
+        image = shrink(read_image(job.reference))
+        if request.compose == "on":
+            scene = read_scene(image, config, detector=self.detector)
+            image, keypoints, (height, width) = scene.picture, scene.keypoints, scene.size
+        else:
+            image, keypoints = crop_reference(image, config, self.detector)
+        motion = self._read_motion(job)
+        if request.compose == "on":
+            fitted_keypoints = fit_motion(motion, keypoints, (height, width), config, request.align)
+            fitted = LazyPoseImages(fitted_keypoints, height, width, config.pose_style)
+        else:
+            fitted = draw_motion(motion, keypoints, config, request.align)
+        if motion.keypoints is None:
+            detected = fitted
+        else:
+            aspect = min(motion.canvas[1] / motion.canvas[0], limits.CANVAS_RATIO)
+            detected_width = max(round(height * aspect / 2) * 2, 2)
+            detected = LazyPoseImages(motion.keypoints, height, detected_width, config.pose_style)
+        video = self.new_file("poses.mp4", job.session)
+        divider = np.full((height, 2, 3), 128, np.uint8)
+        pairs = (np.concatenate([detected[frame], divider, fitted[frame]], 1) for frame in range(len(motion)))
+        write_video(video, pairs, motion.fps)
+        picture = np.concatenate([image, draw(keypoints, height, width, config.pose_style)], 1)
+        return Update(f"Poses of {len(motion)} frames", reference=picture, poses=video)
+
+    def _animate(self, job: Job) -> Update:
+        request, progress = job.request, job.progress
+        motion = self._read_motion(job)
+        background: Any = request.background
+        if background == "driving":
+            background = backdrop(job.driving, motion)
+        if self.compiling is not None and self.compiling.is_alive():
+            progress.tell("Compiling, once after the start of the page")
+            self.compiling.join()
+        progress.tell("Denoising: 0%")
+        stream = self.pipeline.stream(
+            shrink(read_image(job.reference)),
+            motion,
+            seed=int(request.seed),
+            progress=False,
+            align=request.align,
+            detector=self.detector,
+            callback=progress,
+            **({} if request.compose == "on" else {"width": job.config.width, "height": job.config.height}),
+            compose=request.compose,
+            background=background,
+            steps=request.steps,
+            guidance=request.guidance,
+            speed=request.speed,
+            hands=request.hands,
+            face=request.face,
+            audio=request.audio,
+        )
+        progress.tell("Decoding the frames")
+        video, side_by_side = (self.new_file(name, job.session) for name in ("result.mp4", "side_by_side.mp4"))
+        stream.save(video, side_by_side)
+        self._limit_programs(request.size, len(stream), job.config.guidance > 1, request.speed)
+        seconds = time.monotonic() - progress.started
+        return Update(f"{len(stream)} frames in {seconds:.0f} s", video=video, side_by_side=side_by_side)
+
+    def _read_motion(self, job: Job) -> DrivingMotion:
+        """The driving motion; poses of an unchanged request are not detected again."""
+        request, config, driving, progress = job.request, job.config, job.driving, job.progress
+        frames, parts, canvas = self.clamp_frames(request), drawn_parts(config), assumed_canvas(driving, config)
+        detector = self.detector or functools.partial(detect, **dict.fromkeys(parts, True))
+
+        def with_progress(images: Iterable[RGB], *options: Any) -> Keypoints:
+            count = frame_count(driving, min(self.pipeline.preset.frames.fps or math.inf, frame_rate(driving)))
+
+            def counted() -> Iterator[RGB]:
+                for number, image in enumerate(images):
+                    progress.tell(f"Reading poses: {min(number / min(frames, count), 1):.0%}")
+                    yield image
+
+            return detector(counted(), *options)
+
+        key = driving, frames, request.person, parts, canvas  # an upload's path has a checksum of its content
+        read = self.motions.get(key)
+        if read is None:
+            progress.tell("Reading poses: 0%")
+            with noted() as notes:
+                motion = self.pipeline.read_motion(
+                    driving,
+                    frames=frames,
+                    progress=False,
+                    person=request.person,
+                    detector=with_progress,
+                    canvas=canvas,
+                    size=(config.height, config.width),
+                    parts=parts,
+                )
+            if motion.keypoints is None:  # drawn poses: large, and quickly read
+                return motion
+            read = self.motions[key] = motion, notes
+            while len(self.motions) > limits.PAGE_MOTIONS:
+                del self.motions[next(iter(self.motions))]
+        for note in read[1]:
+            warnings.warn(note, InputWarning, stacklevel=2)
+        return read[0]
 
     def cancel(self, session: str) -> str:
         """Stops the session's video after the current denoising step."""
@@ -286,10 +346,16 @@ class Studio:
         own, others = self.session_files.pop(session, set()), set().union(*list(self.session_files.values()))
         for file in own - others:
             self.store.remove(file)
+        self.forget_motions()
+
+    def forget_motions(self) -> None:
+        """Forgets the motions of files that were removed."""
+        self.motions = {key: motion for key, motion in list(self.motions.items()) if key[0].exists()}
 
     def evict(self) -> None:
         """Removes files beyond the limits of age and size, and sessions without files."""
         self.store.evict()
+        self.forget_motions()
         for session, files in list(self.session_files.items()):
             if not any(file.exists() for file in list(files)):
                 self.session_files.pop(session, None)
@@ -403,6 +469,23 @@ class Studio:
             gc.collect()
             with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed memory
                 ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[str]]:
+    """Collects the `InputWarning`s of a block; in one thread at a time, as Python's warnings are the process's."""
+    notes: list[str] = []
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, InputWarning):
+            notes.append(str(message))
+        else:
+            usual(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        usual, warnings.showwarning = warnings.showwarning, show
+        warnings.simplefilter("always", InputWarning)
+        yield notes
 
 
 def size_choices(preset: Preset) -> dict[str, tuple[int, int]]:
