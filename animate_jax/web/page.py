@@ -36,7 +36,7 @@ SMALL_MODEL = (
 )
 INFO = {
     "steps": "Denoising steps: more take longer.",
-    "guidance": "How much the picture counts; 1 is off and takes half the time.",
+    "guidance": "How much the picture counts; 1: off, and fast.",
     "speed": "exact computes all; fast and fastest skip work and lose some detail.",
     "seed": "Another number, another video.",
     "size": f"In pixels; {PICTURE_SIZE}: with its own pixels.",
@@ -57,11 +57,11 @@ LABELS = {  # what messages call them -> what the page calls them
     "--seed": "Seed",
     "--hands": "Hands",
     "--face": "Face",
-    ", or another detector with --dwpose FOLDER": "",  # the server's choice
 }
+DETECTOR_ADVICE = ", or another detector with --dwpose FOLDER"  # which is the server's choice
 CSS = """
 label[data-testid="block-label"] { position: static; }
-.html-container video, video { max-height: 320px; }
+.prose video { display: block; margin: auto; max-width: 100%; max-height: 320px; }
 """
 # On a phone, the progress and the result come into sight.
 SHOW_STATUS = """() => {
@@ -149,7 +149,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
                     )
             with gr.Column():
                 with gr.Row(elem_id="run"):
-                    preview_button = gr.Button("Look at the poses", min_width=150)
+                    preview_button = gr.Button("Look at the poses", min_width=200)
                     start_button = gr.Button("Animate", variant="primary", min_width=110)
                     cancel_button = gr.Button("Cancel", variant="stop", min_width=110)
                 status = gr.Textbox("Ready", label="Progress", interactive=False, max_lines=8, elem_id="status")
@@ -246,6 +246,7 @@ def _with_user_errors(event: Callable[..., Iterator], outputs: int) -> Callable:
 
 def in_words(text: str) -> str:
     """A message in which the page's labels replace the flags of the command."""
+    text = text.replace(DETECTOR_ADVICE, "")
     for flag, label in LABELS.items():
         text = re.sub(rf"(?<![\w=-]){re.escape(flag)}(?![\w-])", label, text)
     return text

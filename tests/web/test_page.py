@@ -23,7 +23,7 @@ from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.read import read_video
 from animate_jax.video.write import write_video
-from animate_jax.web.page import serving
+from animate_jax.web.page import in_words, serving
 
 PICTURE, MOTION = str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -143,7 +143,9 @@ def press(address, button, picture, motion, *more):
     """What the server answers when a visitor's program presses a button after it claims to have uploaded these."""
     config = json.load(urllib.request.urlopen(address + "config"))
     buttons = [part["id"] for part in config["components"] if part["props"].get("value") == button]
-    (event,) = (each["id"] for each in config["dependencies"] if [buttons[0], "click"] in each["targets"])
+    (event,) = (
+        each["id"] for each in config["dependencies"] if [buttons[0], "click"] in each["targets"] and each["backend_fn"]
+    )
     files = [{"path": path, "url": path, "meta": {"_type": "gradio.FileData"}} for path in (picture, motion)]
     body = {"data": [*files, *more], "fn_index": event, "session_hash": "forged"}
     request = urllib.request.Request(
@@ -267,3 +269,12 @@ def test_without_gradio(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r"pip install 'animate-jax\[web\]'"), serving(port=0):
         pass
+
+
+def test_messages_use_the_pages_labels():
+    advice = "9% lie outside the picture: try another --align"
+    assert (
+        in_words(f"{advice}; --steps 0: must be 1, or another detector with --dwpose FOLDER")
+        == '9% lie outside the picture: try another "Fit the motion by"; Steps 0: must be 1'
+    )
+    assert in_words("step--align and --aligned, --compose off") == "step--align and --aligned, --compose off"
