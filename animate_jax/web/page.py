@@ -7,6 +7,7 @@ import html
 import os
 import pathlib
 import re
+import shutil
 import sys
 import threading
 import urllib.parse
@@ -82,8 +83,10 @@ def build_page(studio: Studio, queue_size: int) -> Any:
     default, most = studio.pipeline.preset.sampling, studio.limits
     parts = STYLES[studio.pipeline.preset.frames.pose_style].parts
     rate = studio.pipeline.preset.frames.fps
-    hidden = {"show_progress": "hidden", "api_visibility": "private"}
-    device = {"concurrency_id": "device", "concurrency_limit": 1, **hidden}
+    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # Gradio shows files of this folder and of the working directory, and none of the package's.
+    own = [shutil.copy(EXAMPLE / name, studio.folder) for name in ("reference.png", "driving.mp4")]
+    device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, **hidden}
     with gr.Blocks(title="animate_jax", analytics_enabled=False) as blocks:
         blocks.unload(_end_session(studio))
         gr.Markdown(
@@ -101,7 +104,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
                 example = gr.Dataset(
                     components=[gr.Image(render=False), gr.Video(render=False)],
                     headers=["Picture", "Motion"],
-                    samples=[[str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")]],
+                    samples=[list(map(str, own))],
                     label="Bundled example",
                 )
                 with gr.Row(equal_height=True):
@@ -153,14 +156,14 @@ def build_page(studio: Studio, queue_size: int) -> Any:
                     start_button = gr.Button("Animate", variant="primary", min_width=110)
                     cancel_button = gr.Button("Cancel", variant="stop", min_width=110)
                 status = gr.Textbox("Ready", label="Progress", interactive=False, max_lines=8, elem_id="status")
-                box = {"visible": False, "buttons": []}
+                box: dict[str, Any] = {"visible": False, "buttons": []}
                 preview = gr.Image(label="Preview", interactive=False, height=320, **box)
-                video = {"visible": False, "autoplay": True, "loop": True}
+                video: dict[str, Any] = {"visible": False, "autoplay": True, "loop": True}
                 result = gr.Video(label="Result", height=320, elem_id="result", **video)
                 side_by_side = gr.Video(label="Picture | pose | result", height=260, **video)
                 reference_pose = gr.Image(label="Cropped picture and its pose", interactive=False, height=260, **box)
                 poses = gr.Video(label="Pose: detected | fitted", height=260, buttons=[], elem_id="poses", **video)
-        driving.change(_play, driving, player, queue=False, **hidden)
+        driving.change(play, driving, player, queue=False, **hidden)
         example.click(lambda sample: sample, example, [reference, driving], **hidden)
         for button in (preview_button, start_button):
             button.click(None, None, status, js=SHOW_STATUS, api_visibility="private")
@@ -178,7 +181,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
     return blocks.queue(max_size=queue_size, api_open=False)
 
 
-def _play(path: str | None) -> Any:
+def play(path: str | None) -> Any:
     """A player for an uploaded video; by Gradio's own, the server would decode the file."""
     import gradio as gr
 

@@ -23,7 +23,7 @@ from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.read import read_video
 from animate_jax.video.write import write_video
-from animate_jax.web.page import in_words, serving
+from animate_jax.web.page import in_words, play, serving
 
 PICTURE, MOTION = str(EXAMPLE / "reference.png"), str(EXAMPLE / "driving.mp4")
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -93,7 +93,8 @@ def test_in_a_browser(browser, server, tmp_path):
 
     page = browser.new_page()
     page.goto(address)
-    upload(page, PICTURE, MOTION)
+    page.locator("table img").first.click()  # the bundled example
+    page.locator(".prose video").wait_for(timeout=30_000)
     page.get_by_label("number input for Steps").fill("1")
     page.get_by_role("button", name="Animate").click()  # only a free device serves the next
     wait_for(page, "32 frames in", 100_000)
@@ -278,3 +279,11 @@ def test_messages_use_the_pages_labels():
         == '9% lie outside the picture: try another "Fit the motion by"; Steps 0: must be 1'
     )
     assert in_words("step--align and --aligned, --compose off") == "step--align and --aligned, --compose off"
+
+
+def test_an_uploaded_video_gets_a_player():
+    pytest.importorskip("gradio")
+    shown = play('/made/1/my "dance" <b>.MP4')
+    assert shown["visible"]
+    assert 'src="gradio_api/file=/made/1/my%20%22dance%22%20%3Cb%3E.MP4"' in shown["value"]
+    assert not any(play(path)["visible"] for path in ("/made/1/poses.npy", None))
