@@ -142,7 +142,8 @@ class LazyWarpedImages:
         circle = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
         limb = np.array([-1, *WHOLE_LIMB])[self._reference_part]
         masks = ((limb == number).astype(np.uint8) for number in range(WHOLE_LIMB[-1] + 1))
-        return np.bitwise_or.reduce([cv2.dilate(mask, circle) << number for number, mask in enumerate(masks)])
+        near = (np.asarray(cv2.dilate(mask, circle)) << number for number, mask in enumerate(masks))
+        return np.bitwise_or.reduce([*near])
 
     @functools.cached_property
     def _reference_part(self) -> UInt8[np.ndarray, "height width"]:
