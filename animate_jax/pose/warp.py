@@ -142,7 +142,7 @@ class LazyWarpedImages:
         circle = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
         limb = np.array([-1, *WHOLE_LIMB])[self._reference_part]
         masks = ((limb == number).astype(np.uint8) for number in range(WHOLE_LIMB[-1] + 1))
-        near = (np.asarray(cv2.dilate(mask, circle)) << number for number, mask in enumerate(masks))
+        near = (np.asarray(cv2.dilate(mask, circle), np.uint8) << number for number, mask in enumerate(masks))
         return np.bitwise_or.reduce([*near])
 
     @functools.cached_property
