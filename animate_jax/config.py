@@ -343,7 +343,6 @@ class PreviewConfig:
 class TrainConfig:
     """One training run."""
 
-    # What is trained: the VAE, single frames, the motion module, or a student that needs few steps.
     stage: Literal["vae", "stage1", "stage2", "distill"]
     """what is trained: the VAE, single frames, the motion module, or a student of a guided teacher"""
     output: str  # the run's directory: checkpoints/, metrics.jsonl, TensorBoard events
