@@ -1,3 +1,6 @@
+import importlib
+import sys
+
 import numpy as np
 import pytest
 
@@ -138,3 +141,11 @@ def test_depth_is_there_where_the_person_is():
 def test_an_unknown_split_is_a_user_error():
     with pytest.raises(UserError, match="test_both"):
         MocapPeople("validation")
+
+
+def test_without_numba_a_line_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("animate_jax.data.mocap_people")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(UserError, match=r"needs numba: pip install 'animate-jax\[data\]'"):
+        importlib.import_module("animate_jax.data.mocap_people")
