@@ -30,6 +30,7 @@ from animate_jax.renamed import current_flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA calls a compilation of two minutes an error
 
+SLOW_IMPORT = 5.0  # seconds, after which a line says that the program is starting
 # Imported when called: JAX alone takes seconds.
 COMMANDS = ("sample", "train", "weights", "data", "evaluate", "web", "goodput", "doctor", "completion")
 
@@ -61,14 +62,19 @@ def run(name: str, arguments: list[str], program: str) -> int:
         os.write(2, f"{program}: interrupted\n".encode())
         os._exit(130)
 
+    # What takes a second or two of CPU time can be a minute of a busy machine.
+    sign_of_life = threading.Timer(SLOW_IMPORT, lambda: os.write(2, f"{program}: starting\n".encode()))
+    sign_of_life.daemon = True
     usual = signal.default_int_handler
     # Only the main thread can handle signals, and a shell's background job ignores this one.
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is usual
     if ours:
         signal.signal(signal.SIGINT, stop)
+    sign_of_life.start()
     try:
         command = importlib.import_module(f"animate_jax.commands.{name}")
     finally:
+        sign_of_life.cancel()
         if ours:
             signal.signal(signal.SIGINT, usual)
     try:

@@ -21,6 +21,8 @@ NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/repository
 PYTORCH_FILES = ["*.safetensors", "*.pth", "*.pt", "*.bin", "*.ckpt"]  # are no part of a checkpoint
 _INSIDE = re.compile(rf"({NAME.pattern})((?:/[\w.-]+)*)")
 
+ANSWER_SECONDS = 10.0  # huggingface_hub waits for the list of a repository for ever
+
 log = logging.getLogger(__name__)
 
 
@@ -56,17 +58,40 @@ def fetch(name: str, revision: str | None = None, cache_dir: str | os.PathLike |
         UserError: it cannot be had, is no checkpoint, or huggingface_hub is not installed.
     """
     hub = _library(name)
+    cache = pathlib.Path(cache_dir) if cache_dir else None
     with _answering(name):
-        cache = pathlib.Path(cache_dir) if cache_dir else None
-        folder = pathlib.Path(
-            hub.snapshot_download(name, revision=revision, cache_dir=cache, ignore_patterns=PYTORCH_FILES)
-        )
+        try:
+            hub.model_info(name, revision=revision, timeout=ANSWER_SECONDS)
+        except Exception as error:
+            folder = _fetched_before(hub, name, revision, cache)
+            if folder is None and getattr(error, "response", None) is None:
+                raise UserError(
+                    f"{name}: {_explanation(name, error)}: without the hub, copy the checkpoint's folder here and give "
+                    "its path"
+                ) from error
+            if folder is None:
+                raise
+        else:
+            folder = pathlib.Path(
+                hub.snapshot_download(name, revision=revision, cache_dir=cache, ignore_patterns=PYTORCH_FILES)
+            )
     if next(folder.rglob("_CHECKPOINT_METADATA"), None) is None:
         raise UserError(
             f"{name}: holds no checkpoint of animate_jax: PyTorch files become one with "
             f"animate-jax weights import FAMILY --directory {name} --output DIRECTORY"
         )
     return folder
+
+
+def _fetched_before(hub, name: str, revision: str | None, cache: pathlib.Path | None) -> pathlib.Path | None:
+    try:
+        return pathlib.Path(
+            hub.snapshot_download(
+                name, revision=revision, cache_dir=cache, ignore_patterns=PYTORCH_FILES, local_files_only=True
+            )
+        )
+    except Exception:
+        return None
 
 
 def list_files(repository: str) -> list[str]:
@@ -77,7 +102,7 @@ def list_files(repository: str) -> list[str]:
     """
     hub = _library(repository)
     with _answering(repository):
-        return hub.list_repo_files(repository)
+        return [file.rfilename for file in hub.model_info(repository, timeout=ANSWER_SECONDS).siblings or ()]
 
 
 def download_files(repository: str, paths: Iterable[str]) -> pathlib.Path:
@@ -122,7 +147,7 @@ def look_up(repository: str, path: str, revision: str | None = None) -> File:
     """
     hub, name = _library(repository), f"{repository}/{path}"
     with _answering(name):
-        found = hub.get_hf_file_metadata(hub.hf_hub_url(repository, path, revision=revision))
+        found = hub.get_hf_file_metadata(hub.hf_hub_url(repository, path, revision=revision), timeout=ANSWER_SECONDS)
         if found.size is None or found.etag is None or found.commit_hash is None:
             raise UserError(f"{name}: the server does not say its size and hash: is HF_ENDPOINT a hub?")
         return File(repository, path, found.commit_hash, found.size, found.etag)
@@ -234,16 +259,21 @@ def _feed(digest: hashlib._Hash, stream: BinaryIO) -> None:
 @contextlib.contextmanager
 def _answering(name: str, advice: str = "") -> Iterator[None]:
     """What the hub's client raises becomes one line: its own errors, its transport's and the file system's. So do the
-    warnings of its retries, which may take half a minute.
+    warnings of its retries, which may take a minute.
 
     Raises:
         UserError: the block raised any `Exception`.
     """
-    from huggingface_hub.utils import logging as client
+
+    def only_errors(record: logging.LogRecord) -> bool:
+        if re.search("Retrying|resume", record.getMessage()):
+            log.info("%s: interrupted, trying again", name)
+        return record.levelno >= logging.ERROR
 
     log.info("asking the hub for %s", name)
-    level = client.get_verbosity()
-    client.set_verbosity_error()
+    handlers = logging.getLogger("huggingface_hub").handlers
+    for handler in handlers:
+        handler.addFilter(only_errors)
     try:
         yield
     except UserError:
@@ -251,7 +281,8 @@ def _answering(name: str, advice: str = "") -> Iterator[None]:
     except Exception as error:
         raise UserError(f"{name}: {_explanation(name, error)}{advice and f': {advice}'}") from error
     finally:
-        client.set_verbosity(level)
+        for handler in handlers:
+            handler.removeFilter(only_errors)
 
 
 def page(name: str) -> str:

@@ -363,6 +363,15 @@ def test_interrupted_while_libraries_are_imported(program, swallowed, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", f"animate-jax {program}: interrupted\n")
 
 
+def test_a_slow_start_says_so(tmp_path, monkeypatch, capfd):
+    (tmp_path / "goodput.py").write_text("import time\ntime.sleep(0.5)\nmain = lambda *_: 0")
+    monkeypatch.setattr("animate_jax.__main__.SLOW_IMPORT", 0.05)
+    monkeypatch.setattr("animate_jax.commands.__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "animate_jax.commands.goodput", raising=False)
+    assert run("goodput", [], "animate-jax goodput") == 0
+    assert capfd.readouterr().err == "animate-jax goodput: starting\n"
+
+
 def test_interrupted_while_options_are_read(monkeypatch, capfd):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -377,7 +386,8 @@ def test_as_a_process(files):
     command = [sys.executable, "sample.py", "--reference", str(files / "text.png"), "--checkpoint", str(files / "gone")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"sample.py: {files / 'gone'}: no such checkpoint")
+    (line,) = done.stderr.removeprefix("sample.py: starting\n").splitlines()
+    assert line.startswith(f"sample.py: {files / 'gone'}: no such checkpoint")
 
 
 # train.py

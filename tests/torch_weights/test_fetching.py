@@ -2,11 +2,13 @@
 
 import dataclasses
 import fcntl
+import logging
 import math
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 from safetensors.torch import save_file
 
 from animate_jax.checkpoints import checkpoint, hub
@@ -188,13 +190,16 @@ def test_refused_licenses(server, home, noise, capsys, monkeypatch):
         next(answers)
 
 
-def test_a_cut_connection_is_resumed_where_it_was_cut(server, home, noise, monkeypatch):
+def test_a_cut_connection_is_resumed_where_it_was_cut(server, home, noise, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     file = noise.files["denoising_unet"]
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
     server.cut_after = [100_000, 50_000]
     local = hub.download(remote(file))
     assert sha256(local) == sha256(on_hub(server, file))
     assert [asked for _, asked in server.bytes_sent()] == [None, "bytes=100000-", "bytes=150000-"]
+    lines = [record.getMessage() for record in caplog.records if record.name == hub.__name__]
+    assert lines.count("patrolli/AnimateAnyone/denoising_unet.pth: interrupted, trying again") == 2
 
 
 def test_what_another_attempt_left_is_continued(server, home, noise):
@@ -365,6 +370,39 @@ def test_no_hub_at_all(server, home, noise, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
     with pytest.raises(UserError, match=r"^patrolli/AnimateAnyone/pose_guider\.pth: not here, and the .*refused"):
         find_file("patrolli/AnimateAnyone/pose_guider.pth")
+
+
+def test_a_hub_that_does_not_answer(home, noise, monkeypatch, caplog, capsys):
+    """It takes the connection and is silent: one line says who is asked, and one, soon, that there was no answer."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = type("Silent", (), {"address": f"http://127.0.0.1:{silent.getsockname()[1]}"})
+        ask_here(monkeypatch, server, home)
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"denoising_unet\.pth: .*timed out\)\. Without the hub: run animate-jax"):
+            fetching.fetch("moore", accept_licenses=True)
+        assert "moore is made of" in capsys.readouterr().err
+        with pytest.raises(UserError, match=r"^me/mine: .*timed out\): without the hub, copy the checkpoint's folder"):
+            fetching.find_checkpoint("me/mine")
+        with pytest.raises(UserError, match=r"^me/mine: not here, and the hub could not give it \(timed out\)$"):
+            hub.list_files("me/mine")
+        assert time.monotonic() - began < 10
+    assert [record.getMessage() for record in caplog.records if record.name == hub.__name__] == [
+        "asking the hub for patrolli/AnimateAnyone/denoising_unet.pth",
+        "asking the hub for me/mine",
+        "asking the hub for me/mine",
+    ]
+
+
+def test_what_was_fetched_before_needs_no_hub(server, home, noise, monkeypatch):
+    server.repositories["me/mine"] = home / "server" / "mine"
+    server.repositories["me/mine"].mkdir()
+    (server.repositories["me/mine"] / "_CHECKPOINT_METADATA").write_text("")
+    found = hub.fetch("me/mine")
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(hf_api.api, "endpoint", "http://127.0.0.1:9")
+    assert hub.fetch("me/mine") == found
 
 
 @pytest.mark.slow
