@@ -2,6 +2,7 @@
 
     python benchmarks/accelerator.py                      # on a machine with one GPU or TPU; ten minutes at most
     python benchmarks/accelerator.py --size small         # the same on a CPU, to try the program itself
+    python benchmarks/accelerator.py --only stage1 video  # some parts again; the others stay as the files have them
 
 In a checkout, with random weights in bfloat16; nothing is downloaded. First versions, the self-test of `animate-jax
 doctor`, and a golden run (tests/golden) in float32 and bfloat16 against its recorded arrays; the other two end the
@@ -10,9 +11,11 @@ pictures at 512x768) and one of stage 2 (24 frames at 512x512), and the same blo
 where torch sees the GPU.
 
 Each part is a process of its own with a time limit, so one that fails is written down with its reason and the others
-go on. Results are written after every part: OUTPUT/accelerator_DEVICE.json and .md. MFU is the model's FLOPs (matrix
-products and convolutions, none twice for rematerialization), counted in a second process on the CPU, by the chip's
-published peak in bfloat16.
+go on. Results are written after every part: OUTPUT/accelerator_DEVICE.json and .md. The exit status is 1 if a part
+failed or computed something else than it should, otherwise 0, and the last line says how to run these parts again.
+
+MFU is the model's FLOPs (matrix products and convolutions, none twice for rematerialization), counted in a second
+process on the CPU, by the chip's published peak in bfloat16.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import pathlib
 import re
 import resource
 import runpy
+import signal
 import statistics
 import subprocess
 import sys
@@ -62,6 +66,7 @@ COUNTED = ("step", "reference", "decode", "stage1", "stage2")
 # keeps 8 bits, and guidance multiplies their loss.
 GOLDEN_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
 SECONDS, CALLS = 5.0, 20  # a part is timed until either is reached, three times at least
+UNKNOWN = "unknown device"
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "torch", "diffusers", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin")
 
 
@@ -69,27 +74,40 @@ LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "torch", "diffusers", "libtpu", "
 class Arguments:
     output: pathlib.Path = pathlib.Path("outputs")  # folder of the two files
     size: Literal["full", "small"] = "full"
-    only: tuple[str, ...] = tuple(PARTS)
+    only: tuple[str, ...] = ()  # parts to run; default: all
     part: str | None = None  # of a process that this program started; not for the command line
     count: bool = False  # such a process counts FLOPs instead of running
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
     args = tyro.cli(Arguments, description=__doc__, args=arguments)
     if args.part:
         result = count(args.part, args.size) if args.count else run(args.part, args.size)
         print(json.dumps(result))
-        return
+        return 0
     if unknown := set(args.only) - set(PARTS):
         raise SystemExit(f"--only {' '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     args.output.mkdir(parents=True, exist_ok=True)
     began, results = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as cache:  # the video meets the programs of the parts before it
-        for part in args.only:
+        for part in args.only or PARTS:
+            print(f"{part}: running", file=sys.stderr, flush=True)
             results[part] = measure(part, args.size, cache, began + TOTAL_SECONDS - time.monotonic())
-            print(part, results[part], file=sys.stderr, flush=True)
+            print(f"{part}: {told(results[part])}", file=sys.stderr, flush=True)
             paths = write(results, args)
     print(paths[1].read_text())
+    if wrong := [part for part, result in results.items() if "**" in told(result)]:
+        print(f"not right; again: python benchmarks/accelerator.py --only {' '.join(wrong)}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def told(result: dict[str, Any]) -> str:
+    """A part's result in the table; it has bold words if something is wrong."""
+    if "failed" in result:
+        return f"**failed**: {result['failed'].replace('|', '/')}"
+    if "skipped" in result:
+        return f"skipped: {result['skipped']}"
+    return result.get("verdict") or f"{result['seconds']:.4g} s"
 
 
 def measure(part: str, size: str, cache: str, remaining: float) -> dict[str, Any]:
@@ -98,7 +116,7 @@ def measure(part: str, size: str, cache: str, remaining: float) -> dict[str, Any
     if remaining < 5:
         return {"failed": f"not begun: {TOTAL_SECONDS} s are over"}
     result = process(part, size, cache, deadline)
-    if part in COUNTED and "failed" not in result:
+    if part in COUNTED and "seconds" in result:
         # On a CPU the model is plain JAX, without the kernels whose work no counter sees.
         counted = process(part, size, cache, deadline, "--count", platform="cpu")
         result |= counted if "failed" not in counted else {"flops_failed": counted["failed"]}
@@ -120,6 +138,10 @@ def process(
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=max(limit, 1), cwd=ROOT)
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {limit:.0f} s"}
+    except OSError as error:  # no memory for a process
+        return {"failed": str(error)}
+    if done.returncode < 0:
+        return {"failed": f"killed by {signal.Signals(-done.returncode).name}: is there too little host memory?"}
     if done.returncode:
         return {"failed": reason(done.stderr) or f"ended with status {done.returncode}"}
     try:
@@ -136,20 +158,27 @@ def reason(stderr: str) -> str:
 
 
 def write(results: dict[str, dict[str, Any]], args: Arguments) -> tuple[pathlib.Path, pathlib.Path]:
-    """Both files, each whole at any time."""
-    device = next((each["device"] for each in results.values() if "device" in each), "unknown device")
-    stem = "accelerator_" + re.sub(r"\W+", "_", device).strip("_")
-    texts = {
-        ".json": json.dumps({"device": device, "size": args.size, "parts": results}, indent=1) + "\n",
-        ".md": table(device, results, args.size),
-    }
-    paths = []
-    for suffix, text in texts.items():
-        paths.append(args.output / (stem + suffix))
-        half = paths[-1].with_suffix(suffix + ".part")
+    """Both files, each whole at any time. With `only`, other parts of the same device and size stay in them."""
+    device = next((each["device"] for each in results.values() if "device" in each), UNKNOWN)
+    paths = files(args.output, device)
+    if args.only and paths[0].exists():
+        before = json.loads(paths[0].read_text())
+        if before["size"] == args.size:
+            results = {part: (before["parts"] | results)[part] for part in PARTS if part in before["parts"] | results}
+    content = json.dumps({"device": device, "size": args.size, "parts": results}, indent=1) + "\n"
+    for path, text in zip(paths, (content, table(device, results, args.size)), strict=True):
+        half = path.with_suffix(path.suffix + ".part")
         half.write_text(text)
-        half.replace(paths[-1])
-    return paths[0], paths[1]
+        half.replace(path)
+    if device != UNKNOWN:  # the first parts may have failed before they knew it
+        for path in files(args.output, UNKNOWN):
+            path.unlink(missing_ok=True)
+    return paths
+
+
+def files(folder: pathlib.Path, device: str) -> tuple[pathlib.Path, pathlib.Path]:
+    stem = "accelerator_" + re.sub(r"\W+", "_", device).strip("_")
+    return folder / f"{stem}.json", folder / f"{stem}.md"
 
 
 def table(device: str, results: dict[str, dict[str, Any]], size: str) -> str:
@@ -163,17 +192,15 @@ def table(device: str, results: dict[str, dict[str, Any]], size: str) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for part, each in results.items():
-        cells = [PARTS[part][0].format(**names)]
-        if "failed" in each:
-            cells += [f"**failed**: {each['failed'].replace('|', '/')}", *[""] * 5]
-        else:
-            seconds = each.get("seconds")
-            cells.append(each.get("verdict") or f"{seconds:.4g} s")
-            flops, mfu, peak = each.get("flops"), each.get("mfu"), each.get("peak_bytes")
-            cells.append(f"{flops / 1e12:.4g}" if flops else "")
-            cells.append(f"{mfu:.3f}" if mfu else "")
-            cells.append(f"{peak / 1e9:.2f}" if peak else "")
-            cells += [f"{each[name]:.1f}" if name in each else "" for name in ("trace_seconds", "compile_seconds")]
+        flops, mfu, peak = each.get("flops"), each.get("mfu"), each.get("peak_bytes")
+        cells = [
+            PARTS[part][0].format(**names),
+            told(each),
+            f"{flops / 1e12:.4g}" if flops else "",
+            f"{mfu:.3f}" if mfu else "",
+            f"{peak / 1e9:.2f}" if peak else "",
+            *(f"{each[name]:.1f}" if name in each else "" for name in ("trace_seconds", "compile_seconds")),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -447,13 +474,13 @@ def video(size: str) -> dict[str, Any]:
 def run_torch(part: str, size: str) -> dict[str, Any]:
     """diffusers' modules in bfloat16 with PyTorch's own choice of attention kernel (flash, cuDNN), on the same GPU."""
     if missing := [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]:
-        raise SystemExit(f"{' and '.join(missing)} not installed")
+        return {"skipped": f"{' and '.join(missing)} not installed"}
     import diffusers
     import torch
     from torch_blocks import TorchUNet
 
     if size == "full" and not torch.cuda.is_available():
-        raise SystemExit("torch sees no GPU")
+        return {"skipped": "torch sees no GPU"}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     preset, names = chosen_preset(size), shapes(size)
     model, frames = preset.model, names["frames"]
@@ -518,4 +545,4 @@ def run_torch(part: str, size: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -258,7 +258,11 @@ class Denoiser:
         return self._latents(images)[None]
 
     def _latents(self, images: Images) -> Float[Array, "f h w c"]:
-        return self._encode(self.parts(*ENCODER), cast_floating(to_signed(images), self.dtype))
+        params, pixels = self.parts(*ENCODER), cast_floating(to_signed(images), self.dtype)
+        some = self._some_on_device()
+        if some is not None and some.committed and all(isinstance(leaf, np.ndarray) for leaf in params.values()):
+            pixels = jax.device_put(pixels, some.sharding)  # weights in host memory do not say which device is meant
+        return self._encode(params, pixels)
 
     def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"], warped: AnyWarpedImages | None = None) -> Images:
         """Latents of one video -> uint8 frames [f, height, width, 3]; `warped` as in `decode_chunks`."""
@@ -294,8 +298,8 @@ class Denoiser:
         """
         if self.mesh or options.dtype != "float32" or options.deepcache_interval > 1:
             return
-        some = next(leaf for leaf in self.params.values() if isinstance(leaf, jax.Array))
-        place = some.sharding if some.committed else None  # of everything computed from them
+        some = self._some_on_device()
+        place = some.sharding if some is not None and some.committed else None  # of everything computed from them
 
         def shape(*sizes: int, dtype: DTypeLike = self.dtype) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(sizes, dtype)
@@ -326,8 +330,11 @@ class Denoiser:
             compiled(self._decode, DECODER, decoded)
 
     def _on_first_device(self) -> bool:
-        some = next((leaf for leaf in self.params.values() if isinstance(leaf, jax.Array)), None)
+        some = self._some_on_device()
         return some is not None and some.devices() == {jax.devices()[0]}
+
+    def _some_on_device(self) -> jax.Array | None:
+        return next((leaf for leaf in self.params.values() if isinstance(leaf, jax.Array)), None)
 
     def parts(self, *names: str) -> Params:
         """The parameters of these parts of the model: a program is given no others."""
