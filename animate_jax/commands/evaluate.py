@@ -2,6 +2,7 @@
 
     animate-jax evaluate --output report/ --checkpoint runs/tiny_stage2 --data mocap_people:test_both
     animate-jax evaluate --output report/ --checkpoint ckpt/ --protocol ubc_fashion --data data/ubc_fashion
+    animate-jax evaluate --output report/ --checkpoint moore --lora runs/mine_lora:0.8 --data data/mine
     animate-jax evaluate --output report/ --results made/ --truth real/
 
 Writes metrics.json, metrics.md, clips.csv, contact_sheet.png and videos/*.mp4 into the output folder. Beside every
@@ -15,7 +16,7 @@ import dataclasses
 import pathlib
 import sys
 
-from animate_jax.commands.options import parse
+from animate_jax.commands.options import lora_of, parse
 from animate_jax.config import AnimationConfig
 from animate_jax.errors import UserError, exit_status
 from animate_jax.evaluation.clips import open_clips
@@ -30,6 +31,7 @@ from animate_jax.sampling.pipeline import Pipeline
 class Arguments:
     output: pathlib.Path  # folder of the report; an older report there is replaced
     checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
+    lora: tuple[str, ...] = ()  # LoRA files or the runs that trained them, each with an optional strength: FILE:0.8
     data: str = "mocap_people:test_both"  # mocap_people:SPLIT, a folder of videos, or a recorded data set DIR[:SPLIT]
     protocol: str | None = None  # ubc_fashion, tiktok, ted_talk: a benchmark of the paper; --data is its test split
     results: pathlib.Path | None = None  # score these videos instead of a checkpoint's
@@ -61,6 +63,8 @@ def _run(args: Arguments) -> None:
     size = (height, width) if width and height else None
     if args.results is None:
         pipeline = Pipeline.from_pretrained(args.checkpoint)
+        for path, scale in map(lora_of, args.lora):
+            pipeline.load_lora(path, scale)
         config = pipeline.animation_config(steps=args.steps, guidance=args.guidance, width=width, height=height)
         size = config.height, config.width
     data = args.truth or args.data
@@ -81,6 +85,8 @@ def _check(args: Arguments) -> Protocol | None:
     """
     if (args.results is None) != (args.truth is None):
         raise UserError("--results and --truth: give both, two folders of videos with the same names")
+    if args.results is not None and args.lora:
+        raise UserError("--lora: changes a checkpoint: leave it out, or --results and --truth")
     if args.results is not None and (args.width is None) != (args.height is None):
         raise UserError("--width and --height: give both to score results at another size than their own")
     for name in ("clips", "frames"):
@@ -101,7 +107,8 @@ def _settings(args: Arguments, config: AnimationConfig | None) -> dict[str, obje
         return {"results": args.results}
     fields = ("width", "height", "steps", "guidance", "window", "overlap", "shared_noise", "pose_style", "fps")
     values = {name: getattr(config, name) for name in fields}
-    return {"checkpoint": args.checkpoint, "seed": args.seed, **values}
+    lora = " ".join(args.lora) or None
+    return {"checkpoint": args.checkpoint, "lora": lora, "seed": args.seed, **values}
 
 
 def _warn(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import types
 import typing
 from collections.abc import Sequence
@@ -31,6 +32,15 @@ def parse(options: type[T] | Any, arguments: Sequence[str], program: str, about:
         more: as of `tyro.cli`.
     """
     return cli(options, args=arguments, prog=program, description=about, registry=RULES, **more)
+
+
+def lora_of(text: str) -> tuple[str, float]:
+    """File and strength of --lora FILE:STRENGTH."""
+    path, colon, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if colon and not pathlib.Path(text).exists() else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 @RULES.primitive_rule

@@ -20,7 +20,7 @@ from typing import NoReturn, cast
 
 from animate_jax.atomic import check_file
 from animate_jax.checkpoints import checkpoint
-from animate_jax.commands.options import parse
+from animate_jax.commands.options import lora_of, parse
 from animate_jax.config import Compose, DType, MeshConfig, PublishedName, SamplerName, Speed, Switch
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
@@ -146,15 +146,6 @@ def animate(args: Arguments) -> None:
         stream.save(output, side_by_side_path(output) if args.side_by_side else None, sheet_path(output))
         seconds, rate = time.monotonic() - started, f"{stream.fps:g} frames/s"
         print(f"{len(stream)} frames in {seconds:.0f} s: {output} ({rate}), contact sheet {sheet_path(output)}")
-
-
-def lora_of(text: str) -> tuple[str, float]:
-    """File and strength of --lora FILE:STRENGTH."""
-    path, colon, strength = text.rpartition(":")
-    try:
-        return (path, float(strength)) if colon and not pathlib.Path(text).exists() else (text, 1.0)
-    except ValueError:
-        return text, 1.0
 
 
 def print_plan(args: Arguments, topology: str) -> NoReturn:

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import tyro
 
-from animate_jax.commands.options import parse
+from animate_jax.commands.options import lora_of, parse
 from animate_jax.config import DType, MeshConfig
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
@@ -36,6 +36,7 @@ DEFAULT_MESH = MeshConfig()
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
+    lora: tuple[str, ...] = ()  # LoRA files or the runs that trained them, each with an optional strength: FILE:0.8
     preset: str | None = None  # numerical choices; default: those the checkpoint carries
     dtype: DType = "float32"  # of weights and computation; bfloat16 is for TPUs and GPUs
     mesh: MeshConfig = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
@@ -64,7 +65,10 @@ def _run(args: Arguments) -> None:
 
     def load() -> Pipeline:
         mesh = make_mesh(args.mesh)
-        return Pipeline.from_pretrained(args.checkpoint, preset, mesh if mesh.size > 1 else None, args.dtype)
+        pipeline = Pipeline.from_pretrained(args.checkpoint, preset, mesh if mesh.size > 1 else None, args.dtype)
+        for path, scale in map(lora_of, args.lora):
+            pipeline.load_lora(path, scale)
+        return pipeline
 
     with serving(load, args.host, args.port, args.limits, args.queue_size, detector) as address:
         print(f"{address}   (Ctrl-C stops)", flush=True)

@@ -95,10 +95,11 @@ def test_the_page_loads_as_sampling_does(monkeypatch):
     monkeypatch.setattr(web, "DWPose", lambda folder: f"DWPose in {folder}")
     monkeypatch.setattr(web, "keep_compiled_programs", lambda: None)
     flags = ["--checkpoint", "mine", "--preset", "moore", "--dtype", "bfloat16", "--dwpose", "models", "--port", "1"]
-    assert web.main(flags) == 2
+    assert web.main([*flags, "--lora", "looks", "motion:0.5"]) == 2
     load, *_, detector = served.call_args.args
     load()
     assert loaded.call_args.args == ("mine", find_preset("moore"), None, "bfloat16")
+    assert [call.args for call in loaded.return_value.load_lora.call_args_list] == [("looks", 1.0), ("motion", 0.5)]
     assert detector == "DWPose in models"
     assert web.main(["--mesh.frames", "3"]) == 2
     with pytest.raises(UserError, match=r"--mesh.frames 3: .* do not divide"):

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
+from animate_jax.commands import evaluate
 from animate_jax.commands.evaluate import main
 from animate_jax.errors import UserError
 from animate_jax.evaluation import clips, i3d, scores
 from animate_jax.perceptual import lpips
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.presets import find_preset
+from animate_jax.sampling.pipeline import Pipeline
 from animate_jax.video.write import write_video
 
 pytestmark = pytest.mark.compiles
@@ -65,6 +69,21 @@ def test_a_checkpoint_on_rendered_clips(tmp_path, micro_checkpoint, compile_fast
     for row in ("result", "repeat the reference", "warp the reference"):
         assert 0 < document["figures"][row]["box_psnr"]["value"] < 60
     assert len(list((output / "videos").iterdir())) == 2 and (output / "contact_sheet.png").is_file()
+
+
+def test_a_lora_is_added_and_told(tmp_path, monkeypatch, capsys):
+    pipeline = MagicMock(Pipeline, load_lora=MagicMock())
+    pipeline.animation_config.return_value = find_preset("tiny").animation
+    monkeypatch.setattr(evaluate.Pipeline, "from_pretrained", lambda name: pipeline)
+    monkeypatch.setattr(evaluate, "open_clips", lambda *_, **__: [])
+    evaluated = MagicMock(return_value=MagicMock(markdown="a report"))
+    monkeypatch.setattr(evaluate, "evaluate", evaluated)
+    output = ["--output", str(tmp_path / "report")]
+    assert main([*output, "--lora", "looks", "motion:0.5"]) == 0
+    assert [call.args for call in pipeline.load_lora.call_args_list] == [("looks", 1.0), ("motion", 0.5)]
+    assert evaluated.call_args.kwargs["settings"]["lora"] == "looks motion:0.5"
+    assert main([*output, "--lora", "looks", "--results", "made", "--truth", "true"]) == 2
+    assert "--lora: changes a checkpoint" in capsys.readouterr().err
 
 
 def test_two_folders_and_the_papers_rows(tmp_path, capsys):
