@@ -20,7 +20,7 @@ quick: .venv/tested
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not compiles"
 
 test: .venv/tested
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile  # libtpu is there for its compiler, and looks for TPUs
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder  # libtpu is there for its compiler, and looks for TPUs
 
 slow: .venv/tested
 	$(BIN)/python -m pytest -q -m slow

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from animate_jax import storage
 from animate_jax.checkpoints import checkpoint
 from animate_jax.config import (
     DataConfig,
@@ -108,14 +113,33 @@ def training(data: DataConfig, preset: Preset) -> TrainConfig:
     return TrainConfig(stage="stage1", output="", preset=preset, data=data)
 
 
+def pytest_configure(config):
+    """All processes of a run, workers and those that tests start, keep what they compile in one folder."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="animate_jax-tests-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 @pytest.fixture(scope="module")
-def compile_fast(tmp_path_factory):
-    """What is compiled here need not run fast, and is compiled once even if several jitted functions are the same."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
+def compile_fast():
+    """What is compiled here need not run fast."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_no_programs():
+    """Traced programs are kept only where a test asks for it, and compiled ones while there is memory."""
+    yield
+    storage._programs = None
+    statm = pathlib.Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 2e9:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -161,3 +185,9 @@ def pytest_ignore_collect(collection_path, config):
     if "not compiles" in config.option.markexpr and collection_path.match("test_*.py"):
         marks = collection_path.read_text().partition("\npytestmark = ")[2].partition("\n\n")[0]
         return "pytest.mark.compiles" in marks or None
+
+
+def pytest_collection_modifyitems(items):
+    """Files that compile go first, so that short ones fill both workers' time at the end."""
+    compiling = {item.path for item in items if item.get_closest_marker("compiles")}
+    items.sort(key=lambda item: item.path not in compiling)

@@ -20,10 +20,11 @@ X = np.arange(3, dtype=np.float32)
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where this process keeps its programs."""
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     monkeypatch.setattr(storage, "_programs", str(tmp_path))
     yield tmp_path / "traced"
-    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def traces(x=X, name="double"):
