@@ -40,6 +40,10 @@ DECISION = 2.0  # how sharply one explanation wins
 REACH_OF_LIMBS = 0.01  # heights of the box around a limb of the reference beyond which it shows something else
 ELSEWHERE = 1.5  # NOISE**2 by which what it shows there must be better
 REACH = 2  # pixels around either person in which the model may show what neither layer does
+SLIVER = (
+    0.5  # NOISE**2 by which a detail of the warp differs from the model's enlarged frame, where the background fits
+)
+FINE = 0.8  # pixels of the result, standard deviation, over which it is compared there
 TINT = 6.0  # pixels over which the model's colors are brought to those around what is left of it
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; may reach outside the picture
@@ -267,12 +271,27 @@ def compose(
     copied = 1 - shares[..., 2:]
     off = shares[..., :1] * low[0] + shares[..., 1:2] * low[1] - copied * model
     model = model + blur(off, TINT) / (blur(copied[..., 0], TINT)[..., None] + 1e-3)
-    shares = resize(shares, full).clip(0, 1)
+    agrees = resize((2 - person).clip(0, 1), full).clip(0, 1)
+    shares = without_slivers(resize(shares, full).clip(0, 1), agrees, resize(frame.astype(np.float32), full), layers)
     if free is not None:
         shares[..., 2] *= cv2.resize(free, full[::-1]) > 0
     shares /= shares.sum(-1, keepdims=True)
     result = sum(shares[..., i : i + 1] * layer for i, layer in enumerate((*layers, resize(model, full))))
     return np.round(result).clip(0, 255).astype(np.uint8)
+
+
+def without_slivers(
+    shares: Float32[np.ndarray, "height width 3"],
+    agrees: Float32[np.ndarray, "height width"],
+    shown: Pixels,
+    layers: tuple[Pixels, Pixels],
+) -> Float32[np.ndarray, "height width 3"]:
+    """Shares with the background where the model's enlarged frame shows it and the warped person has something else,
+    too thin to be seen in a frame that otherwise agrees: edges in the shade of another limb."""
+    shown = blur(shown, FINE)
+    person, behind = (blur(((shown - layer) ** 2).mean(-1), FINE) / NOISE**2 / SLIVER for layer in layers)
+    moved = shares[..., 0] * agrees * (1 - behind).clip(0, 1) * (person - behind - 1).clip(0, 1)
+    return shares + np.stack([-moved, moved, np.zeros_like(moved)], -1)
 
 
 def resize(image: Float32[np.ndarray, "..."], size: tuple[int, int]) -> Float32[np.ndarray, "..."]:

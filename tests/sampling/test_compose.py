@@ -96,6 +96,19 @@ def test_what_the_reference_shows_of_another_limb_needs_a_model_that_agrees(scen
     assert lost(warped, 0) < 0.5 * lost(between, 0)
 
 
+@pytest.mark.parametrize("width, whose", [(2, "background"), (16, "warped")])
+def test_a_dark_sliver_that_the_model_does_not_show_goes_and_a_limb_stays(width, whose):
+    background = np.full((*SIZE, 3), (70, 140, 100), np.uint8)
+    warped = background.copy()
+    warped[40:200, 90 : 90 + width] = (20, 60, 40)
+    masks = np.full((*SIZE, 3), 255, np.uint8)
+    found = compose(shrunk(background), warped, masks, background)[60:180, 90 : 90 + width]
+    wanted = {"background": background, "warped": warped}[whose][60:180, 90 : 90 + width]
+    assert difference(found, wanted).mean() < 8
+    shown = compose(shrunk(warped), warped, masks, background)[60:180, 90 : 90 + width]
+    assert difference(shown, warped[60:180, 90 : 90 + width]).mean() < 12
+
+
 def test_what_only_the_model_knows_is_its_own(scene, waving):
     warped, masks, background = layers(scene, waving, 0)
     frame = shrunk(warped)
