@@ -159,13 +159,23 @@ def timed(call: Callable[[], object], repeats: int) -> dict[str, Any]:
 
 def ours(args: Arguments, part: Part) -> dict[str, Any]:
     import jax
+
+    run, shapes = traced(args, part)
+    if args.count:
+        return {"flops": products(run.trace(*shapes).jaxpr.jaxpr)}
+    filled = random_arrays(shapes)
+    return timed(lambda: jax.block_until_ready(run(*filled)), args.repeats)
+
+
+def traced(args: Arguments, part: Part) -> tuple[Any, Any]:
+    """The jitted part, and the shapes of its parameters and inputs."""
+    import jax
     import jax.numpy as jnp
 
     from animate_jax.config import ModelConfig
     from animate_jax.models.params import abstract_model, merge_model
 
     graphdef, shapes = abstract_model(ModelConfig.sd15())
-    random = np.random.default_rng(0)
     (width, height), frames = args.size, args.frames
     latent = (height // 8, width // 8, 4)
 
@@ -196,32 +206,40 @@ def ours(args: Arguments, part: Part) -> dict[str, Any]:
     }[part]
     params = {path: leaf for path, leaf in shapes.items() if path.startswith(prefix)}
     run = jax.jit(lambda params, *inputs: function(merge_model(graphdef, shapes | params), *inputs))
-    if args.count:
-        return {"flops": products(run.trace(params, *inputs).jaxpr.jaxpr)}
+    return run, (params, *inputs)
 
-    def fill(leaf):
-        return jnp.asarray(random.standard_normal(leaf.shape, np.float32) * np.float32(0.02))
 
-    params, inputs = jax.tree.map(fill, params), jax.tree.map(fill, inputs)
-    return timed(lambda: jax.block_until_ready(run(params, *inputs)), args.repeats)
+def random_arrays(shapes: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(random.standard_normal(x.shape, np.float32) * np.float32(0.02)), shapes)
 
 
 def products(jaxpr: Any) -> float:
-    """FLOPs of matrix products and convolutions, those in loops by their turns: what PyTorch's counter counts."""
-    total = 0.0
+    """FLOPs of matrix products and convolutions: what PyTorch's counter counts."""
+    return sum(flops_by_kind(jaxpr).values())
+
+
+def flops_by_kind(jaxpr: Any) -> dict[str, float]:
+    """FLOPs of matrix products and of convolutions, those in loops by their turns."""
+    total = {"products": 0.0, "convolutions": 0.0}
     for equation in jaxpr.eqns:
         operands = [x.aval.shape for x in equation.invars[:2]]
         if equation.primitive.name == "dot_general":
             contracted = equation.params["dimension_numbers"][0][0]
-            total += 2.0 * equation.outvars[0].aval.size * math.prod(operands[0][axis] for axis in contracted)
+            multiplied = math.prod(operands[0][axis] for axis in contracted)
+            total["products"] += 2.0 * equation.outvars[0].aval.size * multiplied
         elif equation.primitive.name == "conv_general_dilated":
             outputs = operands[1][equation.params["dimension_numbers"].rhs_spec[0]]
-            total += 2.0 * equation.outvars[0].aval.size * math.prod(operands[1]) / outputs
+            total["convolutions"] += 2.0 * equation.outvars[0].aval.size * math.prod(operands[1]) / outputs
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else [value]:
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    total += equation.params.get("length", 1) * products(inner)
+                    for kind, flops in flops_by_kind(inner).items():
+                        total[kind] += equation.params.get("length", 1) * flops
     return total
 
 
