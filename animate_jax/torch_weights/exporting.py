@@ -191,5 +191,7 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise UserError("writing .pth needs torch: install it, or use --format safetensors") from error
+        raise UserError(
+            "writing .pth needs torch: pip install 'animate-jax[convert]', or use --format safetensors"
+        ) from error
     return torch

@@ -51,9 +51,7 @@ def verify(source: Address, files: Files, size: int = 8) -> dict[str, float]:
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"verify runs the files in PyTorch: install torch, diffusers, transformers ({error})"
-        ) from error
+        raise UserError(f"verify runs the files in PyTorch: pip install 'animate-jax[convert]' ({error})") from error
     folder = find_checkpoint(source)
     model = checkpoint.read_preset(folder).model
     stored = checkpoint.stored_arrays(folder)
