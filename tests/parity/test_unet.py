@@ -18,7 +18,7 @@ from animate_jax.models.unet import UNet
 from animate_jax.torch_weights import names
 from animate_jax.torch_weights.convert import from_torch, match_keys
 
-pytestmark = pytest.mark.compiles
+pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 # Stable Diffusion's shape (three levels with attention, one without), and the shipped small model's.
 FOUR_LEVELS = UNetConfig(
