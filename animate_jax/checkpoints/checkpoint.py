@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import sys
+import typing
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ from jax.typing import DTypeLike
 from animate_jax.atomic import atomic_folder, check_folder, entries
 from animate_jax.checkpoints import arrays
 from animate_jax.checkpoints.batches import group_by_bytes, nbytes
-from animate_jax.config import Preset, to_dict
+from animate_jax.config import Preset, PublishedName, to_dict
 from animate_jax.errors import UserError, reading
 from animate_jax.limits import JSON_BYTES
 from animate_jax.models.lora import is_adapter
@@ -154,7 +155,10 @@ def find(path: Address) -> Folder:
 
 def _find(path: Folder) -> Folder:
     if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint: give the directory of a checkpoint or of a training run")
+        names = ", ".join(("tiny", *typing.get_args(PublishedName)))
+        raise UserError(
+            f"{path}: no such checkpoint: give the directory of a checkpoint or of a training run, or one of {names}"
+        )
     if (path / "params").is_dir():
         return path
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path

@@ -78,7 +78,7 @@ class Verify:
 class Fetch:
     """Downloads published weights from the hub and converts them: `--checkpoint NAME` then finds them."""
 
-    name: tyro.conf.Positional[PublishedName]  # docs/weights.md describes them
+    name: tyro.conf.Positional[PublishedName]  # docs/gpu.md describes them
     accept_licences: Annotated[bool, tyro.conf.arg(aliases=["--accept-licenses"])] = False
     """Without being asked, in scripts."""
 

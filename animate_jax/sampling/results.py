@@ -29,6 +29,16 @@ SHEET_HEIGHT = 192  # pixels; smaller images of a contact sheet are enlarged
 SHOWN_HEIGHT = 256  # pixels; smaller videos in a notebook are
 
 
+class NotebookVideo(str):
+    """The HTML of a video, which a notebook plays. Elsewhere it says so."""
+
+    def __repr__(self) -> str:
+        return "<a video: a notebook plays it, save() writes it>"
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Animation:
     """The result, with its inputs at the same size. A notebook shows it as a video."""
@@ -63,11 +73,9 @@ class Animation:
     def save_contact_sheet(self, path: str | os.PathLike, columns: int = 8) -> None:
         write_image(path, self.contact_sheet(columns, zoom_factor(self.reference)))
 
-    def show(self, zoom: int | None = None, side_by_side: bool = False):
+    def show(self, zoom: int | None = None, side_by_side: bool = False) -> NotebookVideo:
         """Plays in a notebook, in a loop, enlarged `zoom` times: by default only what is small."""
-        from IPython.display import HTML
-
-        return HTML(self._html(zoom, side_by_side))
+        return NotebookVideo(self._html(zoom, side_by_side))
 
     def _html(self, zoom: int | None = None, side_by_side: bool = False) -> str:
         zoom = zoom or max(1, SHOWN_HEIGHT // self.frames.shape[1])

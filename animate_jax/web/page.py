@@ -32,8 +32,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 SMALL_MODEL = (
     "The bundled model is small and was trained on renderings of people. A photo's face and clothes come from the "
-    "photo itself; what it does not show, such as the back, looks rendered. Published weights for full size are "
-    "fetched with `animate-jax weights fetch`."
+    "photo itself; what it does not show, such as the back, looks rendered. For full size, run "
+    "`animate-jax weights fetch moore`, then `animate-jax web --checkpoint moore`."
 )
 INFO = {
     "steps": "Denoising steps: more take longer.",
@@ -334,5 +334,7 @@ def _launch(blocks: Any, studio: Studio, host: str, port: int, password: str | N
             app_kwargs={"middleware": [Middleware(UploadGuard, store=studio.store)]},
         )
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot be served: choose another port") from error
+        raise UserError(
+            f"--host {host} --port {port}: cannot be served (another program may use it): choose another port"
+        ) from error
     return address

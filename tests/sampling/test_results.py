@@ -87,9 +87,10 @@ def test_contact_sheets(animation, tmp_path):
 
 
 def test_a_notebook_plays_it(animation):
-    pytest.importorskip("IPython")
-    html = animation.show(zoom=2).data
+    shown = animation.show(zoom=2)
+    html = shown._repr_html_()
     assert html.startswith("<video autoplay loop") and "data:video/mp4;base64," in html
+    assert "save()" in repr(shown) and "base64" not in repr(shown)  # at a prompt, without IPython
 
 
 def test_a_stream_writes_all_its_files_in_one_pass(stream, animation, tmp_path):
