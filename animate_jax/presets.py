@@ -36,7 +36,8 @@ def presets() -> dict[str, Preset]:
     closed loop, `musepose` and `novita` are MusePose (every second frame of a 30 fps video, windows of 48) and
     novitalabs/AnimateAnyone (Moore's numerics, a smaller Pose Guider, no face). `tiny` is the paper's method at a size
     that two CPU cores train, and `tiny-clip-only`, `tiny-controlnet`, `tiny-no-pose` the paper's ablations of it.
-    `tiny-warp`, the model that ships with the package, also sees the reference warped into every pose.
+    `tiny-warp`, the model that ships with the package, also sees the reference warped into every pose; `paper-warp` is
+    that at Stable Diffusion's size, which predicts x0, too. Nobody has trained it.
     """
     sd15 = ModelConfig.sd15()
     epsilon = ScheduleConfig(zero_terminal_snr=False, prediction="epsilon", timestep_spacing="leading")
@@ -46,6 +47,7 @@ def presets() -> dict[str, Preset]:
     musepose_frames = FrameConfig(768, 768, fps=15.0, pose_style="musepose")
     musepose = SamplingConfig(steps=20, window=48, overlap=4, blend="flat")
     long = dataclasses.replace(sd15, unet=UNetConfig(motion_max_length=128))
+    warp = dataclasses.replace(sd15, unet=dataclasses.replace(sd15.unet, appearance="warp"))
     small_guider = dataclasses.replace(sd15, pose_guider=PoseGuiderConfig(block_out_channels=(16, 32, 64, 128)))
     novita_frames = FrameConfig(512, 784, clip_resize="pad")
     families = [
@@ -59,6 +61,7 @@ def presets() -> dict[str, Preset]:
         _tiny("tiny-controlnet", reference="addition"),
         _tiny("tiny-no-pose", pose_style="none"),
         _tiny("tiny-warp", appearance="warp"),
+        Preset("paper-warp", warp, ScheduleConfig(prediction="x0"), FrameConfig(), SamplingConfig()),
     ]
     return {family.name: family for family in families}
 
