@@ -540,9 +540,14 @@ def run_torch(part: str, size: str) -> dict[str, Any]:
                 seconds.append(time.monotonic() - began)
             if len(seconds) >= 3 and sum(seconds) > SECONDS:
                 break
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-    middle = statistics.median(seconds)
-    return {"seconds": middle, "all_seconds": seconds, "peak_bytes": peak, "torch": torch.__version__}
+    is_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if is_gpu else "cpu",  # JAX calls it the same
+        "seconds": statistics.median(seconds),
+        "all_seconds": seconds,
+        "peak_bytes": torch.cuda.max_memory_allocated() if is_gpu else None,
+        "torch": torch.__version__,
+    }
 
 
 if __name__ == "__main__":
