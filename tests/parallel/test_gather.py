@@ -127,7 +127,11 @@ print(json.dumps(report))
     "model, layouts", [("small", LAYOUTS + SIXTEEN), pytest.param("real", LAYOUTS, marks=pytest.mark.slow)]
 )
 def test_gradients_and_state_are_those_of_one_device(model, layouts):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=16", "JAX_PLATFORMS": "cpu"}
+    flags = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=16",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+    }
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT, json.dumps(layouts), model],
         cwd=ROOT,

@@ -109,7 +109,11 @@ assert compiled.cost_analysis()["flops"] < 0.14 * alone.cost_analysis()["flops"]
 
 @pytest.fixture(scope="module")
 def done():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+    }
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT], cwd=ROOT, env=os.environ | flags, capture_output=True, text=True
     )

@@ -88,7 +88,11 @@ print(json.dumps(report))
 
 
 def train(layouts):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+    }
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT, json.dumps(layouts)],
         cwd=ROOT,

@@ -11,7 +11,7 @@ from animate_jax.torch_weights.families import find_files
 from animate_jax.torch_weights.importing import import_checkpoint
 from animate_jax.torch_weights.verify import verify
 
-pytestmark = pytest.mark.compiles
+pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
 
 
 def test_every_part_equals_pytorch(moore_directory, small, tmp_path):
