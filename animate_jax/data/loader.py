@@ -9,6 +9,8 @@ import gc
 import math
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -143,7 +145,7 @@ def batches(config: TrainConfig, process: int = 0, processes: int = 1) -> BatchI
 
     def read(dataset: grain.MapDataset) -> grain.DatasetIterator:
         stream = dataset.to_iter_dataset(threads)
-        return iter(stream.mp_prefetch(workers, worker_init_fn=detach_process_group) if workers else stream)
+        return iter(stream.mp_prefetch(workers, worker_init_fn=begin_worker) if workers else stream)
 
     share = data.batch // processes
     if data.root is not None:
@@ -165,7 +167,14 @@ def batches(config: TrainConfig, process: int = 0, processes: int = 1) -> BatchI
     return BatchIterator(lambda position: read(dataset[position // share + process :: processes]), data.batch)
 
 
-def detach_process_group(*_) -> None:
+def begin_worker(*_) -> None:
     """Run in a worker when it starts. Ctrl-C and `timeout` signal a whole process group, and a worker that ended then
-    would end the training process before it has saved."""
+    would end the training process before it has saved. A killed training process takes its workers with it."""
     os.setpgrp()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

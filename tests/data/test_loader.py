@@ -3,6 +3,10 @@
 import dataclasses
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -169,3 +173,40 @@ def test_impossible_options_for_recorded_clips(micro, stage_1, options):
         match=r"^--data\.(frames|min-reference-distance|stride|fps|max-bad|flip|batch|root) .*: .*(must|choose|check)",
     ):
         batches(training(dataclasses.replace(stage_1, **options), micro))
+
+
+KILLED = """
+import multiprocessing, time
+from animate_jax.data.loader import begin_worker
+
+def work():
+    begin_worker()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("fork").Process(target=work)
+    worker.start()
+    print(worker.pid, flush=True)
+    worker.join()
+"""
+
+
+def test_workers_end_with_a_killed_training_process():
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True) as training_process:
+        worker = int(training_process.stdout.readline())
+        time.sleep(0.5)  # until it has begun
+        training_process.kill()
+    for _ in range(100):
+        if not alive(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker goes on")
+
+
+def alive(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
