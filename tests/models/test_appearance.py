@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from animate_jax.models.appearance import AppearanceBlend, AppearanceGuider
+from animate_jax.models.appearance import PATCH, AppearanceBlend, AppearanceGuider
 from animate_jax.models.params import PresplitRngs, abstract_model
 from animate_jax.models.unet import UNet
 from animate_jax.presets import presets
@@ -27,20 +27,18 @@ def prediction(unet, pose):
     return unet(X, jnp.full((1, 1), 3.0), unet.precompute_conditioning(TOKEN), pose)[0]
 
 
-@pytest.mark.parametrize("name", ["tiny", "paper"])
-def test_the_switch_adds_parameters_and_changes_none(name):
+@pytest.mark.parametrize(("name", "share"), [("tiny", 0.06), ("paper", 0.001)])
+def test_the_switch_adds_few_parameters_and_changes_none(name, share):
     model = presets()[name].model
     copying = dataclasses.replace(model, unet=dataclasses.replace(model.unet, appearance="warp"))
     before, after = (abstract_model(config)[1] for config in (model, copying))
     added = {path.rpartition(".")[0] for path in after if path not in before}
-    assert added == {
+    assert {layer for layer in added if not layer.startswith("appearance_blend.")} == {
         "appearance_guider.conv_in",
-        "appearance_blend.conv_in",
-        "appearance_blend.conv_out",
         "denoising_unet.appearance_conv_out",
     }
     assert {path: leaf.shape for path, leaf in before.items()} == {path: after[path].shape for path in before}
-    assert sum(leaf.size for path, leaf in after.items() if path not in before) < 0.02 * sum(
+    assert sum(leaf.size for path, leaf in after.items() if path not in before) < share * sum(
         leaf.size for leaf in before.values()
     )
 
@@ -82,5 +80,26 @@ def test_the_blend_goes_from_the_decoders_picture_to_the_warp():
     masks = jnp.ones((2, 8, 8, 2))
     share = (blend(images, warped, background, masks) - images) / (warped - images)
     np.testing.assert_allclose(share, jax.nn.sigmoid(-3.0), rtol=1e-3)
-    blend.conv_out.bias[...] = jnp.full(1, 30.0)
-    np.testing.assert_allclose(blend(images, warped, background, masks), warped, atol=1e-6)
+    def with_bias(*values):
+        blend.conv_out.bias[...] = jnp.tile(jnp.array(values), PATCH**2)
+        return blend(images, warped, background, masks)
+
+    np.testing.assert_allclose(with_bias(30.0, 0, 0, 0), warped, atol=1e-6)
+    np.testing.assert_allclose(with_bias(-30.0, 0.1, 0, -0.2), images + jnp.array([0.1, 0, -0.2]), atol=1e-6)
+
+
+def test_the_blend_corrects_each_pixel_from_its_surroundings():
+    blend = AppearanceBlend(rngs=PresplitRngs(KEYS[5]))
+    blend.conv_out.kernel[...] = jax.random.normal(KEYS[6], blend.conv_out.kernel.shape)
+    blank = jnp.zeros((1, 64, 64, 3))
+
+    def mended(*changed):
+        images, warped = (blank.at[0, y, x].set(1) if (y, x) in changed else blank for y, x in ((30, 33), (31, 33)))
+        return blend(images, warped, blank, blank[..., :2])[0]
+
+    nothing = mended()
+    effects = [mended(pixel) - nothing for pixel in ((30, 33), (31, 33))]
+    for effect in effects:
+        rows, columns = np.nonzero(np.abs(effect).max(-1) > 1e-6)
+        assert 8 < rows.min() <= 24 and 36 < rows.max() < 56 and 8 < columns.min() and columns.max() < 56
+    assert np.abs(effects[0] - effects[1]).max() > 0.01

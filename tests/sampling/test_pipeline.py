@@ -13,6 +13,7 @@ import pytest
 
 from animate_jax.diffusion.sampling_loop import num_function_evaluations
 from animate_jax.errors import UserError
+from animate_jax.models.appearance import PATCH
 from animate_jax.pose.draw import LazyPoseImages, draw
 from animate_jax.pose.files import write_poses
 from animate_jax.pose.keypoints import Keypoints
@@ -447,7 +448,8 @@ def test_malformed_keypoints(pipeline, anybody, picture, tmp_path):
 def copying(micro_copying, compile_fast):
     """A model whose prediction is the warped reference, and whose pictures are its pixels."""
     params = random_params(micro_copying)
-    for layer, bias in (("denoising_unet.appearance_conv_out", 1.0), ("appearance_blend.conv_out", 30.0)):
+    copies = [30.0, 0, 0, 0] * PATCH**2  # a share of 1, no correction
+    for layer, bias in (("denoising_unet.appearance_conv_out", 1.0), ("appearance_blend.conv_out", np.array(copies))):
         params[f"{layer}.kernel"] = 0 * params[f"{layer}.kernel"]
         params[f"{layer}.bias"] = 0 * params[f"{layer}.bias"] + bias
     return Pipeline(params, micro_copying)
