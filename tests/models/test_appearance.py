@@ -80,6 +80,7 @@ def test_the_blend_goes_from_the_decoders_picture_to_the_warp():
     masks = jnp.ones((2, 8, 8, 2))
     share = (blend(images, warped, background, masks) - images) / (warped - images)
     np.testing.assert_allclose(share, jax.nn.sigmoid(-3.0), rtol=1e-3)
+
     def with_bias(*values):
         blend.conv_out.bias[...] = jnp.tile(jnp.array(values), PATCH**2)
         return blend(images, warped, background, masks)
@@ -91,15 +92,16 @@ def test_the_blend_goes_from_the_decoders_picture_to_the_warp():
 def test_the_blend_corrects_each_pixel_from_its_surroundings():
     blend = AppearanceBlend(rngs=PresplitRngs(KEYS[5]))
     blend.conv_out.kernel[...] = jax.random.normal(KEYS[6], blend.conv_out.kernel.shape)
-    blank = jnp.zeros((1, 64, 64, 3))
+    blank = jnp.zeros((1, 128, 128, 3))
 
     def mended(*changed):
-        images, warped = (blank.at[0, y, x].set(1) if (y, x) in changed else blank for y, x in ((30, 33), (31, 33)))
+        images, warped = (blank.at[0, y, x].set(1) if (y, x) in changed else blank for y, x in ((62, 65), (63, 65)))
         return blend(images, warped, blank, blank[..., :2])[0]
 
     nothing = mended()
-    effects = [mended(pixel) - nothing for pixel in ((30, 33), (31, 33))]
+    effects = [mended(pixel) - nothing for pixel in ((62, 65), (63, 65))]
     for effect in effects:
         rows, columns = np.nonzero(np.abs(effect).max(-1) > 1e-6)
-        assert 8 < rows.min() <= 24 and 36 < rows.max() < 56 and 8 < columns.min() and columns.max() < 56
+        for places in (rows, columns):
+            assert 16 < places.min() <= 56 and 70 < places.max() < 112
     assert np.abs(effects[0] - effects[1]).max() > 0.01
