@@ -312,10 +312,10 @@ class DiffusionLossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-    """Consistency distillation (Luo et al. 2023) of the guided weights in `init`."""
+    """A student of the guided weights in `init` (Meng et al. 2023)."""
 
     guidance: float | None = None  # the teacher's guidance scale; default: the preset's; 1 or less: it is not guided
-    skip: int = 20  # timesteps of the teacher's step
+    teacher_steps: int = 5  # of the teacher for one of the student's
 
 
 @dataclasses.dataclass(frozen=True)

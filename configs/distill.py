@@ -1,5 +1,5 @@
-"""Few steps: a student of the guided model `init` that makes a video in 4 steps without guidance (Luo et al. 2023,
-latent consistency models): 4 passes of the UNet per window instead of 60 in Moore-AnimateAnyone's 30 guided steps.
+"""Few steps: a student of the guided model `init` that makes a video in 4 steps without guidance (Meng et al. 2023,
+distillation of guided sampling): 4 passes of the UNet per window, where Moore-AnimateAnyone's 30 guided steps need 60.
 
     python train.py configs/distill.py --init moore --data.root gs://bucket/clips --mesh.frames 4 --mesh.fsdp 4
     python train.py configs/distill.py --plan v5e:4x4 --mesh.frames 4 --mesh.fsdp 4

@@ -14,9 +14,9 @@ def get_config() -> TrainConfig:
         output="runs/tiny_distill",
         init="tiny",
         trainable=r"denoising_unet\.",
-        steps=400,
+        steps=240,
         data=DataConfig(batch=2, frames=4, consecutive=True),
-        optim=OptimConfig(learning_rate=3e-4, warmup=10, betas=(0.9, 0.99), weight_decay=0.0, ema=0.98),
+        optim=OptimConfig(learning_rate=3e-4, warmup=10, decay="cosine", betas=(0.9, 0.99), weight_decay=0.0, ema=0.98),
         loss=DiffusionLossConfig(shared_noise=True),
         distill=DistillConfig(guidance=2.0),
     )

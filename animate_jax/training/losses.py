@@ -299,12 +299,11 @@ class DiffusionLoss(Loss):
 
 
 class DistillationLoss(DiffusionLoss):
-    """Consistency distillation (Luo et al. 2023, algorithm 1): what the student makes of x_t is drawn to what it makes
-    of x `skip` timesteps earlier, where one DDIM step of the guided teacher leads. Where that step ends before timestep
-    0, the target is the teacher's x0: the boundary condition, which the paper builds into the network.
+    """Distillation of guided sampling (Meng et al. 2023; Salimans & Ho 2022, in one round): an unguided step of the
+    student is drawn to where several guided DDIM steps of the teacher lead from the same x_t.
 
-    The scale of guidance is fixed, and the target's weights are the student's own instead of their average (Song &
-    Dhariwal 2023, section 3.2), so that no third set is held.
+    The student is trained at the timesteps that it samples at. The scale of guidance is fixed. Because every target is
+    the teacher's, the student cannot agree with itself on an image that says nothing.
 
     Raises:
         UserError: as `DiffusionLoss`; options of `config.loss` that have no meaning here; or an impossible step.
@@ -316,15 +315,21 @@ class DistillationLoss(DiffusionLoss):
 
     def __init__(self, config: TrainConfig):
         super().__init__(config)
-        teacher = starting_preset(config).sampling
+        teacher, steps = starting_preset(config).sampling, config.distill.teacher_steps
         self.guidance = teacher.guidance if config.distill.guidance is None else config.distill.guidance
-        self.rescale, self.skip = teacher.guidance_rescale, config.distill.skip
+        self.rescale, self.length = teacher.guidance_rescale, (self.last + 1) // self.preset.sampling.steps
         usual = DiffusionLossConfig(condition_dropout=self.options.condition_dropout)
         for name, value in vars(self.options).items():
             if name not in self.SHARED_OPTIONS and value != getattr(usual, name):
                 raise UserError(f"--loss.{name.replace('_', '-')} {value}: is for stages 1 and 2, not for distillation")
-        if not 1 <= self.skip <= self.last:
-            raise UserError(f"--distill.skip {self.skip}: must be 1 to {self.last} timesteps")
+        if steps < 1 or self.length % steps:
+            raise UserError(f"--distill.teacher-steps {steps}: must divide the {self.length} timesteps of a step")
+        self.teacher_steps = steps
+
+    def sample_randomness(self, batch: Batch, key: Key[Array, ""]) -> Randomness:
+        randomness = super().sample_randomness(batch, key)
+        ends = (randomness["t"] // self.length + 1) * self.length - 1
+        return randomness | {"t": jnp.minimum(ends, self.last)}
 
     def compute(
         self, model: tuple[AnimateAnyone, AnimateAnyone], batch: Batch, randomness: Randomness
@@ -335,35 +340,42 @@ class DistillationLoss(DiffusionLoss):
         warped = self._warped(teacher, batch) if self.appearance else WarpedReference()
         inputs = batch, reference, clip, warped
         x_t = jnp.asarray(self.schedule.add_noise(x0, noise, jnp.broadcast_to(t, shape)))
-        denoise = self._denoiser(student, *inputs)
-        made = self._to_x0(denoise(x_t, t), x_t, t)
-        previous, earlier = jnp.maximum(t - self.skip, 0), self._teacher_step(self._denoiser(teacher, *inputs), x_t, t)
-        target = self._to_x0(denoise(earlier.x, previous), earlier.x, previous)
-        at_end = (t < self.skip)[..., None, None, None]
-        error = made - jax.lax.stop_gradient(jnp.where(at_end, earlier.x0, target))
+        prediction = self._denoiser(student, *inputs)(x_t, t)
+        made = self.schedule.to_x0_epsilon(prediction.astype(jnp.float32), x_t, jnp.broadcast_to(t, shape))[0]
+        error = made - jax.lax.stop_gradient(self._target(self._denoiser(teacher, *inputs), x_t, t))
         loss = jnp.mean(jnp.sqrt(jnp.square(error) + self.HUBER**2) - self.HUBER)
         return loss, {"mse": jnp.mean(jnp.square(error))}
 
-    def _to_x0(self, prediction: Array, x: Array, t: Array) -> Array:
-        t = jnp.broadcast_to(t, x.shape[:2])
-        return jnp.asarray(self.schedule.to_x0_epsilon(prediction.astype(jnp.float32), x, t)[0])
+    def _target(self, denoise: Denoise, x_t: Array, t: Array) -> Array:
+        """The x0 with which one DDIM step leads as far as the teacher's steps (Salimans & Ho 2022, appendix G)."""
+        stride = self.length // self.teacher_steps
 
-    def _teacher_step(self, denoise: Denoise, x_t: Array, t: Array) -> TeacherStep:
-        """A DDIM step as the sampler makes it (`diffusion.samplers.ddim_step`), guided as it guides."""
+        def step(x: Array, number: Array) -> tuple[Array, None]:
+            time = t - stride * number
+            x0, noise = self._guided(denoise, x, time)
+            signal, sigma = self._signal_and_noise(time - stride)
+            return signal * x0 + sigma * noise, None
+
+        end, _ = jax.lax.scan(step, x_t, jnp.arange(self.teacher_steps))
+        signal, sigma = self._signal_and_noise(t)
+        signal_at_end, sigma_at_end = self._signal_and_noise(t - self.length)
+        ratio = sigma_at_end / sigma
+        return (end - ratio * x_t) / (signal_at_end - ratio * signal)
+
+    def _guided(self, denoise: Denoise, x: Array, t: Array) -> tuple[Array, Array]:
+        """x0 and noise as the teacher's sampler has them."""
         if self.guidance > 1:
-            halves = unpair(denoise(pair(x_t, x_t), pair(t, t)).astype(jnp.float32))
+            halves = unpair(denoise(pair(x, x), pair(t, t)).astype(jnp.float32))
             prediction = apply_guidance(*halves, self.guidance, self.rescale)
         else:
-            prediction = denoise(x_t, t).astype(jnp.float32)
-        per_frame = jnp.broadcast_to(t, x_t.shape[:2])
-        x0, noise = self.schedule.to_x0_epsilon(jnp.asarray(prediction), x_t, per_frame)
-        previous = jnp.maximum(per_frame - self.skip, 0)
-        return TeacherStep(jnp.asarray(self.schedule.add_noise(x0, noise, previous)), jnp.asarray(x0))
+            prediction = denoise(x, t).astype(jnp.float32)
+        x0, noise = self.schedule.to_x0_epsilon(jnp.asarray(prediction), x, jnp.broadcast_to(t, x.shape[:2]))
+        return jnp.asarray(x0), jnp.asarray(noise)
 
-
-class TeacherStep(NamedTuple):
-    x: Float[Array, "b f y x c"]  # at the earlier timestep, 0 at the least
-    x0: Float[Array, "b f y x c"]
+    def _signal_and_noise(self, t: Int32[Array, "b _"]) -> tuple[Array, Array]:
+        """As the schedule's; before timestep 0 all signal."""
+        alpha_bar = jnp.where(t < 0, 1.0, jnp.asarray(self.schedule.alphas_cumprod)[t])[..., None, None, None]
+        return jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
 
 
 def merge_frames(x: Float[Array, " b f *rest"]) -> Float[Array, " bf *rest"]:
