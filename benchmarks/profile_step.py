@@ -39,7 +39,6 @@ class Arguments:
     size: tuple[int, int] = (256, 256)  # width, height
     frames: int = 8
     threads: int = 2
-    count: bool = False
     slowest: int = 12  # single operations to list
 
 

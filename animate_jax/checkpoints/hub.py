@@ -59,39 +59,39 @@ def fetch(name: str, revision: str | None = None, cache_dir: str | os.PathLike |
     """
     hub = _library(name)
     cache = pathlib.Path(cache_dir) if cache_dir else None
+
+    def download(local_files_only: bool = False) -> pathlib.Path:
+        return pathlib.Path(
+            hub.snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache,
+                ignore_patterns=PYTORCH_FILES,
+                local_files_only=local_files_only,
+            )
+        )
+
     with _answering(name):
         try:
             hub.model_info(name, revision=revision, timeout=ANSWER_SECONDS)
         except Exception as error:
-            folder = _fetched_before(hub, name, revision, cache)
-            if folder is None and getattr(error, "response", None) is None:
+            try:
+                folder = download(local_files_only=True)  # what was fetched before
+            except Exception:
+                if getattr(error, "response", None) is not None:
+                    raise error from None
                 raise UserError(
                     f"{name}: {_explanation(name, error)}: without the hub, copy the checkpoint's folder here and give "
                     "its path"
                 ) from error
-            if folder is None:
-                raise
         else:
-            folder = pathlib.Path(
-                hub.snapshot_download(name, revision=revision, cache_dir=cache, ignore_patterns=PYTORCH_FILES)
-            )
+            folder = download()
     if next(folder.rglob("_CHECKPOINT_METADATA"), None) is None:
         raise UserError(
             f"{name}: holds no checkpoint of animate_jax: PyTorch files become one with "
             f"animate-jax weights import FAMILY --directory {name} --output DIRECTORY"
         )
     return folder
-
-
-def _fetched_before(hub, name: str, revision: str | None, cache: pathlib.Path | None) -> pathlib.Path | None:
-    try:
-        return pathlib.Path(
-            hub.snapshot_download(
-                name, revision=revision, cache_dir=cache, ignore_patterns=PYTORCH_FILES, local_files_only=True
-            )
-        )
-    except Exception:
-        return None
 
 
 def list_files(repository: str) -> list[str]:

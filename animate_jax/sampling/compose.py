@@ -40,9 +40,7 @@ DECISION = 2.0  # how sharply one explanation wins
 REACH_OF_LIMBS = 0.01  # heights of the box around a limb of the reference beyond which it shows something else
 ELSEWHERE = 1.5  # NOISE**2 by which what it shows there must be better
 REACH = 2  # pixels around either person in which the model may show what neither layer does
-SLIVER = (
-    0.5  # NOISE**2 by which a detail of the warp differs from the model's enlarged frame, where the background fits
-)
+SLIVER = 0.5  # NOISE**2 by which a detail of the warp is further from the model's enlarged frame than the background
 FINE = 0.8  # pixels of the result, standard deviation, over which it is compared there
 TINT = 6.0  # pixels over which the model's colors are brought to those around what is left of it
 

@@ -130,11 +130,12 @@ def _footage(driving: str | pathlib.Path | Images, frames: int | None, fps: Numb
     if isinstance(driving, np.ndarray):
         images = driving[:frames]
         return _Footage("the driving frames", rate, len(images), lambda: (image for image in images))
-    if files := _picture_files(pathlib.Path(driving))[:frames]:
-        return _Footage(str(driving), rate, len(files), lambda: _read_pictures(files))
-    if pathlib.Path(driving).suffix.lower() in IMAGE_SUFFIXES and pathlib.Path(driving).is_file():
-        raise UserError(f"{driving}: is a picture, not a motion: give a video, keypoints or a folder of pictures")
-    path, rate = pathlib.Path(driving), min(fps or math.inf, frame_rate(driving))
+    path = pathlib.Path(driving)
+    if files := _picture_files(path)[:frames]:
+        return _Footage(str(path), rate, len(files), lambda: _read_pictures(files))
+    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        raise UserError(f"{path}: is a picture, not a motion: give a video, keypoints or a folder of pictures")
+    rate = min(fps or math.inf, frame_rate(path))
     count = int(min(frames or math.inf, frame_count(path, rate)))
     return _Footage(str(path), float(rate), count, lambda: iter_frames(path, frames=frames, fps=rate), path)
 
