@@ -79,9 +79,15 @@ def _name_arguments(message: str) -> str:
     return "".join([re.sub(r"(?<![\w=-])--([a-z][\w.-]*)", lambda flag: flag[1].replace("-", "_"), own), *command])
 
 
+def no_device(error: Exception) -> str:
+    """What JAX raised when it found no device, in one line; AssertionError is all it says of some JAX_PLATFORMS."""
+    reason = str(error).strip() or f"no device for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+    return f"JAX cannot start: {reason.splitlines()[0]}; JAX_PLATFORMS=cpu always works"
+
+
 def exit_status(program: str, work: Callable[[], int | None], interrupted: str) -> int:
-    """Runs a command: its status or 0; 2 after a `UserError`, 130 after Ctrl-C, each printed as one line, with a
-    traceback if `TRACEBACK` is set. An `InputWarning` and the package's log are printed as lines, too."""
+    """Runs a command: its status or 0; 2 after a `UserError` or without a device, 130 after Ctrl-C, each printed as one
+    line, with a traceback if `TRACEBACK` is set. An `InputWarning` and the package's log are printed as lines, too."""
     _running.add(program)
     try:
         with _lines(program):
@@ -90,6 +96,12 @@ def exit_status(program: str, work: Callable[[], int | None], interrupted: str) 
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, AssertionError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not place.endswith("xla_bridge.py") or os.environ.get(TRACEBACK):
+            raise
+        print(f"{program}: {no_device(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted; {interrupted}", file=sys.stderr)

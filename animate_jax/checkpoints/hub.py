@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from animate_jax.errors import UserError
+from animate_jax.storage import size_text
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/repository
 PYTORCH_FILES = ["*.safetensors", "*.pth", "*.pt", "*.bin", "*.ckpt"]  # are no part of a checkpoint
@@ -71,6 +72,7 @@ def fetch(name: str, revision: str | None = None, cache_dir: str | os.PathLike |
             )
         )
 
+    log.info("asking the hub for %s", name)
     with _answering(name):
         try:
             hub.model_info(name, revision=revision, timeout=ANSWER_SECONDS)
@@ -101,6 +103,7 @@ def list_files(repository: str) -> list[str]:
         UserError: the hub does not answer, or huggingface_hub is not installed.
     """
     hub = _library(repository)
+    log.info("asking the hub for %s", repository)
     with _answering(repository):
         return [file.rfilename for file in hub.model_info(repository, timeout=ANSWER_SECONDS).siblings or ()]
 
@@ -146,6 +149,7 @@ def look_up(repository: str, path: str, revision: str | None = None) -> File:
         UserError: it has no such file, or does not answer.
     """
     hub, name = _library(repository), f"{repository}/{path}"
+    log.info("asking the hub for %s", name)
     with _answering(name):
         found = hub.get_hf_file_metadata(hub.hf_hub_url(repository, path, revision=revision), timeout=ANSWER_SECONDS)
         if found.size is None or found.etag is None or found.commit_hash is None:
@@ -174,6 +178,8 @@ def download(file: File) -> pathlib.Path:
     partial = _partial(file)
     whole = partial.with_suffix("")
     if not whole.exists():
+        here = bytes_here(file)
+        log.info("downloading %s, %s%s", name, size_text(file.bytes), f", {size_text(here)} here" if here else "")
         partial.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("ab") as stream, _answering(name, "what is there stays: the same command goes on"):
             try:
@@ -270,7 +276,6 @@ def _answering(name: str, advice: str = "") -> Iterator[None]:
             log.info("%s: interrupted, trying again", name)
         return record.levelno >= logging.ERROR
 
-    log.info("asking the hub for %s", name)
     handlers = logging.getLogger("huggingface_hub").handlers
     for handler in handlers:
         handler.addFilter(only_errors)

@@ -16,6 +16,7 @@ import dataclasses
 import pathlib
 from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
 import tyro
 
@@ -79,7 +80,7 @@ class Fetch:
     """Downloads published weights from the hub and converts them: `--checkpoint NAME` then finds them."""
 
     name: tyro.conf.Positional[PublishedName]  # docs/gpu.md describes them
-    accept_licences: Annotated[bool, tyro.conf.arg(aliases=["--accept-licenses"])] = False
+    accept_licenses: Annotated[bool, tyro.conf.arg(aliases=["--accept-licences"])] = False
     """Without being asked, in scripts."""
 
 
@@ -98,9 +99,10 @@ def main(arguments: list[str], program: str = "animate-jax weights") -> int:
 
 
 def _run(command: Fetch | Import | Export | Inspect | Verify) -> int:
+    jax.config.update("jax_platforms", "cpu")  # no work for an accelerator, which another process may hold
     match command:
         case Fetch():
-            print(fetch(command.name, command.accept_licences))
+            print(fetch(command.name, command.accept_licenses))
         case Import():
             _import(command)
         case Export():

@@ -262,10 +262,38 @@ def test_doctor_tells_of_devices_that_compute_wrongly(capfd, monkeypatch, platfo
     assert f"{platform}:2: cannot compute: out of memory: jaxlib" in broken and advice in wrong and advice in broken
 
 
-def test_doctor_without_a_working_accelerator(monkeypatch, capfd):
+@pytest.fixture
+def platforms():
+    """Is not changed for other tests."""
+    before = jax.config.values["jax_platforms"]
+    yield
+    jax.config.update("jax_platforms", before)
+
+
+def test_doctor_without_a_working_accelerator(monkeypatch, capfd, platforms):
     def fails():
         raise RuntimeError("Unable to initialize backend 'tpu'\nmore")
 
     monkeypatch.setattr(doctor.jax, "devices", fails)
     assert doctor.main([], "animate-jax doctor") == 1
     assert "JAX cannot start: Unable to initialize backend 'tpu'; JAX_PLATFORMS=cpu" in capfd.readouterr().out
+
+
+def test_no_device_is_one_line_and_doctor_goes_on():
+    environment = dict(os.environ, JAX_PLATFORMS="cuda", CUDA_VISIBLE_DEVICES="")
+    program = "import jax, sys; from animate_jax.errors import exit_status; sys.exit(exit_status('x', jax.devices, ''))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"x: JAX cannot start: .*; JAX_PLATFORMS=cpu always works\n", done.stderr)
+    command = [sys.executable, "-m", "animate_jax", "doctor"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "" and "✗ accelerator  JAX cannot start" in done.stdout
+    assert "detector" in done.stdout and "✓ arithmetic" not in done.stdout
+
+
+def test_weights_leave_the_accelerator_to_others(monkeypatch, platforms):
+    """Another process may hold it: a notebook that calls this one."""
+    used = []
+    monkeypatch.setattr(weights, "inspect", lambda file: used.append(jax.config.values["jax_platforms"]))
+    jax.config.update("jax_platforms", "tpu")
+    assert weights.main(["inspect", "file"]) == 0 and used == ["cpu"]

@@ -27,6 +27,7 @@ from animate_jax.models.params import abstract_model
 from animate_jax.presets import find_preset
 from animate_jax.sampling.inputs import EXAMPLE
 from animate_jax.sampling.pipeline import Pipeline
+from animate_jax.storage import size_text
 from animate_jax.torch_weights import fetching, published
 from tests.hub_server import ask_here, serving, sha256
 
@@ -145,6 +146,7 @@ def test_fetched_once(server, home, moore, capsys, torch_parts):
     said = capsys.readouterr()
     target = home / "home" / "checkpoints" / "moore"
     assert said.out == f"{target}\n"
+    assert said.err.count("asking the hub for") == said.err.count("downloading ") == 6
     for file in moore.files.values():
         assert f"{server.address}/{file.repository.name}: {file.repository.license}" in said.err
     params, preset = checkpoint.load(target)
@@ -202,7 +204,8 @@ def test_a_cut_connection_is_resumed_where_it_was_cut(server, home, noise, monke
     assert lines.count("patrolli/AnimateAnyone/denoising_unet.pth: interrupted, trying again") == 2
 
 
-def test_what_another_attempt_left_is_continued(server, home, noise):
+def test_what_another_attempt_left_is_continued(server, home, noise, caplog):
+    caplog.set_level(logging.INFO)
     file = noise.files["denoising_unet"]
     found = remote(file)
     whole = on_hub(server, file).read_bytes()
@@ -211,6 +214,10 @@ def test_what_another_attempt_left_is_continued(server, home, noise):
     partial.write_bytes(whole[:70_000])
     assert hub.bytes_here(found) == 70_000
     assert hub.download(found).read_bytes() == whole
+    size = size_text(len(whole))
+    name = "patrolli/AnimateAnyone/denoising_unet.pth"
+    lines = [record.getMessage() for record in caplog.records if record.name == hub.__name__]
+    assert lines == [f"asking the hub for {name}", f"downloading {name}, {size}, 0.07 MB here"]
     assert server.bytes_sent() == [(found.etag, "bytes=70000-")]
     assert blobs(home) == {found.etag}
 
