@@ -52,7 +52,7 @@ def test_failures_are_lines_of_the_table(accelerator, monkeypatch, tmp_path, cap
     assert "| guided step, 4 frames at 32x64 | 2 s | 1 | 0.500 | 5.00 |  | 1.0 |" in table
     assert "| **failed**: jaxlib._jax.XlaRuntimeError: RESOURCE_EXHAUSTED: no / room |" in table
     assert "| PyTorch: guided step | skipped: torch not installed |" in table
-    assert table in said.out
+    assert table.endswith(" MFU: TFLOP per second, by the chip's 1 in bfloat16.\n") and table in said.out
 
     failing.clear()  # run again as the last line says, the others are still there
     assert accelerator.main([*command, "reference", "decode", "video"]) == 0

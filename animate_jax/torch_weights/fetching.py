@@ -104,7 +104,7 @@ def fetch(name: PublishedName, accept_licenses: bool = False) -> pathlib.Path:
     print(*reports, sep="\n", file=sys.stderr)
     if lacking:
         print(f"{name}: starts training; has no {', '.join(lacking)}", file=sys.stderr)
-    print(f"{target}; the downloads in {hub.cache_folder()} are needed no more", file=sys.stderr)
+    print(f"{name}: the downloads in {hub.cache_folder()} are needed no more", file=sys.stderr)
     return target
 
 
