@@ -30,6 +30,7 @@ import pathlib
 import re
 import resource
 import runpy
+import shlex
 import signal
 import statistics
 import subprocess
@@ -102,7 +103,10 @@ def main(arguments: list[str]) -> int:
             paths = write(results, args)
     print(paths[1].read_text())
     if wrong := [part for part, result in results.items() if "**" in told(result)]:
-        print(f"not right; again: python benchmarks/accelerator.py --only {' '.join(wrong)}", file=sys.stderr)
+        options = "" if args.size == "full" else f" --size {args.size}"
+        if args.output != Arguments.output:
+            options += f" --output {shlex.quote(str(args.output))}"
+        print(f"not right; again: python benchmarks/accelerator.py{options} --only {' '.join(wrong)}", file=sys.stderr)
     return 1 if wrong else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -14,6 +15,8 @@ from animate_jax.parallel.forecast import Plan, compile_plan, topology_devices
 from animate_jax.parallel.mesh import batch_sharding, make_mesh
 from animate_jax.training.losses import make_loss
 from animate_jax.training.step import make_program
+
+log = logging.getLogger(__name__)
 
 REMEDIES = {  # by what is too large
     "weights": "raise --mesh.fsdp, or hold frozen ones in bfloat16 (--frozen-bf16)",
@@ -40,5 +43,6 @@ def plan(config: TrainConfig, topology: str) -> Plan:
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=NamedSharding(mesh, PartitionSpec()))
     batch = Batch.abstract(config, batch_sharding(mesh))
     kinds = {"weights": [state.trainable, state.frozen, state.ema], "optimizer": state.opt, "batch": batch}
+    log.info("compiling the training step: minutes, at full size many")
     step = inspect.unwrap(program.step)  # not jitted: the plan jits it with options of its own
     return compile_plan(step, (state, batch, key), kinds, mesh, REMEDIES, (layout, None))
