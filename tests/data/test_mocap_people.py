@@ -131,6 +131,11 @@ def test_an_orbiting_camera_moves_the_background_and_keeps_the_person_in_the_pic
     assert np.array_equal(clip.frames, MocapPeople("train", orbits=1.0).clip(5, frames=12).frames)
 
 
+def test_near_cameras_cut_the_legs_off():
+    whole, near = (MocapPeople("train", close_ups=share).clip(5, frames=2).mask for share in (0.0, 1.0))
+    assert not whole[:, -1].any() and near[:, -1].any()
+
+
 def test_depth_is_there_where_the_person_is():
     clip = MocapPeople("train").clip(5, frames=2)
     np.testing.assert_array_equal(clip.depth > 0, clip.mask > 0)

@@ -60,7 +60,8 @@ class MocapPeople:
     A seeded, endless sequence with random access: the same (seed, split, index) is always the same clip.
     Splits: "train", "test_identity" (bodies, clothes and photographs never trained on), "test_motion"
     (motions never trained on), "test_both". `height`, `width` in pixels; `fps`: frames a second; `orbits`: the
-    share of clips whose camera circles the person, so that the background moves.
+    share of clips whose camera circles the person, so that the background moves; `close_ups`: the share of clips in
+    which only the torso is certain to be in the picture.
 
     Raises UserError for an unknown split.
     """
@@ -73,6 +74,7 @@ class MocapPeople:
         width: int = 96,
         fps: float = 10.0,
         orbits: float = 0.0,
+        close_ups: float = 0.15,
     ) -> None:
         if split not in SPLITS:
             raise UserError(f"mocap_people: there is no split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -81,7 +83,8 @@ class MocapPeople:
         self._identity_split, self._motion_split = SPLITS[split]
         self._photos = [asset[f"picture_{name}"] for name in PHOTOS[self._identity_split]]
         self._entropy = (seed, list(SPLITS).index(split))
-        self.height, self.width, self.fps, self.orbits = height, width, fps, orbits
+        self.height, self.width, self.fps = height, width, fps
+        self.orbits, self.close_ups = orbits, close_ups
 
     def clip(self, index: int, frames: int = 24, pick: list[int] | None = None) -> RenderedClip:
         """A clip of that many frames, or those of its frames that `pick` lists (only they are rendered)."""
@@ -154,7 +157,7 @@ class MocapPeople:
         smooth = (kernel[..., None] * root).sum(1) if follows else np.broadcast_to(root.mean(0), root.shape)
         target = np.concatenate([smooth[:, :2], np.broadcast_to(root[:, 2:].mean(0), (frames, 1))], 1)
         # The distance at which every part of the person stays inside the margins in all frames.
-        close = rng.random() < 0.15
+        close = rng.random() < self.close_ups
         part = coco[:, [0, 5, 6, 11, 12]] if close else points[:, ::8]
         local = (part - target[:, None]) @ axes.swapaxes(1, 2)
         middle = (local.min((0, 1)) + local.max((0, 1))) / 2
