@@ -39,6 +39,7 @@ SIZE_BONES = (
 )  # fmt: skip
 TORSO_STIFFNESS = 0.5  # weight of the similarity in the torso's affine map, in sizes
 ARM_IN_FRONT_DEPTH = 0.5  # largest depth of the torso when the person faces the camera: arms lie in front of it
+CONTINUED = 1.0  # lengths of a part by which it goes on straight where the one beyond it cannot be warped
 CAPSULE_DEPTH = 0.38  # depth from which a pixel is in the mask made of capsules
 
 
@@ -116,7 +117,7 @@ class LazyWarpedImages:
             inside, part = inside[box], part[box]
             x, y = np.ascontiguousarray(np.moveaxis(source[box], -1, 0) - np.float32(0.5))
             color = cv2.remap(self.picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            share = cv2.remap(self.mask, x, y, cv2.INTER_LINEAR) * inside
+            share = cv2.remap(self.mask, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) * inside
             if self.reach is not None:
                 near = cv2.remap(self._near_limbs, x, y, cv2.INTER_NEAREST) >> WHOLE_LIMB[part] & 1
                 own = cv2.GaussianBlur(np.where(inside, near, 1).astype(np.float32), (0, 0), self._reach_pixels / 4)
@@ -330,8 +331,11 @@ def _rasterize(part, least, points, size, active) -> None:
         np.copyto(least[box], score, where=better)
         np.copyto(part[box], np.int8(number), where=better)
 
+    limbs = active[LIMBS]
     if active[TORSO]:
         corners = points[[2, 5, 11, 8]].astype(np.float32)
+        down = corners[2:].mean(0) - corners[:2].mean(0)
+        corners[2:] += CONTINUED * down * ~limbs[[6, 4], None]  # the legs
         radius = TORSO_RADIUS * size
         floor = ARM_IN_FRONT_DEPTH if corners[0, 0] < corners[1, 0] else 0.0
 
@@ -343,8 +347,10 @@ def _rasterize(part, least, points, size, active) -> None:
             return floor + (1 - floor) * outside / np.float32(radius)
 
         put(TORSO, corners.min(0) - radius, corners.max(0) + radius, torso)
-    for number in np.flatnonzero(active[LIMBS]).tolist():
+    for number in np.flatnonzero(limbs).tolist():
         start, end, radius, before, beyond = LIMB_PARTS[number]
+        if number % 2 == 0 and not limbs[number + 1]:
+            beyond = CONTINUED
         first, last = points[start], points[end]
         axis = last - first
         first, last = (first - before * axis).astype(np.float32), (last + beyond * axis).astype(np.float32)

@@ -36,10 +36,11 @@ NEITHER = 50.0  # from which it stands for neither
 NEIGHBORHOOD = 1.2  # pixels, standard deviation
 SURE = 3.5  # NOISE**2 / 2 by which a sure warp is preferred
 SURE_FROM, SURE_AT = 0.05, 0.4  # of the warp's own certainty
+ASIDE = 8.0  # NOISE**2 by which it is unlikelier to stand for neither where one of them has it a pixel aside
 DECISION = 2.0  # how sharply one explanation wins
 REACH_OF_LIMBS = 0.01  # heights of the box around a limb of the reference beyond which it shows something else
 ELSEWHERE = 1.5  # NOISE**2 by which what it shows there must be better
-REACH = 2  # pixels around either person in which the model may show what neither layer does
+REACH = 2  # pixels around the driven person in which the model may show what neither layer does
 SLIVER = 0.5  # NOISE**2 by which a detail of the warp is further from the model's enlarged frame than the background
 FINE = 0.8  # pixels of the result, standard deviation, over which it is compared there
 TINT = 6.0  # pixels over which the model's colors are brought to those around what is left of it
@@ -124,7 +125,7 @@ class Composition:
         """
         box = person_box(scene.keypoints, fitted, scene.size, options.width / options.height)
         own, driven = (into_box(keypoints, scene.size, box) for keypoints in (scene.keypoints, fitted))
-        mask = cut(scene.mask, box, cv2.BORDER_CONSTANT)
+        mask = cut(scene.mask, box)
         person = foreground(scene.picture, scene.mask)
         warped = LazyWarpedImages(cut(person, box), mask, cut(scene.background, box), own, driven, reach=REACH_OF_LIMBS)
         return cls(scene, LazyPoseImages(fitted, *scene.size, options.pose_style), box, warped)
@@ -144,12 +145,11 @@ class Composition:
         left, top, right, bottom = self.box
         inside = np.s_[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
         shown = np.s_[max(-top, 0) : min(bottom, height) - top, max(-left, 0) : min(right, width) - left]
-        made_up = cut((self.scene.picture != self.scene.background).any(-1).astype(np.uint8), self.box)
         for chunk in chunks:
             results = np.repeat(self.scene.background[None], len(chunk), 0)
             for result, frame, number in zip(results, chunk, range(start, start + len(chunk)), strict=True):
                 [warped], [masks] = self.warped.complete(np.s_[number : number + 1])
-                free = around(made_up, self.warped.driven[number], frame.shape[:2])
+                free = around(self.warped.driven[number], frame.shape[:2])
                 result[inside] = compose(frame, warped, masks, self.warped.background, free)[shown]
             start += len(chunk)
             yield results
@@ -219,21 +219,20 @@ def into_box(keypoints: Keypoints, size: tuple[int, int], box: Box) -> Keypoints
     return keypoints.affine(scale, (-left / (right - left), -top / (bottom - top)))
 
 
-def cut(image: UInt8[np.ndarray, "..."], box: Box, border: int = cv2.BORDER_REPLICATE) -> UInt8[np.ndarray, "..."]:
+def cut(image: UInt8[np.ndarray, "..."], box: Box) -> UInt8[np.ndarray, "..."]:
     """The box of an image, continued beyond its edges."""
     left, top, right, bottom = box
     height, width = image.shape[:2]
     before, after = (max(-top, 0), max(-left, 0)), (max(bottom - height, 0), max(right - width, 0))
-    wider = cv2.copyMakeBorder(image, before[0], after[0], before[1], after[1], border)
+    wider = cv2.copyMakeBorder(image, before[0], after[0], before[1], after[1], cv2.BORDER_REPLICATE)
     return wider[top + before[0] : bottom + before[0], left + before[1] : right + before[1]].copy()
 
 
-def around(made_up: Mask, driven: Keypoints, size: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
-    """1 where a frame of that size may differ from the picture: where its background is made up, and around the driven
-    person, whatever of it the picture shows."""
-    behind = cv2.resize(made_up.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
+def around(driven: Keypoints, size: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
+    """1 around the driven person in a frame of that size. Elsewhere the model may not show what neither layer does: on
+    photographs it leaves shreds of the person where the reference has it."""
     person = (warp_field(driven, driven[None], *size).part[0] >= 0).astype(np.float32)
-    return cv2.dilate(np.maximum(person, behind), np.ones((2 * REACH + 1, 2 * REACH + 1)))
+    return cv2.dilate(person, np.ones((2 * REACH + 1, 2 * REACH + 1)))
 
 
 def compose(
@@ -256,10 +255,12 @@ def compose(
     certain = resize(masks[..., 1].astype(np.float32) / 255, size)
     certain = ((certain - SURE_FROM) / (SURE_AT - SURE_FROM)).clip(0, 1)
     person, behind = (blur(((model - layer) ** 2).mean(-1), NEIGHBORHOOD) / NOISE**2 for layer in low)
+    nearby = [blur(least_difference(model, layer), NEIGHBORHOOD) / NOISE**2 for layer in low]
+    agrees = resize((2 - person).clip(0, 1), full).clip(0, 1)
+    person = person + certain * (nearby[0] - person)
+    neither = (NEITHER / NOISE) ** 2 + ASIDE * (1 - np.minimum(*nearby)).clip(0, 1)
     elsewhere = 1 - resize(masks[..., 2].astype(np.float32) / 255, size)
-    cost = np.stack(
-        [person - 2 * SURE * certain + ELSEWHERE * elsewhere, behind, np.full_like(person, (NEITHER / NOISE) ** 2)], -1
-    )
+    cost = np.stack([person - 2 * SURE * certain + ELSEWHERE * elsewhere, behind, neither], -1)
     shares = np.exp(-DECISION / 2 * (cost - cost.min(-1, keepdims=True)))
     shares /= shares.sum(-1, keepdims=True)
     if free is not None:
@@ -269,13 +270,20 @@ def compose(
     copied = 1 - shares[..., 2:]
     off = shares[..., :1] * low[0] + shares[..., 1:2] * low[1] - copied * model
     model = model + blur(off, TINT) / (blur(copied[..., 0], TINT)[..., None] + 1e-3)
-    agrees = resize((2 - person).clip(0, 1), full).clip(0, 1)
     shares = without_slivers(resize(shares, full).clip(0, 1), agrees, resize(frame.astype(np.float32), full), layers)
     if free is not None:
         shares[..., 2] *= cv2.resize(free, full[::-1]) > 0
     shares /= shares.sum(-1, keepdims=True)
     result = sum(shares[..., i : i + 1] * layer for i, layer in enumerate((*layers, resize(model, full))))
     return np.round(result).clip(0, 255).astype(np.uint8)
+
+
+def least_difference(model: Pixels, layer: Pixels) -> Float32[np.ndarray, "height width"]:
+    """The mean squared difference of a frame from a layer that is moved by up to a pixel, the least of all."""
+    height, width = model.shape[:2]
+    wider = cv2.copyMakeBorder(layer, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    moved = (wider[y : y + height, x : x + width] for y in range(3) for x in range(3))
+    return np.minimum.reduce([((model - each) ** 2).mean(-1) for each in moved])
 
 
 def without_slivers(

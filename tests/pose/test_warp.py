@@ -160,6 +160,26 @@ def test_a_lost_joint_takes_its_parts_away(missing, gone):
         assert set(range(NUM_PARTS)) - set(np.unique(found.part)) == gone
 
 
+@pytest.mark.parametrize(
+    ("missing", "place", "part"),
+    [([9, 10, 12, 13], (48, 85), TORSO), ([10], (40, 105), 6), ([4], (26, 60), 2)],
+    ids=["knees", "an ankle", "a wrist"],
+)
+def test_a_part_goes_on_where_the_picture_ends_before_the_next_joint(missing, place, part):
+    for pair in ((person(missing=missing), person(BODY + 3)), (person(), person(BODY + 3, missing=missing))):
+        found = warp_field(pair[0], frames(pair[1]), *SIZE)
+        x, y = np.add(place, 3)
+        assert found.part[0, y, x] == part
+        np.testing.assert_allclose(found.source[0, y, x], np.add(place, 0.5), atol=0.01)
+
+
+def test_a_person_cut_off_by_the_lower_edge_goes_on_below_it(picture):
+    body = BODY + (0, 40)
+    own, driven = person(body, missing=[9, 10, 12, 13]), person(body - (0, 15), missing=[9, 10, 12, 13])
+    mask = np.full(SIZE, 255, np.uint8)
+    assert (warp(picture, mask, own, frames(driven))[:][1][0, 118:, 48, 0] == 255).all()
+
+
 def test_one_frame_does_not_change_another():
     driven = frames(person(missing=[4]), person(turned(BODY, 2, [3, 4], 60)), person())
     together = warp_field(person(), driven, *SIZE)
