@@ -231,9 +231,9 @@ class DataConfig:
     clip_frames: int = 24  # rendered: length of a clip, from which reference and targets are sampled
     min_reference_distance: int = 30  # recorded, stage 1: in video frames; less in short clips
     stride: int | None = None
-    """recorded, stage 2: video frames from one frame to the next, less in short clips; default: follows --data.fps"""
+    """recorded, stage 2: video frames from one frame to the next, less in short clips; none: follows --data.fps"""
     fps: float | None = None
-    """recorded, stage 2: frames/s to train at, in whole strides of each clip's rate; default: the preset's, or 30"""
+    """recorded, stage 2: frames/s to train at, in whole strides of each clip's rate; none: the preset's, or 30"""
     framing: Literal["person", "frame"] = "person"
     """recorded: a random crop around the person, or the whole frame's middle, as benchmarks cut it"""
     max_bad: float = 0.01  # recorded: share of damaged clips to replace by their neighbors before training stops
@@ -267,7 +267,7 @@ class LoraConfig:
     """Low-rank adapters, trained in place of the weights (LoRA, Hu et al. 2021); names as in peft."""
 
     rank: int = 0  # of every adapter; 0: none, the weights themselves are trained
-    alpha: float | None = None  # adapters are added alpha / rank times; default: the rank
+    alpha: float | None = None  # adapters are added alpha / rank times; none: the rank
     target_modules: str = r"denoising_unet\..*\.attentions\..*\.(attn1\.to_q|attn1\.to_k|to_v|to_out\.0)"
     """regular expression on whole paths of the UNets' linear layers. Default: the attention of the denoising UNet's
     spatial layers, without the queries and keys for the single CLIP token, which have no effect"""
@@ -280,10 +280,10 @@ class MeshConfig:
     fsdp: int = 1  # devices that share one copy of parameters and moments
     frames: int = 1  # devices that share one clip: its frames in spatial layers, its pixels in temporal layers
     gather: Gather = "auto"
-    """when weights divided by `fsdp` are gathered. step: once per step, whole, and gradients are summed once. weights:
-    once, too, but gradients are summed for every micro-batch, so that each device holds only its shard of the sum.
-    layer: for every layer and micro-batch, where they do not fit whole. auto: the first of which weights and gradients
-    take at most a third of a TPU's memory, if it sends less; otherwise layer"""
+    """in training: when weights divided by `fsdp` are gathered. step: once per step, whole, and gradients are summed
+    once. weights: once, too, but gradients are summed for every micro-batch, so that each device holds only its shard
+    of the sum. layer: for every layer and micro-batch, where they do not fit whole. auto: the first of which weights
+    and gradients take at most a third of a TPU's memory, if it sends less; otherwise layer"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,7 +314,7 @@ class DiffusionLossConfig:
 class DistillConfig:
     """A student of the guided weights in `init` (Meng et al. 2023)."""
 
-    guidance: float | None = None  # the teacher's guidance scale; default: the preset's; 1 or less: it is not guided
+    guidance: float | None = None  # the teacher's guidance scale; none: the preset's; 1 or less: it is not guided
     teacher_steps: int = 5  # of the teacher for one of the student's
 
 

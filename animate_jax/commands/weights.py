@@ -45,8 +45,8 @@ class Import:
     pose_controlnet: str | None = None  # ControlNet whose condition embedding begins the Pose Guider
     vae: str | None = None  # Stable Diffusion's autoencoder
     image_encoder: str | None = None  # CLIP's, with its projection
-    preset: str | None = None  # default: the family's, or the one of the checkpoint to be completed
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # default: as in the files
+    preset: str | None = None  # none: the family's, or the one of the checkpoint to be completed
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # none: as in the files
 
 
 @dataclasses.dataclass(frozen=True)

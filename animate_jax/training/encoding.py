@@ -46,7 +46,7 @@ class EncodeOptions:
     """How frames are encoded, which training on them has to agree with."""
 
     split: str = "train"  # the others are copied as they are
-    size: tuple[int, int] | None = None  # width and height; default: those of the checkpoint's preset
+    size: tuple[int, int] | None = None  # width and height; none: those of the checkpoint's preset
     mirrored: bool = False  # every frame a second time, mirrored: twice the work and bytes, for --data.flip
     dtype: Literal["float16", "float32"] = "float16"  # of the encoded frames
     batch: int = 16  # frames at a time, over the devices of this process

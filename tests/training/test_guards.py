@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,12 @@ from animate_jax.training.guards import Watchdog, check_memory, check_step_memor
 from animate_jax.training.state import TrainState
 
 pytestmark = pytest.mark.compiles
+
+
+def test_a_signal_is_answered_before_the_step_ends(capfd):
+    with guards.Interrupt() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked and "stopping after the step" in capfd.readouterr().err
 
 
 def test_too_little_memory_is_told_before_anything_is_loaded(monkeypatch):
