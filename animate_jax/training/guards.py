@@ -71,7 +71,7 @@ class Interrupt:
         self.number = number
         self._restore()
         # print() may be in the middle of a line of its own when the signal comes.
-        os.write(2, b"\nstopping after the step that is running or compiling, and saving; a second signal ends at once\n")
+        os.write(2, b"\nstopping after the step that runs or compiles, and saving; a second signal ends at once\n")
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
