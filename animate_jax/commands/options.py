@@ -20,7 +20,15 @@ from animate_jax.config import Preset, Switch
 
 T = TypeVar("T")
 NUMBERS = {int: ("INT", "a whole number"), float: ("NUMBER", "a number")}
+NONE = ("none", "None")
 RULES = ConstructorRegistry()
+
+
+class ChoicesOrNone(tuple[str, ...]):
+    """Also takes `NONE`, which help and mistakes do not list."""
+
+    def __contains__(self, word: object) -> bool:
+        return word in NONE or super().__contains__(word)
 
 
 def parse(options: type[T] | Any, arguments: Sequence[str], program: str, about: str | None = None, **more: Any) -> T:
@@ -93,10 +101,10 @@ def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | UnsupportedT
     return PrimitiveConstructorSpec(
         nargs=inner.nargs,
         metavar=inner.metavar,
-        instance_from_str=lambda words: None if words[0] in ("None", "none") else inner.instance_from_str(words),
+        instance_from_str=lambda words: None if words[0] in NONE else inner.instance_from_str(words),
         is_instance=lambda value: value is None or inner.is_instance(value),
         str_from_instance=lambda value: ["none"] if value is None else inner.str_from_instance(value),
-        choices=inner.choices and (*inner.choices, "none"),
+        choices=inner.choices and ChoicesOrNone(inner.choices),
     )
 
 

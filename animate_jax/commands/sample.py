@@ -21,7 +21,7 @@ from typing import NoReturn, cast
 from animate_jax.atomic import check_file
 from animate_jax.checkpoints import checkpoint
 from animate_jax.commands.options import lora_of, parse
-from animate_jax.config import Compose, DType, MeshConfig, PublishedName, SamplerName, Speed, Switch
+from animate_jax.config import Compose, DType, MeshShape, PublishedName, SamplerName, Speed, Switch
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pose.align import AlignMethod
@@ -35,7 +35,7 @@ from animate_jax.torch_weights.fetching import find_checkpoint, is_fetched
 from animate_jax.torch_weights.published import PUBLISHED
 from animate_jax.video.write import check_output, made_here, same_file
 
-DEFAULT_MESH = MeshConfig()
+DEFAULT_MESH = MeshShape()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Arguments:
     lora: tuple[str, ...] = ()  # LoRA files or the runs that trained them, each with an optional strength: FILE:0.8
     preset: str | None = None  # numerical choices; none: those the checkpoint carries
     dtype: DType = "float32"  # of weights and computation; bfloat16 is for TPUs and GPUs
-    mesh: MeshConfig = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
+    mesh: MeshShape = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
     plan: str | None = None  # compiles a step for a TPU such as "v5e:1x1" and prints its memory and time; no video
     speed: Speed = "exact"  # fast and fastest lose some quality, see docs/speed.md
     steps: int | None = None  # denoising steps; none: the preset's
@@ -63,13 +63,13 @@ class Arguments:
     guidance_interval: tuple[float, float] | None = None
     """guide only at these noise levels, as shares of the schedule: "0 0.8" leaves out the noisiest"""
     guidance_rescale: float | None = None  # share of guidance's added contrast that is removed again, 0 to 1
-    window: int | None = None  # frames denoised together
-    overlap: int | None = None  # frames that neighboring windows share
+    window: int | None = None  # frames denoised together; none: the preset's
+    overlap: int | None = None  # frames that neighboring windows share; none: the preset's
     deepcache_interval: int | None = None  # steps from one computation of the deep features to the next; 1: always
     seed: int = 0  # 0 to 4294967295
-    frames: int | None = None  # at most so many
+    frames: int | None = None  # at most so many; none: all of the motion
     width: int | None = None  # of the result, in pixels; none: the model's
-    height: int | None = None  # of the result, in pixels
+    height: int | None = None  # of the result, in pixels; none: the model's
     compose: Compose = "auto"
     """on: the result at the picture's own size, with the picture's own pixels; off: as the model decodes it; auto: on
     for the small bundled model, except with drawn poses"""

@@ -20,7 +20,7 @@ from typing import NoReturn
 import tyro
 
 from animate_jax.commands.options import lora_of, parse
-from animate_jax.config import DType, MeshConfig
+from animate_jax.config import DType, MeshShape
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pose.dwpose import DWPose
@@ -30,7 +30,7 @@ from animate_jax.storage import keep_compiled_programs
 from animate_jax.web.page import serving
 from animate_jax.web.studio import VisitorLimits
 
-DEFAULT_MESH = MeshConfig()
+DEFAULT_MESH = MeshShape()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Arguments:
     lora: tuple[str, ...] = ()  # LoRA files or the runs that trained them, each with an optional strength: FILE:0.8
     preset: str | None = None  # numerical choices; none: those the checkpoint carries
     dtype: DType = "float32"  # of weights and computation; bfloat16 is for TPUs and GPUs
-    mesh: MeshConfig = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
+    mesh: MeshShape = DEFAULT_MESH  # how devices share windows (--mesh.frames: also the frames of each)
     dwpose: pathlib.Path | None = None  # folder of yolox_l.onnx and dw-ll_ucoco_384.onnx: detects instead of BlazePose
     host: str = "127.0.0.1"  # this machine only; 0.0.0.0: the network
     port: int = 7860  # 0 takes a free one

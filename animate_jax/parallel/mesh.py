@@ -13,15 +13,15 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from animate_jax.config import MeshConfig
+from animate_jax.config import MeshShape
 from animate_jax.errors import UserError
 
 AXES = ("data", "fsdp", "frames")
-DEFAULT = MeshConfig()
+DEFAULT = MeshShape()
 
 
 def make_mesh(
-    config: MeshConfig = DEFAULT,
+    config: MeshShape = DEFAULT,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # jax.Device is untyped
 ) -> Mesh:
     """All devices of all processes as (`data`, `fsdp`, `frames`); `data` takes what the other two leave.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from animate_jax.config import DType, MeshConfig, Preset
+from animate_jax.config import DType, MeshShape, Preset
 from animate_jax.models.guidance_pairs import pair
 from animate_jax.models.params import abstract_model
 from animate_jax.models.sharding import BATCH_AXES
@@ -27,7 +27,7 @@ REMEDIES = {
 }
 
 
-def plan(preset: Preset, topology: str, dtype: DType, config: MeshConfig, **overrides: Any) -> Plan:
+def plan(preset: Preset, topology: str, dtype: DType, config: MeshShape, **overrides: Any) -> Plan:
     """Memory by kind, work, communication and least time of one guided step on `topology` ("v5e:1x1"), with a window
     per group of chips and the networks in memory that `Pipeline.from_pretrained` leaves there. `overrides` as in
     `Pipeline.stream`.

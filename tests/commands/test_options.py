@@ -51,6 +51,21 @@ def test_every_option_has_a_text_of_its_own(options):
         assert documented or "# " not in line or not after.startswith("#"), f"{name}: only the first line is shown"
 
 
+@pytest.mark.parametrize("options", GROUPS, ids=lambda options: options.__qualname__)
+def test_help_names_one_default(options):
+    """`--help` adds "(default: none)" itself, so texts say what none means."""
+    texts = [line for line in inspect.getsource(options).splitlines() if "default: " in line.lower()]
+    assert not texts
+
+
+def test_sampling_shows_no_option_of_training(capsys):
+    for command in (sample.Arguments, web.Arguments):
+        with pytest.raises(SystemExit):
+            parse(command, ["--help"], "program")
+        shown = capsys.readouterr().out
+        assert "--mesh.frames" in shown and "gather" not in shown
+
+
 def parsed(capsys, *arguments):
     try:
         return parse(sample.Arguments, arguments, "animate-jax sample")
@@ -66,6 +81,7 @@ def parsed(capsys, *arguments):
         (["--seed", "1.5"], "Error parsing --seed: '1.5' is not a whole number"),
         (["--hands", "maybe"], "invalid choice 'maybe' for argument '--hands'"),
         (["--sampler", "dim"], "invalid choice 'dim' for argument '--sampler'"),
+        (["--sampler", "dim"], "'euler_ancestral', 'lcm')."),
     ],
 )
 def test_wrong_values_are_told_in_words(arguments, message, capsys):

@@ -50,7 +50,7 @@ Detector = Callable[[Iterable[Frame]], Keypoints]
 class ClipOptions:
     detector: Literal["blazepose", "dwpose"] = "blazepose"  # both find body, hands and face
     dwpose: str | None = None  # folder of DWPose's two ONNX models, for --detector dwpose
-    fps: float | None = None  # frames/s of the clips; default: the video's own
+    fps: float | None = None  # frames/s of the clips; none: the video's own
     max_side: int = 1024  # pixels; larger frames are scaled down
     min_person: int = 160  # pixels in the source; clips of a person whose visible part is less tall are dropped
     min_motion: float = 0.01  # mean spread of the joints over time in heights of the person; less is dropped
