@@ -19,6 +19,7 @@ from animate_jax.errors import UserError
 from animate_jax.storage import size_text
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/repository
+RUNS = "runs"  # the folder that every configuration trains into, here or not
 PYTORCH_FILES = ["*.safetensors", "*.pth", "*.pt", "*.bin", "*.ckpt"]  # are no part of a checkpoint
 _INSIDE = re.compile(rf"({NAME.pattern})((?:/[\w.-]+)*)")
 
@@ -40,10 +41,10 @@ class File:
 
 def split(name: str | os.PathLike) -> tuple[str, str] | None:
     """("owner/repository", "path/inside" or "") of a hub name; None for what cannot be one: a path whose first folder
-    is here, an absolute path, an address."""
+    is here or that of training runs, an absolute path, an address."""
     match = _INSIDE.fullmatch(os.fspath(name))
     owner = os.fspath(name).partition("/")[0]
-    if not match or owner in (".", "..") or pathlib.Path(owner).exists():
+    if not match or owner in (".", "..", RUNS) or pathlib.Path(owner).exists():
         return None
     return match[1], match[2].removeprefix("/")
 

@@ -46,6 +46,16 @@ def test_a_folder_is_a_folder(hub, micro, micro_checkpoint):
     assert Pipeline.from_pretrained(micro_checkpoint).preset == micro
 
 
+@pytest.mark.parametrize("name", ["runs/nosuch", "here/nosuch", "./no/such", "/no/such", "some/folder/nosuch"])
+def test_a_path_is_not_asked_for(hub, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UserError, match=f"{name.removeprefix('.')}: no such checkpoint"):
+        Pipeline.from_pretrained(name)
+    with pytest.raises(UserError, match=r"^gone/model: not here"):
+        Pipeline.from_pretrained("gone/model")
+
+
 def test_refusals(hub, micro, micro_params, monkeypatch):
     with pytest.raises(
         UserError, match=r"^gone/model: not here, .* could not give it \(no network\): without the hub, copy"
