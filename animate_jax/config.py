@@ -286,7 +286,7 @@ class MeshConfig(MeshShape):
     """The mesh of a training run."""
 
     gather: Gather = "auto"
-    """in training: when weights divided by `fsdp` are gathered. step: once per step, whole, and gradients are summed
+    """when weights divided by `fsdp` are gathered. step: once per step, whole, and gradients are summed
     once. weights: once, too, but gradients are summed for every micro-batch, so that each device holds only its shard
     of the sum. layer: for every layer and micro-batch, where they do not fit whole. auto: the first of which weights
     and gradients take at most a third of a TPU's memory, if it sends less; otherwise layer"""
