@@ -11,6 +11,7 @@ import pathlib
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from animate_jax.errors import UserError
 from animate_jax.training.state import TrainState
 
 GB = 1e9
+ANSWER = b"\nstopping after the step that runs or compiles, and saving; a second signal ends at once\n"
 
 
 class Interrupt:
@@ -37,15 +39,22 @@ class Interrupt:
         self.number: int | None = None
         self.stopped = False
         self._previous: dict[int, Any] = {}
+        self._wakeup = self._previous_wakeup = -1
 
     def __enter__(self) -> Interrupt:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 self._previous[number] = signal.signal(number, self._ask)
+        reading, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        self._previous_wakeup = signal.set_wakeup_fd(self._wakeup)
+        threading.Thread(target=self._answer, args=(reading,), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
         self._restore()
+        signal.set_wakeup_fd(self._previous_wakeup)
+        os.close(self._wakeup)  # ends the thread
 
     @property
     def asked(self) -> bool:
@@ -70,8 +79,21 @@ class Interrupt:
     def _ask(self, number: int, _: Any) -> None:
         self.number = number
         self._restore()
-        # print() may be in the middle of a line of its own when the signal comes.
-        os.write(2, b"\nstopping after the step that runs or compiles, and saving; a second signal ends at once\n")
+
+    def _answer(self, reading: int) -> None:
+        """Says what the first signal does, and ends the process after a second one. Python calls `_ask` only when a
+        compilation has returned, after minutes; this thread hears of signals at once."""
+        answered = False
+        while number := int.from_bytes(os.read(reading, 1), "little"):
+            if number not in self._previous:
+                continue
+            if not answered:
+                answered = True
+                with contextlib.suppress(OSError):  # the terminal was closed
+                    os.write(2, ANSWER)
+            elif not self.asked:
+                os._exit(128 + number)
+        os.close(reading)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

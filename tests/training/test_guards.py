@@ -22,10 +22,25 @@ from animate_jax.training.state import TrainState
 pytestmark = pytest.mark.compiles
 
 
-def test_a_signal_is_answered_before_the_step_ends(capfd):
-    with guards.Interrupt() as stop:
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.asked and "stopping after the step" in capfd.readouterr().err
+def test_signals_during_a_compilation():
+    """A lock stands for the compiler: Python calls no handler before it has it, which is never."""
+    code = """
+import ctypes
+from animate_jax.training.guards import Interrupt
+with Interrupt():
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    print("compiling", flush=True)
+    while True: libc.pthread_mutex_lock(mutex)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "compiling\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert "stopping after the step" in "".join(process.stderr.readline() for _ in range(2))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
 
 
 def test_too_little_memory_is_told_before_anything_is_loaded(monkeypatch):
