@@ -16,7 +16,7 @@ import dataclasses
 import pathlib
 import sys
 
-from animate_jax.commands.options import lora_of, parse
+from animate_jax.commands.options import load_loras, parse
 from animate_jax.config import AnimationConfig
 from animate_jax.errors import UserError, exit_status
 from animate_jax.evaluation.clips import open_clips
@@ -63,8 +63,7 @@ def _run(args: Arguments) -> None:
     size = (height, width) if width and height else None
     if args.results is None:
         pipeline = Pipeline.from_pretrained(args.checkpoint)
-        for path, scale in map(lora_of, args.lora):
-            pipeline.load_lora(path, scale)
+        load_loras(pipeline, args.lora)
         config = pipeline.animation_config(steps=args.steps, guidance=args.guidance, width=width, height=height)
         size = config.height, config.width
     data = args.truth or args.data

@@ -51,6 +51,12 @@ def lora_of(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
+def load_loras(pipeline: Any, texts: Sequence[str]) -> None:
+    """Adds every --lora FILE:STRENGTH to a `Pipeline`, whose module is not imported for commands that have none."""
+    for path, scale in map(lora_of, texts):
+        pipeline.load_lora(path, scale)
+
+
 @RULES.primitive_rule
 def number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     if info.type not in NUMBERS:

@@ -20,7 +20,7 @@ from typing import NoReturn, cast
 
 from animate_jax.atomic import check_file
 from animate_jax.checkpoints import checkpoint
-from animate_jax.commands.options import lora_of, parse
+from animate_jax.commands.options import load_loras, parse
 from animate_jax.config import Compose, DType, MeshShape, PublishedName, SamplerName, Speed, Switch
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
@@ -102,13 +102,12 @@ def animate(args: Arguments) -> None:
     preset = find_preset(args.preset) if args.preset else None
     if args.plan:
         print_plan(args, args.plan)
-    outputs, loras = output_paths(args), [lora_of(text) for text in args.lora]
+    outputs = output_paths(args)
     keep_compiled_programs()
     mesh = make_mesh(args.mesh)  # also checks --mesh on one device
     mesh = mesh if mesh.size > 1 else None
     pipeline = Pipeline.from_pretrained(args.checkpoint, preset, mesh, args.dtype)
-    for path, scale in loras:
-        pipeline.load_lora(path, scale)
+    load_loras(pipeline, args.lora)
     canvas_size = (args.canvas[1], args.canvas[0]) if args.canvas else None
     streams = pipeline.stream(
         args.reference,

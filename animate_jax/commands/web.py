@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import tyro
 
-from animate_jax.commands.options import lora_of, parse
+from animate_jax.commands.options import load_loras, parse
 from animate_jax.config import DType, MeshShape
 from animate_jax.errors import UserError, exit_status
 from animate_jax.parallel.mesh import make_mesh
@@ -66,8 +66,7 @@ def _run(args: Arguments) -> None:
     def load() -> Pipeline:
         mesh = make_mesh(args.mesh)
         pipeline = Pipeline.from_pretrained(args.checkpoint, preset, mesh if mesh.size > 1 else None, args.dtype)
-        for path, scale in map(lora_of, args.lora):
-            pipeline.load_lora(path, scale)
+        load_loras(pipeline, args.lora)
         return pipeline
 
     with serving(load, args.host, args.port, args.limits, args.queue_size, detector) as address:

@@ -16,6 +16,7 @@ import pytest
 
 from animate_jax.__main__ import run
 from animate_jax.commands import sample, train
+from animate_jax.commands.options import lora_of
 from animate_jax.pose.draw import draw
 from animate_jax.pose.files import read_poses, write_poses
 from animate_jax.pose.keypoints import Keypoints
@@ -467,9 +468,9 @@ def test_options_and_batches_reach_the_loop(name, micro, monkeypatch, tmp_path):
 
 
 def test_a_lora_may_have_a_strength(tmp_path):
-    assert sample.lora_of("runs/mine") == ("runs/mine", 1.0)
-    assert sample.lora_of("mine.safetensors:0.8") == ("mine.safetensors", 0.8)
-    assert sample.lora_of("owner/name:-1") == ("owner/name", -1.0)
-    assert sample.lora_of("odd:name") == ("odd:name", 1.0)
+    assert lora_of("runs/mine") == ("runs/mine", 1.0)
+    assert lora_of("mine.safetensors:0.8") == ("mine.safetensors", 0.8)
+    assert lora_of("owner/name:-1") == ("owner/name", -1.0)
+    assert lora_of("odd:name") == ("odd:name", 1.0)
     (tmp_path / "v:2").write_text("")
-    assert sample.lora_of(str(tmp_path / "v:2")) == (str(tmp_path / "v:2"), 1.0)
+    assert lora_of(str(tmp_path / "v:2")) == (str(tmp_path / "v:2"), 1.0)
