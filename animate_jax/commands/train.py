@@ -69,6 +69,7 @@ def run_command(program: str, name: str, *options: str) -> int:
         from animate_jax.torch_weights.fetching import localize
 
         config = dataclasses.replace(config, init=os.fspath(localize(config.init)))
+        check_start(config.output, config.init)
     if config.plan is None:
         with processes.distributed():
             return train(with_carried_preset(config, named))
@@ -77,6 +78,19 @@ def run_command(program: str, name: str, *options: str) -> int:
 
         print(plan(with_carried_preset(config, named), config.plan), flush=True)
         os._exit(0)  # a thread of the compiler is still running
+
+
+def check_start(output: str, init: str) -> None:
+    """
+    Raises:
+        UserError: there is no run to go on with and no checkpoint to start from. No folder of a run is made then.
+    """
+    from animate_jax.checkpoints import checkpoint
+
+    try:
+        checkpoint.find(output)
+    except UserError:
+        checkpoint.find(init)
 
 
 def with_carried_preset(config: TrainConfig, named: bool) -> TrainConfig:

@@ -8,6 +8,7 @@ import pytest
 from animate_jax.checkpoints import checkpoint
 from animate_jax.commands.train import run_command, with_carried_preset
 from animate_jax.config import TrainConfig
+from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model
 from animate_jax.presets import preset_of, presets
 
@@ -79,3 +80,10 @@ def test_a_plan_needs_no_earlier_stage(monkeypatch, tmp_path):
     monkeypatch.setattr("animate_jax.training.forecast.plan", stop)
     with pytest.raises(SystemExit, match="v5e:4x4"):
         run_command("train", "stage2", "--plan", "v5e:4x4")
+
+
+def test_a_missing_start_leaves_no_folder_of_a_run(tmp_path):
+    paths = ["--init", str(tmp_path / "missing"), "--output", str(tmp_path / "run")]
+    with pytest.raises(UserError, match="missing: no such checkpoint"):
+        run_command("animate-jax train", "tiny_stage1", *paths)
+    assert not (tmp_path / "run").exists()
