@@ -62,6 +62,9 @@ LABELS = {  # what messages call them -> what the page calls them
 DETECTOR_ADVICE = ", or another detector with --dwpose FOLDER"  # which is the server's choice
 CSS = """
 label[data-testid="block-label"] { position: static; }
+/* A white thumb does not show on white. */
+input[type="range"]::-webkit-slider-thumb { border: 2px solid var(--slider-color); }
+input[type="range"]::-moz-range-thumb { border: 2px solid var(--slider-color); }
 .prose video { display: block; margin: auto; max-width: 100%; max-height: 320px; }
 """
 # On a phone, the progress and the result come into sight.
@@ -99,7 +102,7 @@ def build_page(studio: Studio, queue_size: int) -> Any:
                 reference = gr.Image(
                     label="Picture", type="filepath", sources=["upload", "clipboard"], height=300, image_mode=None
                 )
-                driving = gr.File(label="Motion: a video of a person, or keypoints", type="filepath")
+                driving = gr.File(label="Motion: a video or keypoints", type="filepath")
                 player = gr.HTML(visible=False, padding=False)
                 example = gr.Dataset(
                     components=[gr.Image(render=False), gr.Video(render=False)],
@@ -316,6 +319,8 @@ def _launch(blocks: Any, studio: Studio, host: str, port: int, password: str | N
     from gradio.themes import Soft
     from starlette.middleware import Middleware
 
+    theme = Soft(font="system-ui")
+    theme.block_info_text_color = "*neutral_600"  # its own is too pale to read; theme.set would reset its others
     try:
         _, address, _ = blocks.launch(
             server_name=host,
@@ -329,7 +334,7 @@ def _launch(blocks: Any, studio: Studio, host: str, port: int, password: str | N
             allowed_paths=[],
             footer_links=[],
             ssr_mode=False,
-            theme=Soft(font="system-ui"),
+            theme=theme,
             css=CSS,
             app_kwargs={"middleware": [Middleware(UploadGuard, store=studio.store)]},
         )
