@@ -68,8 +68,9 @@ def run_command(program: str, name: str, *options: str) -> int:
     if config.init is not None:
         from animate_jax.torch_weights.fetching import localize
 
-        config = dataclasses.replace(config, init=os.fspath(localize(config.init)))
-        check_start(config.output, config.init)
+        start = os.fspath(localize(config.init))
+        check_start(config.output, start)
+        config = dataclasses.replace(config, init=start)
     if config.plan is None:
         with processes.distributed():
             return train(with_carried_preset(config, named))
