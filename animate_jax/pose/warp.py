@@ -196,7 +196,8 @@ def warp_field(
 ) -> WarpField:
     """Maps the pixels of frames of a person to a reference image of that person.
 
-    A part is left out where one of its joints is missing in either image. Missing hips are assumed below the shoulders.
+    A part is left out where one of its joints is missing in either image, and the one before it goes on straight.
+    Missing hips are assumed below the shoulders.
 
     Args:
         reference: one frame (no leading axis), in units of the image.
