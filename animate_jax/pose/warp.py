@@ -2,8 +2,9 @@
 
 Torso: least squares over shoulders, hips and neck, regularized towards a similarity. Head: the similarity of the points
 visible in both images. Eight limbs: scaled along the bone by its length, across it by the person's size. A pixel
-belongs to the part in whose capsule it lies deepest. Similar to Siarohin et al. 2018 (deformable skip connections) and
-Liu et al. 2019 (Liquid Warping GAN), without learned parts.
+belongs to the part in whose capsule it lies deepest; around a joint the maps of its two parts blend, so that it bends.
+Similar to Siarohin et al. 2018 (deformable skip connections) and Liu et al. 2019 (Liquid Warping GAN), without learned
+parts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,17 @@ SIZE_BONES = (
 )  # fmt: skip
 TORSO_STIFFNESS = 0.5  # weight of the similarity in the torso's affine map, in sizes
 ARM_IN_FRONT_DEPTH = 0.5  # largest depth of the torso when the person faces the camera: arms lie in front of it
+# Where two parts blend: both, their joint, and the distance from it, in sizes, within which they do so fully.
+JOINTS = (
+    (TORSO, HEAD, NECK, 0.2), (TORSO, 2, 2, 0.2), (TORSO, 4, 5, 0.2), (TORSO, 6, 8, 0.3), (TORSO, 8, 11, 0.3),
+    (2, 3, 3, 0.2), (4, 5, 6, 0.2), (6, 7, 9, 0.25), (8, 9, 12, 0.25),
+)  # fmt: skip
+BENDING = 0.4  # depths by which one of them lies deeper where its map alone counts
+BEYOND = 2.0  # score of a pixel that is far from a part: more than at its edge, 1
+LEAST_SHRUNK = 1 / 3  # the mean of two maps far apart would shrink what is between them; from here on it does
 CONTINUED = 1.0  # lengths of a part by which it goes on straight where the one beyond it cannot be warped
+CORE_DEPTH = 0.5  # depth in a limb from which the reference certainly shows it
+SHARED = 0.3  # sizes around a joint in which both of its limbs may be shown by the other's pixels
 CAPSULE_DEPTH = 0.38  # depth from which a pixel is in the mask made of capsules
 
 
@@ -138,13 +149,34 @@ class LazyWarpedImages:
 
     @functools.cached_property
     def _near_limbs(self) -> UInt8[np.ndarray, "height width"]:
-        """The limbs within reach of each pixel of the reference, a bit for each."""
+        """The limbs within reach of each pixel of the reference, a bit for each; around a joint also the other one."""
+        owner = self._owners()
+        masks = [(owner == number).astype(np.uint8) for number in range(WHOLE_LIMB[-1] + 1)]
+        points = self.reference.body * np.array(self.mask.shape[::-1])
+        seen = self.reference.body_confidence >= MIN_CONFIDENCE
+        size = person_size(self.reference, *self.mask.shape)
+        for first, second, joint, _ in JOINTS:
+            both = {WHOLE_LIMB[first], WHOLE_LIMB[second]}
+            for number in both if len(both) > 1 and seen[joint] else ():
+                center, radius = points[joint].round().astype(int).tolist(), round(SHARED * size)
+                masks[number] = cv2.circle(masks[number], center, radius, (1,), cv2.FILLED)
         side = 2 * self._reach_pixels + 1
         circle = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-        limb = np.array([-1, *WHOLE_LIMB])[self._reference_part]
-        masks = ((limb == number).astype(np.uint8) for number in range(WHOLE_LIMB[-1] + 1))
         near = (np.asarray(cv2.dilate(mask, circle), np.uint8) << number for number, mask in enumerate(masks))
         return np.bitwise_or.reduce([*near])
+
+    def _owners(self) -> Int8[np.ndarray, "height width"]:
+        """The whole limb that each pixel of the reference shows: grown from around the bones until they meet at an edge
+        of the picture (watershed). -1: none."""
+        found = warp_field(self.reference, self.reference[None], *self.mask.shape)
+        part, depth = found.part[0], found.depth[0]
+        limb = np.array([*WHOLE_LIMB, -1])[part]
+        torso = cv2.erode(((limb == 0) & (depth > 0.45)).astype(np.uint8), np.ones((3, 3), np.uint8))
+        core = np.where(limb == 0, torso > 0, depth > CORE_DEPTH) & (self.mask > 127)
+        outside = cv2.dilate(self.mask, np.ones((5, 5))) < 8
+        seeds = np.where(outside, NUM_PARTS, np.where(core, limb + 1, 0)).astype(np.int32)
+        grown = cv2.watershed(np.ascontiguousarray(self.picture), seeds)
+        return np.where(grown == NUM_PARTS, limb, grown - 1).astype(np.int8)
 
     @functools.cached_property
     def _reference_part(self) -> UInt8[np.ndarray, "height width"]:
@@ -182,6 +214,12 @@ def capsules(keypoints: Keypoints, height: int, width: int) -> Mask:
     return cv2.GaussianBlur(255 * (depth > CAPSULE_DEPTH).astype(np.uint8), (3, 3), 0.7)
 
 
+def person_size(keypoints: Keypoints, height: int, width: int) -> float:
+    """The length of a person's torso (one frame) as it would be from the front, in pixels; 0 where no bone is found."""
+    points = keypoints.body[None].astype(np.float64) * (width, height)
+    return float(_person_sizes(points, points, keypoints.body_confidence[None] >= MIN_CONFIDENCE)[0][0])
+
+
 def _facing_sign(keypoints: Keypoints) -> Float[np.ndarray, " frames"]:
     """1 and -1 for the two sides that a body turns to the camera, 0 where shoulders or hips are missing."""
     points = keypoints.body
@@ -217,13 +255,16 @@ def warp_field(
     frames = len(target)
     part = np.full((frames, height, width), -1, np.int8)
     least = np.ones((frames, height, width), np.float32)
-    for f in range(frames):
-        _rasterize(part[f], least[f], target[f], sizes[f], active[f])
     x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
     where = np.empty((frames, height, width, 2), np.float32)
     for f in range(frames):
+        scores = _rasterize(part[f], least[f], target[f], sizes[f], active[f])
         chosen = maps[f].astype(np.float32)[part[f]]  # [H, W, 2, 3]; the last part's where there is none
-        where[f] = chosen[..., 0] * x[..., None] + chosen[..., 1] * y[..., None] + chosen[..., 2]
+        straight = chosen[..., 0] * x[..., None] + chosen[..., 1] * y[..., None] + chosen[..., 2]
+        where[f] = straight
+        for *pair, joint, near in JOINTS:
+            if active[f, pair].all():
+                _bend(where[f], straight, part[f], scores, maps[f], pair, target[f, joint], near * sizes[f])
     return WarpField(where, part, 1 - least)
 
 
@@ -315,9 +356,40 @@ def _bone_axes(bone):
     return along, np.stack([-along[..., 1], along[..., 0]], -1)
 
 
-def _rasterize(part, least, points, size, active) -> None:
-    """Assigns every pixel of a frame to the part in which it lies deepest; in place."""
+def _bend(where, straight, part, scores, maps, pair, joint, near) -> None:
+    """Adds to `where` by how much two parts' sources around their joint differ from the `straight` ones; in place."""
     height, width = part.shape
+    left, top = np.floor(joint - 2 * near).clip(0, (width, height)).astype(int)
+    right, bottom = np.ceil(joint + 2 * near).clip(0, (width, height)).astype(int)
+    areas = np.linalg.det(maps[pair, :, :2])
+    if left >= right or top >= bottom or areas.min() <= 0:
+        return
+    box = np.s_[top:bottom, left:right]
+    first, second = (part[box] == number for number in pair)
+    x = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - joint[0])
+    y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - joint[1])
+    # The second part's share: a half where both lie as deep, never more than that where the first one lies deeper.
+    share = ((scores[pair[0]][box] - scores[pair[1]][box]) / (2 * BENDING) + 0.5).clip(0, 1)
+    share = np.where(second, share.clip(min=0.5), share.clip(max=0.5))
+    share = second + (share - second) * (2 - np.hypot(x, y) / np.float32(near)).clip(0, 1)
+
+    def mean(values):
+        values = values.astype(np.float32)
+        return values[0] + share.reshape(*share.shape, *[1] * (values.ndim - 1)) * (values[1] - values[0])
+
+    matrix = mean(maps[pair, :, :2])
+    area = matrix[..., 0, 0] * matrix[..., 1, 1] - matrix[..., 0, 1] * matrix[..., 1, 0]
+    matrix *= np.sqrt(mean(areas) / np.maximum(area, LEAST_SHRUNK**2 * mean(areas)))[..., None, None]
+    end = mean(maps[pair, :, :2] @ joint + maps[pair, :, 2])
+    bent = matrix[..., 0] * x[..., None] + matrix[..., 1] * y[..., None] + end
+    where[box] += (bent - straight[box]) * (first | second)[..., None]
+
+
+def _rasterize(part, least, points, size, active):
+    """Assigns every pixel of a frame to the part in which it lies deepest, in place; returns the scores of each part,
+    0 on its bone, 1 at its edge."""
+    height, width = part.shape
+    scores = {number: np.full(part.shape, BEYOND, np.float32) for number in range(NUM_PARTS)}
 
     def put(number, low, high, score_of) -> None:
         left, top = np.floor(low).clip(0, (width, height)).astype(int)
@@ -327,7 +399,7 @@ def _rasterize(part, least, points, size, active) -> None:
         box = np.s_[top:bottom, left:right]
         x = np.arange(left, right, dtype=np.float32) + np.float32(0.5)
         y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5)
-        score = score_of(x, y)
+        score = scores[number][box] = score_of(x, y)
         better = score < least[box]
         np.copyto(least[box], score, where=better)
         np.copyto(part[box], np.int8(number), where=better)
@@ -376,3 +448,4 @@ def _rasterize(part, least, points, size, active) -> None:
             return np.sqrt((x - center[0]) ** 2 + (y - center[1]) ** 2) / radius
 
         put(HEAD, center - radius, center + radius, head)
+    return scores

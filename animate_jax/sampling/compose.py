@@ -22,7 +22,7 @@ from animate_jax.pose.detect import Detector, segment
 from animate_jax.pose.draw import LazyPoseImages
 from animate_jax.pose.inpaint import Mask, cutout, foreground, without_person
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
-from animate_jax.pose.warp import LazyWarpedImages, capsules, warp_field
+from animate_jax.pose.warp import LazyWarpedImages, capsules, person_size, warp_field
 from animate_jax.sampling.inputs import crop_around, find_person
 
 LARGEST = 768, 1366  # pixels, height and width of a result that is not asked for
@@ -38,8 +38,11 @@ SURE = 3.5  # NOISE**2 / 2 by which a sure warp is preferred
 SURE_FROM, SURE_AT = 0.05, 0.4  # of the warp's own certainty
 ASIDE = 8.0  # NOISE**2 by which it is unlikelier to stand for neither where one of them has it a pixel aside
 DECISION = 2.0  # how sharply one explanation wins
-REACH_OF_LIMBS = 0.01  # heights of the box around a limb of the reference beyond which it shows something else
+REACH_OF_LIMBS = 0.004  # heights of the box around a limb of the reference beyond which it shows something else
 ELSEWHERE = 1.5  # NOISE**2 by which what it shows there must be better
+ANKLES = 10, 13
+FOOT = 0.6  # lengths of the torso around an ankle: the foot is there
+SHADOWED = 0.5, 0.2  # and beside and below it its shadow on the floor
 REACH = 2  # pixels around the driven person in which the model may show what neither layer does
 SLIVER = 0.5  # NOISE**2 by which a detail of the warp is further from the model's enlarged frame than the background
 FINE = 0.8  # pixels of the result, standard deviation, over which it is compared there
@@ -69,7 +72,7 @@ class Scene:
         """The person of a picture, found again in it."""
         found = segment(picture, keypoints)
         mask = capsules(keypoints, *picture.shape[:2]) if found is None else found
-        return cls(picture, keypoints, cutout(mask), without_person(picture, mask))
+        return cls(picture, keypoints, cutout(mask), without_person(picture, mask, near_feet(mask, keypoints)))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -184,6 +187,17 @@ def read_scene(
         size = min(even(own[0] * scale), SIDES[1]), min(even(own[1] * scale), SIDES[1])
         picture = resize_lanczos(image, size)
     return Scene.of(picture, keypoints)
+
+
+def near_feet(mask: Mask, keypoints: Keypoints) -> Mask:
+    """The floor around a person's feet, 255 inside."""
+    size, ankles = person_size(keypoints, *mask.shape), np.zeros_like(mask)
+    for ankle in ANKLES:
+        if keypoints.body_confidence[ankle] >= MIN_CONFIDENCE:
+            place = (keypoints.body[ankle] * mask.shape[::-1]).round().astype(int).tolist()
+            cv2.circle(ankles, place, round(FOOT * size), (255,), cv2.FILLED)
+    wide, high = (2 * round(reach * size) + 1 for reach in SHADOWED)
+    return cv2.dilate(np.minimum(mask, ankles), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (wide, high)))
 
 
 def even(side: float | int) -> int:

@@ -88,10 +88,48 @@ def test_a_turned_forearm_takes_its_pixels_along(degrees):
     found = warp_field(person(), frames(person(driven)), *SIZE)
     forearm = found.part[0] == RIGHT_FOREARM
     assert forearm.sum() > 100
-    back = turned(np.concatenate([driven[[RIGHT_ELBOW]], own_places()[forearm]]), 0, np.s_[1:], -degrees)[1:]
-    np.testing.assert_allclose(found.source[0][forearm], back, atol=0.05)
+    places, elbow = own_places(), driven[RIGHT_ELBOW]
+    straight = forearm & (np.linalg.norm(places - elbow, axis=-1) > 14)  # near the elbow it bends
+    back = turned(np.concatenate([elbow[None], places[straight]]), 0, np.s_[1:], -degrees)[1:]
+    assert straight.sum() > 30
+    np.testing.assert_allclose(found.source[0][straight], back, atol=0.05)
     elsewhere = found.part[0] == LIMBS.start + 5  # the right shin has not moved
     np.testing.assert_allclose(found.source[0][elsewhere], own_places()[elsewhere], atol=0.05)
+
+
+@pytest.mark.parametrize("degrees", [30, 90, 140])
+def test_an_elbow_bends_without_a_crack_and_without_shrinking(degrees):
+    driven = turned(BODY, RIGHT_ELBOW, [RIGHT_WRIST], degrees)
+    found = warp_field(person(), frames(person(driven)), 4 * SIZE[0], 4 * SIZE[1])
+    source, part = found.source[0], found.part[0]
+    arm = (part == RIGHT_FOREARM) | (part == RIGHT_FOREARM - 1)
+    bones = [driven[RIGHT_ELBOW] - driven[joint] for joint in (RIGHT_ELBOW - 1, RIGHT_WRIST)]
+    outward = sum(bone / np.linalg.norm(bone) for bone in bones)
+    x, y = np.round(4 * driven[RIGHT_ELBOW] + 9 * outward / np.linalg.norm(outward)).astype(int)
+    around = np.s_[y - 6 : y + 7, x - 6 : x + 7]
+    assert arm[around].all() and len(np.unique(part[around])) == 2
+    steps = [np.diff(source[around], axis=axis) for axis in range(2)]
+    assert max(np.linalg.norm(step, axis=-1).max() for step in steps) < 3  # a rigid part: 1; a crack: 5 to 26
+    down, right = steps[0][:, :-1], steps[1][:-1]
+    areas = np.abs(down[..., 0] * right[..., 1] - down[..., 1] * right[..., 0])
+    assert 0.5 < areas.mean() < 2
+
+
+def test_a_leg_does_not_take_what_the_picture_shows_of_the_other_one():
+    size = height, _ = 4 * SIZE[0], 4 * SIZE[1]
+    together = BODY.copy()
+    together[[9, 10], 0], together[[12, 13], 0] = 40, 57  # knees and ankles
+    apart = together.copy()
+    apart[[9, 12], 0], apart[[10, 13], 0] = (34, 66), (26, 74)
+    image = np.full((*size, 3), (0, 0, 255), np.uint8)
+    image[:, : 4 * 45] = 255, 0, 0  # the right leg ends left of the middle between the two
+    image[: 4 * 70] = 128
+    warped = warp(image, np.full(size, 255, np.uint8), person(together), frames(person(apart)))
+    warped = dataclasses.replace(warped, background=np.full_like(image, 128), reach=0.004)
+    legs = warp_field(person(together), frames(person(apart)), *size).part[0]
+    right = np.isin(legs, (LIMBS.start + 4, LIMBS.start + 5)) & (np.arange(height) > 4 * 85)[:, None]
+    blue, red = ((warped[:][0][0][right][:, color] > 200).sum() for color in (2, 0))
+    assert red > 5000 and blue < 0.05 * red, (red, blue)
 
 
 def test_the_torso_does_not_show_the_arm_that_lay_in_front_of_it():
@@ -248,6 +286,20 @@ def test_stripes_go_on_behind_the_person_and_true_pixels_stay():
     errors = [np.abs(fill.astype(float) - wall)[there].mean() for fill in (made, smooth)]
     assert errors[0] < 0.4 * errors[1]
     assert made[there].std(0).mean() > 2 * smooth[there].std(0).mean()  # stripes, not their mean
+
+
+@pytest.mark.parametrize("shadow", [(0.75, 0.75, 0.75), (0.75, 0.3, 0.75)], ids=["a shadow", "a colored patch"])
+def test_a_shadow_goes_with_the_person_and_what_is_no_shadow_stays(shadow):
+    height, width = 256, 192
+    picture = np.full((height, width, 3), (120, 160, 90), np.uint8)
+    picture[200:224, 60:140] = np.multiply(picture[0, 0], shadow)
+    mask, floor = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
+    mask[60:212, 80:112], floor[190:234, 50:150] = 255, 255
+    picture[mask > 0] = 250, 30, 30
+    off = np.abs(without_person(picture, mask, floor).astype(int) - picture[0, 0]).max(-1)
+    assert off[:180].max() < 3
+    patch = off[203:221, 120:137]
+    assert patch.max() < 3 if shadow[1] == shadow[0] else patch.min() > 25
 
 
 def test_a_person_that_fills_the_picture_still_has_a_background():
