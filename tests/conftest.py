@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import compiler
 
 from animate_jax import storage
 from animate_jax.checkpoints import checkpoint
@@ -128,10 +129,19 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module")
 def compile_fast():
-    """What is compiled here need not run fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """What is compiled here need not run fast. Without the emitters of fusions, unoptimized code compiles twice as fast
+    again; JAX has an option for that in each call of `jit` alone."""
+
+    def options(*args, env_options_overrides=None, **named):
+        overrides = {"xla_cpu_use_fusion_emitters": False} | (env_options_overrides or {})
+        return get_compile_options(*args, env_options_overrides=overrides, **named)
+
+    get_compile_options = compiler.get_compile_options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", options)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

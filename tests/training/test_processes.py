@@ -29,7 +29,9 @@ class Job:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
         environment |= {"JAX_PLATFORMS": "cpu", "CHILD_CACHE": str(place / "cache")}
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        environment["XLA_FLAGS"] = (
+            f"--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false"
+        )
         if count > 1:
             environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
         self._errors = [place / f"{self.output.name}_{index}.err" for index in range(count)]
