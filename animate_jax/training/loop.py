@@ -84,7 +84,8 @@ def run(
         first = step = int(state.step)
         log.begin(first, resumed)
         compiled = None
-        for step in range(first + 1, config.steps + 1):
+        early = bool(np.asarray(stop.any_process(mesh))[0])  # before a compilation that may take minutes
+        for step in () if early else range(first + 1, config.steps + 1):
             with log.waiting():
                 batch = to_devices(next(data), mesh)
             compiled = compiled or log.compile(program.step, state, batch, key)

@@ -1,6 +1,7 @@
 """The training loop: exact resume, logs, previews, saves, clean stops, steps that are not finite."""
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from animate_jax.checkpoints import checkpoint
 from animate_jax.config import DataConfig, OptimConfig, PreviewConfig
 from animate_jax.training.goodput import read
 from animate_jax.training.guards import Interrupt
-from animate_jax.training.loop import run
+from animate_jax.training.loop import run, starting_params
 from animate_jax.training.run_log import Skips
 from animate_jax.training.state import sampling_params
 from tests.training.conftest import TRAINED, Numbers, assert_equal, changed, log, pull, pulling, refusal, saved
@@ -163,6 +164,19 @@ def test_its_owner_can_follow(config, micro, capfd):
     first = ["start", "initialise", "compile", "steps", "steps", "steps", "save", "stop"]
     assert kinds == [*first, "start", "restore", "compile", "steps", "steps", "save", "stop"]
     assert [event["why"] for event in read(config.output) if event["event"] == "stop"] == ["signal 15", "finished"]
+
+
+def test_a_wish_to_stop_before_the_first_step_waits_for_no_compiler(config, micro, monkeypatch):
+    def interrupted(*inputs):
+        signal.raise_signal(signal.SIGTERM)
+        return starting_params(*inputs)
+
+    monkeypatch.setattr("animate_jax.training.loop.starting_params", interrupted)
+    state = run(config, pull, Numbers(), None, None, stop := Interrupt())
+    assert int(state.step) == 0 and stop.status == 143
+    assert [event["event"] for event in read(config.output)] == ["start", "initialise", "stop"]
+    monkeypatch.undo()
+    assert int(run(config, pull, Numbers()).step) == 6
 
 
 def test_saves_by_the_clock(config, micro):
