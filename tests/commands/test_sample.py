@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import av
-import jax
 import numpy as np
 import PIL.Image
 import pytest
 
 from animate_jax.__main__ import run
-from animate_jax.commands import sample, train
+from animate_jax.commands import sample
 from animate_jax.commands.options import lora_of
 from animate_jax.pose.draw import draw
 from animate_jax.pose.files import read_poses, write_poses
@@ -23,20 +22,12 @@ from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.images import read_image, write_image
 from animate_jax.video.read import read_video
 from animate_jax.video.write import made_here, write_video
+from tests.commands.conftest import one_line, without_signs_of_life
 
 ROOT = Path(__file__).parents[2]
 ASTRONAUT = ROOT / "tests" / "data" / "astronaut.jpg"
 
-pytestmark = [pytest.mark.usefixtures("compile_fast"), pytest.mark.compiles]
-
-
-@pytest.fixture(autouse=True)
-def own_home(monkeypatch, tmp_path):
-    """The programs keep compiled code in the user's folder."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
+pytestmark = [pytest.mark.usefixtures("compile_fast", "own_home"), pytest.mark.compiles]
 
 
 def test_a_plan_fetches_no_weights(monkeypatch):
@@ -87,18 +78,6 @@ def arguments(files, trained, **changes):
     values = {"reference": ASTRONAUT, "driving": files / "poses.json", "output": files / "out.mp4"}
     values |= {"checkpoint": trained, "steps": 1} | changes
     return [text for name, value in values.items() for text in (f"--{name}", str(value))]
-
-
-def without_signs_of_life(printed):
-    return re.sub(r"^(\S.*: )?(loading|reading poses|compiling|denoising|decoding)[ :].*\n", "", printed, flags=re.M)
-
-
-def one_line(captured, prefix):
-    assert captured.out == ""
-    line, rest = without_signs_of_life(captured.err).split("\n", 1)
-    assert rest == "", captured.err
-    assert line.startswith(prefix)
-    return line
 
 
 @pytest.mark.parametrize(
@@ -206,6 +185,7 @@ def test_everything_that_can_be_kept(files, micro_checkpoint, capfd):
     output, kept = files / "out.gif", files / "kept"
     flags = ["--side-by-side", "--debug-dir", str(kept)]
     assert sample.main([*arguments(files, micro_checkpoint, output=output), *flags]) == 0
+    assert f"side-by-side video {files / 'out_side_by_side.gif'}\n" in capfd.readouterr().out
     assert read_video(files / "out_side_by_side.gif")[0].shape == (3, 64, 144, 3)
     assert {path.name for path in kept.iterdir()} == {
         "driving.npz",
@@ -335,6 +315,12 @@ def test_a_wrong_option_shows_its_name(files, micro_checkpoint, capfd):
     assert caught.value.code == 2 and "--stpes" in capfd.readouterr().err
 
 
+def test_files_without_options(capfd):
+    assert sample.main(["person.png", "dance.mp4"]) == 2
+    expected = "animate-jax sample: person.png: give it as --reference PICTURE or --driving VIDEO\n"
+    assert capfd.readouterr().err == expected
+
+
 def test_interrupted(files, micro_checkpoint, capfd, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -390,82 +376,6 @@ def test_as_a_process(files):
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.removeprefix("sample.py: starting\n").splitlines()
     assert line.startswith(f"sample.py: {files / 'gone'}: no such checkpoint")
-
-
-# train.py
-
-
-@pytest.fixture
-def tiny_config(tmp_path):
-    """A configuration file like those in configs/."""
-    path = tmp_path / "small.py"
-    path.write_text(
-        "from animate_jax.config import DataConfig, TrainConfig\n"
-        "def get_config():\n"
-        f"    return TrainConfig('stage1', {str(tmp_path / 'run')!r}, data=DataConfig(batch=2, num_workers=0))\n"
-    )
-    return path
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--preset", "huge"], "--preset 'huge': choose one of paper, moore, moore-fixed, musepose, novita, tiny"),
-        (["--data.batch", "0"], "--data.batch 0: must be"),
-        (["--data.frames", "30"], "--data.frames 30: must be at least 1 and fit into --data.clip-frames 24"),
-        (["--data.split", "dev"], "mocap_people: there is no split 'dev'; choose one of"),
-        (["--stage", "stage2", "--data.frames", "40", "--data.clip-frames", "50"], "--data.frames 40: .* at most 32"),
-        (["--steps", "0"], "--steps 0: must be at least 1"),
-        (["--optim.decay-start", "900"], "--optim.decay-start 900.0: is a share of all steps, from 0 to 1"),
-        (["--trainable", "motion"], "--trainable 'motion' matches no parameter; paths look like"),
-        (["--init", "nowhere"], "nowhere: no such checkpoint: give"),
-        (["--stage", "vae", "--lpips-weights", "nowhere"], "nowhere"),
-        (["--stage", "stage1", "--loss.perceptual-weight", "0.3", "--lpips-weights", "nowhere"], "nowhere"),
-        (["--stage", "stage1", "--loss.perceptual-weight", "0.3", "--plan", "v5e:4x4"], "--plan: does not know LPIPS"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bad_training_options(options, message, tiny_config, capfd):
-    pytest.importorskip("numba")
-    assert train.main([str(tiny_config), *options]) == 2
-    line = one_line(capfd.readouterr(), "animate-jax train: ")
-    assert re.search(message, line), line
-
-
-def test_bad_configurations(tmp_path, capfd):
-    assert train.main([str(tmp_path / "missing.py")]) == 2
-    assert "missing.py: no such configuration: give a .py file, or one of distill, stage1," in one_line(
-        capfd.readouterr(), "animate-jax train: "
-    )
-    (tmp_path / "other.py").write_text("x = 1")
-    assert train.main([str(tmp_path / "other.py")]) == 2
-    assert "other.py: has no get_config()" in one_line(capfd.readouterr(), "animate-jax train: ")
-    for nothing in ([], ["--steps", "3"]):
-        assert train.main(nothing) == 2
-        one_line(capfd.readouterr(), "usage: animate-jax train CONFIG")
-
-
-def test_a_wrong_training_option_shows_its_name(tiny_config, capfd):
-    with pytest.raises(SystemExit) as caught:
-        train.main([str(tiny_config), "--stpes", "3"])
-    assert caught.value.code == 2 and "--stpes" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["tiny_vae", "tiny_stage1", "tiny_stage2"])
-def test_options_and_batches_reach_the_loop(name, micro, monkeypatch, tmp_path):
-    """Of every configuration that is shipped."""
-    pytest.importorskip("numba")
-    seen = []
-    monkeypatch.setattr("animate_jax.training.loop.run", lambda *arguments: seen.append(arguments))
-    monkeypatch.setattr("animate_jax.perceptual.lpips.load", lambda path: {})
-    monkeypatch.setattr(train, "check_start", lambda output, init: None)  # stage 1 has not run here
-    monkeypatch.setattr(train, "with_carried_preset", lambda config, named: dataclasses.replace(config, preset=micro))
-    options = ["--steps", "7", "--optim.learning-rate", "0.5", "--data.num-workers", "0", "--data.frames", "2"]
-    assert train.main([str(ROOT / "configs" / f"{name}.py"), *options]) == 0
-    ((config, _, data, *_),) = seen
-    assert (config.steps, config.optim.learning_rate, config.preset) == (7, 0.5, micro)
-    batch = next(data)
-    assert batch.frames.shape == (config.data.batch, 2, 64, 48, 3)
 
 
 def test_a_lora_may_have_a_strength(tmp_path):

@@ -1,18 +1,24 @@
-"""Which preset a run trains with."""
+"""Training's command: which preset a run trains with, that options reach it, and that wrong ones end in one line."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import pytest
 
 from animate_jax.checkpoints import checkpoint
+from animate_jax.commands import train
 from animate_jax.commands.train import run_command, with_carried_preset
 from animate_jax.config import TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.models.params import abstract_model
 from animate_jax.presets import preset_of, presets
+from tests.commands.conftest import one_line
 
-pytestmark = pytest.mark.compiles
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.usefixtures("own_home"), pytest.mark.compiles]
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +93,76 @@ def test_a_missing_start_leaves_no_folder_of_a_run(tmp_path):
     with pytest.raises(UserError, match="missing: no such checkpoint"):
         run_command("animate-jax train", "tiny_stage1", *paths)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    """A configuration file like those in configs/."""
+    path = tmp_path / "small.py"
+    path.write_text(
+        "from animate_jax.config import DataConfig, TrainConfig\n"
+        "def get_config():\n"
+        f"    return TrainConfig('stage1', {str(tmp_path / 'run')!r}, data=DataConfig(batch=2, num_workers=0))\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--preset", "huge"], "--preset 'huge': choose one of paper, moore, moore-fixed, musepose, novita, tiny"),
+        (["--data.batch", "0"], "--data.batch 0: must be"),
+        (["--data.frames", "30"], "--data.frames 30: must be at least 1 and fit into --data.clip-frames 24"),
+        (["--data.split", "dev"], "mocap_people: there is no split 'dev'; choose one of"),
+        (["--stage", "stage2", "--data.frames", "40", "--data.clip-frames", "50"], "--data.frames 40: .* at most 32"),
+        (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--optim.decay-start", "900"], "--optim.decay-start 900.0: is a share of all steps, from 0 to 1"),
+        (["--trainable", "motion"], "--trainable 'motion' matches no parameter; paths look like"),
+        (["--init", "nowhere"], "nowhere: no such checkpoint: give"),
+        (["--stage", "vae", "--lpips-weights", "nowhere"], "nowhere"),
+        (["--stage", "stage1", "--loss.perceptual-weight", "0.3", "--lpips-weights", "nowhere"], "nowhere"),
+        (["--stage", "stage1", "--loss.perceptual-weight", "0.3", "--plan", "v5e:4x4"], "--plan: does not know LPIPS"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_training_options(options, message, tiny_config, capfd):
+    pytest.importorskip("numba")
+    assert train.main([str(tiny_config), *options]) == 2
+    line = one_line(capfd.readouterr(), "animate-jax train: ")
+    assert re.search(message, line), line
+
+
+def test_bad_configurations(tmp_path, capfd):
+    assert train.main([str(tmp_path / "missing.py")]) == 2
+    assert "missing.py: no such configuration: give a .py file, or one of distill, stage1," in one_line(
+        capfd.readouterr(), "animate-jax train: "
+    )
+    (tmp_path / "other.py").write_text("x = 1")
+    assert train.main([str(tmp_path / "other.py")]) == 2
+    assert "other.py: has no get_config()" in one_line(capfd.readouterr(), "animate-jax train: ")
+    for nothing in ([], ["--steps", "3"]):
+        assert train.main(nothing) == 2
+        one_line(capfd.readouterr(), "usage: animate-jax train CONFIG")
+
+
+def test_a_wrong_training_option_shows_its_name(tiny_config, capfd):
+    with pytest.raises(SystemExit) as caught:
+        train.main([str(tiny_config), "--stpes", "3"])
+    assert caught.value.code == 2 and "--stpes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tiny_vae", "tiny_stage1", "tiny_stage2"])
+def test_options_and_batches_reach_the_loop(name, micro, monkeypatch, tmp_path):
+    """Of every configuration that is shipped."""
+    pytest.importorskip("numba")
+    seen = []
+    monkeypatch.setattr("animate_jax.training.loop.run", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("animate_jax.perceptual.lpips.load", lambda path: {})
+    monkeypatch.setattr(train, "check_start", lambda output, init: None)  # stage 1 has not run here
+    monkeypatch.setattr(train, "with_carried_preset", lambda config, named: dataclasses.replace(config, preset=micro))
+    options = ["--steps", "7", "--optim.learning-rate", "0.5", "--data.num-workers", "0", "--data.frames", "2"]
+    assert train.main([str(ROOT / "configs" / f"{name}.py"), *options]) == 0
+    ((config, _, data, *_),) = seen
+    assert (config.steps, config.optim.learning_rate, config.preset) == (7, 0.5, micro)
+    batch = next(data)
+    assert batch.frames.shape == (config.data.batch, 2, 64, 48, 3)
