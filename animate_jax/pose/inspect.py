@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from animate_jax.errors import InputWarning
 from animate_jax.pose.detect import detect
@@ -27,6 +27,7 @@ MIN_PEOPLE_SHARE = 0.75  # from that share of frames with a detected person, a v
 MAX_OUTSIDE_SHARE = 0.05  # of the joints may lie outside the image without a warning
 MIN_SEEN_SHARE = 0.5  # of the frames show a person, else there is a warning
 MIN_JOINTS = 3  # of a person
+KNEES = [9, 12]
 
 
 def shows_drawn_poses(frames: Iterable[Frame]) -> bool:
@@ -77,8 +78,7 @@ def warn_of_fit(fitted: Keypoints, parts: Sequence[str], reference: Keypoints) -
     Joints count that the reference (one frame, in the same units) shows: legs that it does not show may leave.
     """
     joints = fitted.body_confidence >= MIN_CONFIDENCE
-    shown = (reference.body_confidence >= MIN_CONFIDENCE) & ((reference.body > 0) & (reference.body < 1)).all(-1)
-    seen = joints & shown
+    seen = joints & _inside(reference)
     outside = seen & ((fitted.body < 0) | (fitted.body > 1)).any(-1)
     if outside.sum() > MAX_OUTSIDE_SHARE * seen.sum():
         warn(
@@ -91,6 +91,20 @@ def warn_of_fit(fitted: Keypoints, parts: Sequence[str], reference: Keypoints) -
             f"no {' and no '.join(lacking)} in any frame, though these weights are driven by them: "
             "give a motion that shows them larger, or another detector with --dwpose FOLDER"
         )
+
+
+def warn_of_missing_legs(driven: Keypoints, reference: Keypoints) -> None:
+    """Warns when a motion [F] shows legs in the picture to be made that the reference (one frame) does not show."""
+    if not _inside(reference)[KNEES].any() and _inside(driven)[:, KNEES].any(-1).mean() > MIN_SEEN_SHARE:
+        warn(
+            "the picture does not show the person's legs, and the result has none: "
+            "give a picture from head to foot, or a motion of the upper body"
+        )
+
+
+def _inside(keypoints: Keypoints) -> Bool[np.ndarray, "*frames joints"]:
+    """Which joints of the body are seen, within the picture."""
+    return (keypoints.body_confidence >= MIN_CONFIDENCE) & ((keypoints.body > 0) & (keypoints.body < 1)).all(-1)
 
 
 def warn(message: str) -> None:

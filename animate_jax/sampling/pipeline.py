@@ -28,6 +28,7 @@ from animate_jax.parallel.rules import shardings
 from animate_jax.pose.align import AlignMethod
 from animate_jax.pose.detect import Detector
 from animate_jax.pose.draw import LazyPoseImages, draw
+from animate_jax.pose.inspect import warn_of_missing_legs
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.warp import LazyWarpedImages
 from animate_jax.presets import composes, find_preset, speeds
@@ -350,11 +351,13 @@ class Pipeline(Denoiser):
         Raises:
             UserError: no such background, or a motion of drawn poses.
         """
-        fitted = fit_motion(motion, scene.keypoints, scene.size, options, align)
+        reference = scene.keypoints
+        fitted = fit_motion(motion, reference, scene.size, options, align)
         if isinstance(background, Backdrop):
             scene, fitted = place(scene, fitted, background)
         elif str(background) != "reference":
             scene = scene.before(paint(background, scene.size))
+        warn_of_missing_legs(fitted, reference)
         composition = Composition.of(scene, fitted, options)
         seen = composition.seen_by_model(options)
         character = self.character(seen.picture, seen.reference, options)

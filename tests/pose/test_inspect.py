@@ -12,7 +12,7 @@ import pytest
 from animate_jax.errors import InputWarning
 from animate_jax.pose.detect import detect
 from animate_jax.pose.draw import STYLES, draw
-from animate_jax.pose.inspect import is_drawn, shows_drawn_poses, warn_of_fit, warn_of_gaps
+from animate_jax.pose.inspect import KNEES, is_drawn, shows_drawn_poses, warn_of_fit, warn_of_gaps, warn_of_missing_legs
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.video.images import read_image
 from animate_jax.video.read import iter_frames, read_video
@@ -174,6 +174,18 @@ def test_legs_that_the_reference_does_not_show_may_leave(place):
     clip.body[:, 4] = -0.2
     [line] = told(lambda: warn_of_fit(clip, (), reference))
     assert line.startswith("7% of the fitted joints")  # one of fourteen
+
+
+def test_legs_that_only_the_result_would_show():
+    clip, whole = standing(), standing(1)[0]
+    half, below = without(whole, "body", KNEES), standing(1)[0]
+    below.body[KNEES, 1] = 1.2  # the picture ends above them
+    assert told(lambda: warn_of_missing_legs(clip, whole)) == []
+    for reference in half, below:
+        [line] = told(lambda reference=reference: warn_of_missing_legs(clip, reference))
+        assert "does not show the person's legs" in line
+    clip.body[:, KNEES, 1] = 1.2
+    assert told(lambda: warn_of_missing_legs(clip, half)) == []
 
 
 @pytest.mark.parametrize(
