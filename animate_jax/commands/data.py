@@ -94,4 +94,4 @@ def _print_report(report: dict[str, Any], output: pathlib.Path) -> None:
         print(f"{reason:>20}: {row['clips']:6} pieces, {row['seconds']:10.1f} s{remedy}")
     for name, damage in report["damaged"].items():
         print(f"{'skipped':>20}: {name}: {damage}")
-    print(f"{output}: see report.html")
+    print(f"see {output}/report.html")

@@ -183,7 +183,7 @@ def weights(path: str) -> Finding:
     except UserError as error:
         return Finding("bad", "weights", str(error))
     size = f"{preset.frames.width} pixels wide, {preset.frames.height} high"
-    return Finding("ok", "weights", f"{path}: preset {preset.name}, {size}; others: animate-jax weights import --help")
+    return Finding("ok", "weights", f"{path}: preset {preset.name}, {size}; others: animate-jax weights fetch --help")
 
 
 def dwpose(folder: pathlib.Path | None) -> Finding:

@@ -88,6 +88,9 @@ class Arguments:
 
 
 def main(arguments: list[str], program: str = "animate-jax sample") -> int:
+    if arguments and not arguments[0].startswith("-"):
+        print(f"{program}: {arguments[0]}: give it as --reference PICTURE or --driving VIDEO", file=sys.stderr)
+        return 2
     args = parse(Arguments, arguments, program, __doc__)
     return exit_status(program, lambda: animate(args), "no half video is left")
 
@@ -142,9 +145,11 @@ def animate(args: Arguments) -> None:
     for output, stream in zip(outputs, streams, strict=True):
         if args.debug_dir:
             stream.save_poses(poses_folder(args.debug_dir, output, outputs))
-        stream.save(output, side_by_side_path(output) if args.side_by_side else None, sheet_path(output))
+        others = other_outputs(args, output)
+        stream.save(output, others.get("side-by-side video"), others["contact sheet"])
         seconds, rate = time.monotonic() - started, f"{stream.fps:g} frames/s"
-        print(f"{len(stream)} frames in {seconds:.0f} s: {output} ({rate}), contact sheet {sheet_path(output)}")
+        written = (f"{output} ({rate})", *(f"{what} {path}" for what, path in others.items()))
+        print(f"{len(stream)} frames in {seconds:.0f} s: {', '.join(written)}")
 
 
 def print_plan(args: Arguments, topology: str) -> NoReturn:
@@ -177,14 +182,13 @@ def output_paths(args: Arguments) -> list[pathlib.Path]:
     inputs = (*args.reference, *args.driving)
     for path in outputs:
         # The user did not choose the other files' names: they may only replace files of this program.
-        sheet = sheet_path(path)
-        others = {"contact sheet": sheet}
-        if args.side_by_side:
-            others["side-by-side video"] = side_by_side_path(path)
+        others = other_outputs(args, path)
         for new in (path, *others.values()):
             check_file(new)
         if any(same_file(new, old) for new in (path, *others.values()) for old in inputs):
-            raise UserError(f"--output {path}: it or its contact sheet {sheet} would replace an input: rename it")
+            raise UserError(
+                f"--output {path}: it or its contact sheet {others['contact sheet']} would replace an input: rename it"
+            )
         for what, new in others.items():
             if os.path.lexists(new) and not made_here(new):
                 raise UserError(f"--output {path}: its {what} would replace a file of yours, {new}: rename it")
@@ -193,12 +197,12 @@ def output_paths(args: Arguments) -> list[pathlib.Path]:
     return outputs
 
 
-def side_by_side_path(output: pathlib.Path) -> pathlib.Path:
-    return output.with_name(f"{output.stem}_side_by_side{output.suffix}")
-
-
-def sheet_path(output: pathlib.Path) -> pathlib.Path:
-    return output.with_name(f"{output.stem}_sheet.png")
+def other_outputs(args: Arguments, output: pathlib.Path) -> dict[str, pathlib.Path]:
+    """What is written beside a video."""
+    others = {"contact sheet": output.with_name(f"{output.stem}_sheet.png")}
+    if args.side_by_side:
+        others["side-by-side video"] = output.with_name(f"{output.stem}_side_by_side{output.suffix}")
+    return others
 
 
 def poses_folder(folder: pathlib.Path, output: pathlib.Path, outputs: list[pathlib.Path]) -> pathlib.Path:

@@ -25,9 +25,10 @@ from animate_jax.config import FamilyName, PublishedName
 from animate_jax.errors import UserError, exit_status
 from animate_jax.torch_weights.exporting import Format, export_checkpoint
 from animate_jax.torch_weights.families import FAMILIES, Files, find_files
-from animate_jax.torch_weights.fetching import fetch
+from animate_jax.torch_weights.fetching import fetch, find_checkpoint, is_fetched
 from animate_jax.torch_weights.importing import choose_preset, import_checkpoint
 from animate_jax.torch_weights.inspect import inspect
+from animate_jax.torch_weights.published import PUBLISHED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Export:
 class Inspect:
     """What is this file or checkpoint? Reads no weights."""
 
-    file: tyro.conf.Positional[str]  # a PyTorch file, or a checkpoint
+    file: tyro.conf.Positional[str]  # a PyTorch file, or a checkpoint: a folder, or a name such as tiny
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,10 @@ def _run(command: Fetch | Import | Export | Inspect | Verify) -> int:
         case Export():
             print(*export_checkpoint(command.checkpoint, command.family, command.output, command.format), sep="\n")
         case Inspect():
-            print(inspect(command.file))
+            name = command.file
+            if not is_fetched(name):
+                raise UserError(f"{name}: is not here: animate-jax weights fetch {name}")
+            print(inspect(str(find_checkpoint(name)) if name == "tiny" or name in PUBLISHED else name))
         case Verify():
             return _verify(command)
     return 0

@@ -48,8 +48,9 @@ def paint(background: str | os.PathLike, size: tuple[int, int]) -> Image:
         try:
             color = PIL.ImageColor.getrgb(str(background))[:3]
         except ValueError:
+            found = "no such file: " if path.suffix else ""
             raise UserError(
-                f"--background {background}: give reference, driving, a color (white, #00ff00) or a picture file"
+                f"--background {background}: {found}give reference, driving, a color (white, #00ff00) or a picture file"
             ) from None
         return np.full((*size, 3), color, np.uint8)
     image = read_image(path)

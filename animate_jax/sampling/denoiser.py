@@ -85,7 +85,8 @@ class Denoiser:
                 @functools.cache
                 def say_compiling():
                     large = sum(math.prod(leaf.shape) for leaf in params.values()) > LARGE
-                    log.info("compiling %s: %s, only the first time", name, "minutes" if large else "about 20 s")
+                    duration = "minutes" if large else "about 20 s"
+                    log.info("compiling %s: %s, once for a size and number of frames", name, duration)
 
                 if mesh:
                     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

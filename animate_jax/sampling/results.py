@@ -55,6 +55,12 @@ class Animation:
     def _repr_html_(self) -> str:
         return self._html()
 
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self.frames)
+
     def save(self, path: str | os.PathLike, side_by_side: bool = False) -> None:
         """Writes an .mp4, .webm (without sound) or .gif or, if the name has no such ending, a folder of PNG files."""
         with frames_writer(path, self.fps, self.audio) as write:

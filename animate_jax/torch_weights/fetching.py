@@ -82,9 +82,8 @@ def fetch(name: PublishedName, accept_licenses: bool = False) -> pathlib.Path:
     licenses = {file.repository.name: file.repository.license for file in published.files.values()}
     accepted = _accepted_licenses()
     new = {repository: license for repository, license in licenses.items() if accepted.get(repository) != license}
-    print(f"{name} is made of", file=sys.stderr)
-    for repository, license in licenses.items():
-        print(f"  {hub.page(repository)}: {license}", file=sys.stderr)
+    terms = [f"  {hub.page(repository)}: {license}" for repository, license in licenses.items()]
+    print(f"{name} is made of", *terms, sep="\n", file=sys.stderr)
     if new and not (accept_licenses or sys.stdin.isatty()):
         raise UserError(
             f"{name}: its licenses must be accepted first: animate-jax weights fetch {name} --accept-licenses"

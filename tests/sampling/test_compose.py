@@ -253,6 +253,8 @@ def test_colors_and_pictures_of_any_shape_are_backgrounds(tmp_path):
     assert paint(tmp_path / "wide.png", (64, 64))[8:-8, 8:-8].min() > 150  # its middle, undistorted
     with pytest.raises(UserError, match="--background nothing: give reference, driving, a color"):
         paint("nothing", (4, 6))
+    with pytest.raises(UserError, match=r"--background sky\.jpg: no such file: give reference"):
+        paint("sky.jpg", (4, 6))
     (tmp_path / "broken.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"broken\.png"):
         paint(tmp_path / "broken.png", (4, 6))

@@ -59,6 +59,8 @@ def test_a_folder_of_frames(animation, stream, tmp_path):
 
 
 def test_what_a_notebook_shows_of_a_result(animation, stream):
+    assert len(animation) == 5
+    np.testing.assert_array_equal(list(animation), animation.frames)
     assert repr(animation) == "Animation(5 frames of 48 x 64 pixels at 10 frames/s)"
     assert repr(stream) == "AnimationStream(5 frames of 48 x 64 pixels at 10 frames/s)"
     assert animation._repr_html_().startswith('<video autoplay loop muted controls src="data:video/mp4;base64,')

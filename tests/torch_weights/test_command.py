@@ -39,6 +39,14 @@ def test_import_export_inspect(moore_directory, small_presets, tmp_path, capsys)
     checkpoint.load(ckpt)
 
 
+def test_names_of_checkpoints_are_inspected(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["inspect", "tiny"]) == 0
+    assert "preset 'tiny-warp'" in capsys.readouterr().out
+    assert main(["inspect", "moore"]) == 2  # and 10 GB are not downloaded for it
+    assert capsys.readouterr().err.endswith("moore: is not here: animate-jax weights fetch moore\n")
+
+
 @pytest.mark.filterwarnings("ignore:no hands in any frame")
 def test_what_was_imported_makes_a_video(moore_directory, small_presets, tmp_path):
     assert main(["import", "moore", "--directory", str(moore_directory), "--output", str(tmp_path / "ckpt")]) == 0

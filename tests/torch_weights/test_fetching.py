@@ -476,4 +476,5 @@ def test_killed_and_continued(server, home, moore, small):
 def test_without_the_package(home, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["fetch", "moore", "--accept-licenses"]) == 2
-    assert "pip install" in capsys.readouterr().err.splitlines()[-1]
+    [line] = capsys.readouterr().err.splitlines()
+    assert "pip install" in line
