@@ -45,7 +45,7 @@ JOINTS = (
     (TORSO, HEAD, NECK, 0.2), (TORSO, 2, 2, 0.2), (TORSO, 4, 5, 0.2), (TORSO, 6, 8, 0.3), (TORSO, 8, 11, 0.3),
     (2, 3, 3, 0.2), (4, 5, 6, 0.2), (6, 7, 9, 0.25), (8, 9, 12, 0.25),
 )  # fmt: skip
-BENDING = 0.4  # depths by which one of them lies deeper where its map alone counts
+BENDING = 0.2  # depths by which one of them lies deeper where its map alone counts
 BEYOND = 2.0  # score of a pixel that is far from a part: more than at its edge, 1
 LEAST_SHRUNK = 1 / 3  # the mean of two maps far apart would shrink what is between them; from here on it does
 CONTINUED = 1.0  # lengths of a part by which it goes on straight where the one beyond it cannot be warped
