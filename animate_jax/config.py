@@ -187,6 +187,8 @@ class SamplingConfig:
     sampler: SamplerName = "ddim"
     blend: Literal["center", "flat"] = "center"  # overlapping windows: weights highest mid-window, or equal
     shift_windows: bool = False  # other window positions in every step, so that seams do not stay in one place
+    # Smaller changes from frame to frame, in levels of 255, are averaged away; 0: none (`sampling.deflicker`).
+    deflicker: float = 0.0
     deepcache_interval: int = 1  # steps from one computation of the deep features to the next (DeepCache); 1: no cache
     # Of the denoising UNet; weights stored in bfloat16 always compute in it. int8: of its products only (qwix).
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"

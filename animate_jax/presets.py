@@ -79,7 +79,7 @@ def _tiny(
         dataclasses.replace(model, unet=unet),
         ScheduleConfig(prediction="x0"),
         FrameConfig(96, 128, fps=10.0, pose_style=pose_style),
-        SamplingConfig(steps=2, guidance=1.0, window=16, overlap=4, shared_noise=True),
+        SamplingConfig(steps=2, guidance=1.0, window=16, overlap=4, shared_noise=True, deflicker=6.0),
     )
 
 

@@ -23,7 +23,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "width": (32, 4096), "height": (32, 4096), "overlap": (0, 4096), "window": (1, 4096),
     "motion_max_length": (1, 4096), "layers_per_block": (1, 64), "num_hidden_layers": (1, 256),
     "guidance": (-100, 100), "guidance_rescale": (0, 1), "guidance_interval": (0, 1), "fps": (0.01, 1000),
-    "scaling_factor": (1e-4, 1e4), "deepcache_interval": (1, 1000),
+    "scaling_factor": (1e-4, 1e4), "deepcache_interval": (1, 1000), "deflicker": (0, 255),
 }  # fmt: skip
 
 

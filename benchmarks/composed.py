@@ -60,7 +60,7 @@ def videos(pipeline: Pipeline, scene: Scene, fitted: Keypoints) -> dict[str, Ima
     sees = seen if pipeline.copies_reference else None
     job = Job(character, DrivingMotion(10.0, fitted, scene.size), poses, sees, composition)
     latents = pipeline.sample_jobs([job], options, 0, False, None)
-    frames = np.concatenate(list(pipeline.decode_chunks(latents[0], sees)))
+    frames = pipeline.decode(latents, sees, options.deflicker)
     warped = LazyWarpedImages(scene.picture, scene.mask, scene.background, scene.keypoints, fitted)
     return {
         "repeat the reference": np.repeat(scene.picture[None], len(fitted), 0),

@@ -66,6 +66,9 @@ class Arguments:
     window: int | None = None  # frames denoised together; none: the preset's
     overlap: int | None = None  # frames that neighboring windows share; none: the preset's
     deepcache_interval: int | None = None  # steps from one computation of the deep features to the next; 1: always
+    deflicker: float | None = None
+    """changes from frame to frame that are small against it, in levels of 255, are averaged away; 0: none; none: the
+    preset's"""
     seed: int = 0  # 0 to 4294967295
     frames: int | None = None  # at most so many; none: all of the motion
     width: int | None = None  # of the result, in pixels; none: the model's
@@ -128,6 +131,7 @@ def animate(args: Arguments) -> None:
         window=args.window,
         overlap=args.overlap,
         deepcache_interval=args.deepcache_interval,
+        deflicker=args.deflicker,
         width=args.width,
         height=args.height,
         align=args.align,

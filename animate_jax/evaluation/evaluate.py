@@ -126,7 +126,7 @@ def videos_of(
     videos[AUTOENCODER] = pipeline.decode(pipeline.encode(clip.frames))
     conditioning = pipeline.precompute_conditioning(clip.reference, poses[0], config)
     latents = pipeline.sample(conditioning, poses[1:], config, seed, progress=False, warped=warped)
-    return videos | {RESULT: pipeline.decode(latents, warped)}
+    return videos | {RESULT: pipeline.decode(latents, warped, config.deflicker)}
 
 
 def reference_scores(clip: EvalClip, networks: Networks) -> ClipScores:

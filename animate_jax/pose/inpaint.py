@@ -1,8 +1,7 @@
 """The person cut out of a picture, and what is made up behind it.
 
-At the model's size, the fill that its weights are trained with (Telea 2004). Larger pictures are filled with their own
-texture: patches from around the hole that fit best, from coarse to fine (Wexler et al. 2007, "Space-Time Completion of
-Video"; the search as in Barnes et al. 2009, "PatchMatch").
+Pictures are filled with their own texture: patches from around the hole that fit best, from coarse to fine (Wexler et
+al. 2007, "Space-Time Completion of Video"; the search as in Barnes et al. 2009, "PatchMatch").
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ from jaxtyping import Float32, UInt8
 Picture = UInt8[np.ndarray, "height width 3"]
 Mask = UInt8[np.ndarray, "height width"]  # 255: the person
 
-INPAINT_MARGIN = 4 / 128  # in image heights, around the mask: is inpainted, too
-MAX_INPAINT_HEIGHT = 192  # pixels: taller images are filled with texture
 DIFFUSION_FALLOFF = 8.0  # of the weight of surroundings twice as far
 
-# Of larger pictures; lengths in image heights.
+# Lengths in image heights.
 CERTAIN = 32  # levels of a detector's mask below which nobody is
 OPAQUE = 96, 176  # and between which the person's share of a pixel is found to grow from none to all
 CORE_MARGIN, RAMP = 0.005, 0.012  # around the mask: is made up, and from there fades into the picture
@@ -29,45 +26,15 @@ PATCH = 3  # pixels on every side of a patch's middle
 LEVELS = ((2400, 4), (9600, 3), (38400, 2))  # coarse to fine: pixels of the picture, and rounds of search and vote
 EXHAUSTIVE = 2400  # pixels of a picture in which every patch is compared with every other
 FAR = 60.0  # squared levels per value of a patch, of one that lies a height away
-SHADOW = 6.0  # levels by which a floor that lies in shadow is darker than what is made up there
-ALIKE, MOSTLY = 10.0, 0.95  # levels within which their colors agree then, and in what share of the floor
 SHARPNESS = 0.4  # pixels of the finest level over which neighboring patches blend at full size
 
 
-def without_person(picture: Picture, mask: Mask, floor: Mask | None = None) -> Picture:
-    """The image without the person: inpainted as models are trained on it, at more than `MAX_INPAINT_HEIGHT` with
-    texture; there every pixel that is certainly not the person's stays as it is.
-
-    Args:
-        floor: of larger pictures: where the person's shadow may lie; what is darker there is made up, too.
-    """
-    height = len(mask)
-    if height > MAX_INPAINT_HEIGHT:
-        share, made = hidden(mask), None
-        if floor is not None and (floor > mask).any():
-            wider = hidden(np.maximum(mask, floor))
-            made = textured(picture, wider > 0).astype(np.float32)
-            darkness = shade(picture, made, wider - share)
-            share, made = (share, None) if darkness is None else (np.maximum(share, wider * darkness), made)
-        if made is None:
-            made = textured(picture, share > 0).astype(np.float32)
-        return np.round(picture + share[..., None] * (made - picture)).astype(np.uint8)
-    reach = max(1, round(INPAINT_MARGIN * height))
-    hole = cv2.dilate((mask > 0).astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
-    return cv2.inpaint(picture, hole, 4, cv2.INPAINT_TELEA)
-
-
-def shade(picture: Picture, made: Float32[np.ndarray, "height width 3"], where: Float32[np.ndarray, "height width"]):
-    """How certainly a picture is the made one in shadow, 0 to 1 [H, W]. None where it shows something else: a shadow
-    darkens all colors alike."""
-    seen, lit = (
-        cv2.GaussianBlur(image.astype(np.float32), (0, 0), RAMP * len(picture)) + 1.0 for image in (picture, made)
-    )
-    light = seen.mean(-1) / lit.mean(-1)
-    alike = np.abs(seen - light[..., None] * lit).max(-1) < ALIKE
-    if (where * alike).sum() < MOSTLY * where.sum():
-        return None
-    return ((lit - seen).mean(-1) / SHADOW).clip(0, 1) * alike
+def without_person(picture: Picture, mask: Mask) -> Picture:
+    """The image without the person: what is behind it is made up. Every pixel that is certainly not the person's stays
+    as it is."""
+    share = hidden(mask)
+    made = textured(picture, share > 0).astype(np.float32)
+    return np.round(picture + share[..., None] * (made - picture)).astype(np.uint8)
 
 
 def hidden(mask: Mask) -> Float32[np.ndarray, "height width"]:

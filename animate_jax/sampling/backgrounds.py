@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from animate_jax.errors import UserError
 from animate_jax.images import Image, resize_lanczos
-from animate_jax.pose.inpaint import INPAINT_MARGIN, without_person
+from animate_jax.pose.inpaint import without_person
 from animate_jax.pose.inspect import warn
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
 from animate_jax.pose.warp import capsules
@@ -23,6 +23,7 @@ from animate_jax.video.images import read_image
 from animate_jax.video.read import iter_frames
 
 SAMPLED = 15  # frames of a driving video that tell what is behind its person
+AROUND = 4 / 128  # picture heights around the bones' capsules, in which the driving person is, too
 STILL = 6.0  # levels by which these differ on average where nobody stands, beyond which the camera moves
 SCALES = 0.05, 20.0  # of a person who is placed in another picture
 
@@ -82,7 +83,7 @@ def backdrop(path: Any, motion: DrivingMotion, width: int | None = None, height:
     pictures = np.stack([resize_lanczos(frame, size) for frame in frames])
     keypoints = motion.keypoints[::step][: len(pictures)]
     pictures = pictures[: len(keypoints)]
-    reach = 2 * round(INPAINT_MARGIN * size[0]) + 1
+    reach = 2 * round(AROUND * size[0]) + 1
 
     def grow(person):
         return cv2.dilate(capsules(person, *size), np.ones((reach, reach), np.uint8)) > 0

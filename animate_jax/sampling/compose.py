@@ -20,9 +20,10 @@ from animate_jax.errors import UserError
 from animate_jax.images import Image, Images, resize_lanczos
 from animate_jax.pose.detect import Detector, segment
 from animate_jax.pose.draw import LazyPoseImages
-from animate_jax.pose.inpaint import Mask, cutout, foreground, without_person
+from animate_jax.pose.inpaint import Mask, cutout, foreground
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
-from animate_jax.pose.warp import LazyWarpedImages, capsules, person_size, warp_field
+from animate_jax.pose.shadow import Shadow, without_shadow
+from animate_jax.pose.warp import LazyWarpedImages, capsules, warp_field
 from animate_jax.sampling.inputs import crop_around, find_person
 
 LARGEST = 768, 1366  # pixels, height and width of a result that is not asked for
@@ -40,9 +41,6 @@ ASIDE = 8.0  # NOISE**2 by which it is unlikelier to stand for neither where one
 DECISION = 2.0  # how sharply one explanation wins
 REACH_OF_LIMBS = 0.004  # heights of the box around a limb of the reference beyond which it shows something else
 ELSEWHERE = 1.5  # NOISE**2 by which what it shows there must be better
-ANKLES = 10, 13
-FOOT = 0.6  # lengths of the torso around an ankle: the foot is there
-SHADOWED = 0.5, 0.2  # and beside and below it its shadow on the floor
 REACH = 2  # pixels around the driven person in which the model may show what neither layer does
 SLIVER = 0.5  # NOISE**2 by which a detail of the warp is further from the model's enlarged frame than the background
 FINE = 0.8  # pixels of the result, standard deviation, over which it is compared there
@@ -59,20 +57,22 @@ class Scene:
     Attributes:
         picture, keypoints: the reference, and its person (one frame).
         mask: the person, 255 inside.
-        background: the picture without the person.
+        background: the picture without the person and the shadow at its feet.
+        shadow: that shadow, where there is one.
     """
 
     picture: Image
     keypoints: Keypoints
     mask: Mask
     background: Image
+    shadow: Shadow | None = None
 
     @classmethod
     def of(cls, picture: Image, keypoints: Keypoints) -> Scene:
         """The person of a picture, found again in it."""
         found = segment(picture, keypoints)
         mask = capsules(keypoints, *picture.shape[:2]) if found is None else found
-        return cls(picture, keypoints, cutout(mask), without_person(picture, mask, near_feet(mask, keypoints)))
+        return cls(picture, keypoints, cutout(mask), *without_shadow(picture, mask, keypoints))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,7 +83,7 @@ class Scene:
         """The person before another background of the same size."""
         share = (self.mask / np.float32(255))[..., None]
         picture = background + share * (foreground(self.picture, self.mask).astype(np.float32) - background)
-        return dataclasses.replace(self, picture=np.round(picture).astype(np.uint8), background=background)
+        return dataclasses.replace(self, picture=np.round(picture).astype(np.uint8), background=background, shadow=None)
 
     def placed(self, scale: float, shift: tuple[float, float], background: Image) -> Scene:
         """The person moved (pixel * scale + shift) into another picture."""
@@ -149,13 +149,19 @@ class Composition:
         inside = np.s_[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
         shown = np.s_[max(-top, 0) : min(bottom, height) - top, max(-left, 0) : min(right, width) - left]
         for chunk in chunks:
-            results = np.repeat(self.scene.background[None], len(chunk), 0)
+            results = np.stack([self.behind(number) for number in range(start, start + len(chunk))])
             for result, frame, number in zip(results, chunk, range(start, start + len(chunk)), strict=True):
-                [warped], [masks] = self.warped.complete(np.s_[number : number + 1])
+                layers = dataclasses.replace(self.warped, background=cut(result, self.box))
+                [warped], [masks] = layers.complete(np.s_[number : number + 1])
                 free = around(self.warped.driven[number], frame.shape[:2])
-                result[inside] = compose(frame, warped, masks, self.warped.background, free)[shown]
+                result[inside] = compose(frame, warped, masks, layers.background, free)[shown]
             start += len(chunk)
             yield results
+
+    def behind(self, number: int) -> Image:
+        """What is behind the person of one frame, in its shadow."""
+        scene = self.scene
+        return scene.shadow.cast(scene.background, self.poses.keypoints[number]) if scene.shadow else scene.background
 
 
 def read_scene(
@@ -187,17 +193,6 @@ def read_scene(
         size = min(even(own[0] * scale), SIDES[1]), min(even(own[1] * scale), SIDES[1])
         picture = resize_lanczos(image, size)
     return Scene.of(picture, keypoints)
-
-
-def near_feet(mask: Mask, keypoints: Keypoints) -> Mask:
-    """The floor around a person's feet, 255 inside."""
-    size, ankles = person_size(keypoints, *mask.shape), np.zeros_like(mask)
-    for ankle in ANKLES:
-        if keypoints.body_confidence[ankle] >= MIN_CONFIDENCE:
-            place = (keypoints.body[ankle] * mask.shape[::-1]).round().astype(int).tolist()
-            cv2.circle(ankles, place, round(FOOT * size), (255,), cv2.FILLED)
-    wide, high = (2 * round(reach * size) + 1 for reach in SHADOWED)
-    return cv2.dilate(np.minimum(mask, ankles), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (wide, high)))
 
 
 def even(side: float | int) -> int:

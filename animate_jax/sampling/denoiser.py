@@ -34,6 +34,7 @@ from animate_jax.models.sharding import BATCH_AXES
 from animate_jax.parallel.mesh import AXES
 from animate_jax.pose.warp import AnyWarpedImages, LazyWarpedImages
 from animate_jax.progress import Progress
+from animate_jax.sampling.deflicker import deflicker
 from animate_jax.sampling.inputs import Poses
 from animate_jax.video.clip_image import clip_pixels
 
@@ -265,9 +266,15 @@ class Denoiser:
             pixels = jax.device_put(pixels, some.sharding)  # weights in host memory do not say which device is meant
         return self._encode(params, pixels)
 
-    def decode(self, latents: Float[Array | np.ndarray, "1 f h w c"], warped: AnyWarpedImages | None = None) -> Images:
-        """Latents of one video -> uint8 frames [f, height, width, 3]; `warped` as in `decode_chunks`."""
-        return np.concatenate(list(self.decode_chunks(np.asarray(latents[0]), warped)))
+    def decode(
+        self,
+        latents: Float[Array | np.ndarray, "1 f h w c"],
+        warped: AnyWarpedImages | None = None,
+        levels: float = 0.0,
+    ) -> Images:
+        """Latents of one video -> uint8 frames [f, height, width, 3]; `warped` as in `decode_chunks`, `levels` as in
+        `deflicker`."""
+        return np.concatenate(list(deflicker(self.decode_chunks(np.asarray(latents[0]), warped), levels)))
 
     def decode_chunks(
         self, latents: Float[np.ndarray, "f h w c"], warped: AnyWarpedImages | None = None

@@ -36,6 +36,7 @@ from animate_jax.progress import Progress
 from animate_jax.sampling.arguments import as_list, dtype_name, find_device, motions_of, plain, unexpected
 from animate_jax.sampling.backgrounds import Backdrop, backdrop, paint, place
 from animate_jax.sampling.compose import Composition, Scene, read_scene
+from animate_jax.sampling.deflicker import deflicker
 from animate_jax.sampling.denoiser import DECODE_BATCH, Denoiser, StepCallback, device_memory, held_on_host
 from animate_jax.sampling.inputs import (
     DrivingKind,
@@ -320,7 +321,10 @@ class Pipeline(Denoiser):
             batch = self.sample_jobs(list(group.values()), options, seed, progress, callback)
             latents |= dict(zip(group, batch, strict=True))
         decoded = [
-            with_progress(self.decode_chunks(latents[index], job.warped), len(job.poses), progress)
+            deflicker(
+                with_progress(self.decode_chunks(latents[index], job.warped), len(job.poses), progress),
+                options.deflicker,
+            )
             for index, job in enumerate(jobs)
         ]
         streams = [result_stream(job, chunks) for job, chunks in zip(jobs, decoded, strict=True)]

@@ -143,7 +143,7 @@ class Preview:
         options = pipeline.animation_config()
         conditioning = pipeline.precompute_conditioning(clip.frames[0], clip.poses[0], options)
         latents = pipeline.sample(conditioning, clip.poses[1:], options, 0, progress=False, warped=clip.warped)
-        return pipeline.decode(latents, clip.warped)
+        return pipeline.decode(latents, clip.warped, options.deflicker)
 
     def _write(self, step: int, results: UInt8[np.ndarray, "clips frames h w 3"]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)

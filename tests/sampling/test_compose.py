@@ -11,6 +11,7 @@ from animate_jax.config import AnimationConfig
 from animate_jax.errors import InputWarning, UserError
 from animate_jax.pose.inpaint import without_person
 from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.shadow import ANKLES, Shadow
 from animate_jax.pose.warp import capsules
 from animate_jax.sampling import compose as module
 from animate_jax.sampling.backgrounds import backdrop, median, paint, place, similarity
@@ -175,6 +176,24 @@ def test_chunks_do_not_matter_and_frames_are_in_their_places(scene, waving):
         )[i : i + 1]
         assert difference(whole[i], warped).mean() < 2
     assert difference(whole[0], whole[4]).max() > 50
+
+
+def test_the_shadow_goes_with_the_feet_and_stays_behind_another_background(scene, waving):
+    ankles = {ankle: np.zeros(SIZE, np.float32) for ankle in ANKLES}
+    ankles[ANKLES[0]][-30:-20, 20:60] = 0.5
+    shaded = dataclasses.replace(scene, shadow=Shadow(ankles, scene.keypoints))
+    aside = waving.affine((1.0, 1.0), (0.25, 0.0))
+    made = Composition.of(shaded, aside, SMALL)
+    bright = shrunk(Composition.of(scene, aside, SMALL).warped.background)
+    [result], [plain] = (
+        np.concatenate(list(Composition.of(each, aside[:1], SMALL).frames(iter([bright[None]]))))
+        for each in (shaded, scene)
+    )
+    darker = scene.background.astype(int) - made.behind(0)
+    there = np.s_[-30:-20, 20 + SIZE[1] // 4 : 60 + SIZE[1] // 4]
+    assert darker[there].mean() > 20 and np.delete(darker, np.r_[-30:-20], 0).max() == 0
+    assert difference(result, plain)[there].mean() > 10
+    assert shaded.before(scene.background).shadow is None
 
 
 def test_where_neither_person_is_the_picture_stays_whatever_the_model_says(scene, waving):
