@@ -19,6 +19,8 @@ SOFTNESS = 0.012  # image heights over which the floor's light is compared, less
 TEXTURE = 3.0  # levels of texture and fewer, but at least the share
 SHARPEST = 0.2
 FADE = 0.25  # lengths of the torso over which it ends
+SOLE = 0.12  # lengths of the torso around a foot in which the floor that is still
+UNEVEN = 3.0  # levels off is made up, too
 FAINT, DARKEST = 0.03, 0.8  # shares of the light below which none is taken, and the most
 ALIKE, MOSTLY = 10.0, 0.6  # levels within which their colors agree then, and in what share of the floor
 
@@ -74,13 +76,16 @@ def without_shadow(picture: Picture, mask: Mask, keypoints: Keypoints) -> tuple[
     alike = np.abs(seen - light[..., None] * lit).max(-1) < ALIKE
     if alike[beside].mean() < MOSTLY:
         return without_person(picture, mask), None
-    inside = cv2.distanceTransform((floor > 0).astype(np.uint8), cv2.DIST_L2, 5)
-    edge = (inside / (FADE * person_size(keypoints, *mask.shape))).clip(0, 1)
-    darkness = cv2.GaussianBlur(
-        (edge * alike * (1 - light - FAINT).clip(0, DARKEST)).astype(np.float32), (0, 0), softness
-    )
+    size = person_size(keypoints, *mask.shape)
+    edge = (cv2.distanceTransform((floor > 0).astype(np.uint8), cv2.DIST_L2, 5) / (FADE * size)).clip(0, 1)
+    darkness = (edge * alike * (1 - light - FAINT).clip(0, DARKEST)).astype(np.float32)
+    darkness = cv2.GaussianBlur(darkness, (0, 0), softness)
     bright = np.round(picture / (1 - darkness)[..., None]).clip(0, 255).astype(np.uint8)
-    return without_person(bright, mask), Shadow(_of_each_foot(darkness, keypoints), keypoints)
+    even = cv2.GaussianBlur(diffused(bright, person.astype(np.uint8)), (0, 0), softness) + 1.0
+    sole = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(SOLE * size) + 1,) * 2)
+    touched = (cv2.dilate(person.astype(np.uint8), sole) > 0) & (edge > 0) & alike
+    whole = np.where(touched & (np.abs(even - lit).mean(-1) > UNEVEN), np.uint8(255), mask)
+    return without_person(bright, whole), Shadow(_of_each_foot(darkness, keypoints), keypoints)
 
 
 def near_feet(mask: Mask, keypoints: Keypoints) -> Mask:
