@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from animate_jax.pose.inpaint import Mask, Picture, diffused, hidden, textured, without_person
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
-from animate_jax.pose.warp import person_size
+from animate_jax.pose.size import person_size
 
 ANKLES = 10, 13
 FOOT = 0.4  # lengths of the torso around an ankle: the foot is there
@@ -18,6 +18,7 @@ BESIDE, BELOW, ABOVE = 0.9, 0.5, 0.2  # and so far around it its shadow on the f
 SOFTNESS = 0.012  # image heights over which the floor's light is compared, less on a floor of
 TEXTURE = 3.0  # levels of texture and fewer, but at least the share
 SHARPEST = 0.2
+COARSE = 24  # pixels of the torso of the picture in which they are looked for
 FADE = 0.25  # lengths of the torso over which it ends
 SOLE = 0.12  # lengths of the torso around a foot in which the floor that is still
 UNEVEN = 3.0  # levels off is made up, too
@@ -62,42 +63,58 @@ class Shadow:
 def without_shadow(picture: Picture, mask: Mask, keypoints: Keypoints) -> tuple[Picture, Shadow | None]:
     """The picture without the person, as `inpaint.without_person`, and without the shadow at its feet, and that shadow.
     None where what is dark there is none: a shadow darkens all colors alike."""
-    person, floor = hidden(mask) > 0, near_feet(mask, keypoints)
-    beside = (floor > 0) & ~person
-    if not beside.any():
+    person, floor = hidden(mask) > 0, near_feet(mask, keypoints) > 0
+    if not (floor & ~person).any():
         return without_person(picture, mask), None
-    around = diffused(picture, person.astype(np.uint8))  # the floor goes on under the feet
-    made = textured(picture, person | beside).astype(np.float32)
+    made = textured(picture, person | floor).astype(np.float32)
+    rows, columns = np.flatnonzero(floor.any(1)), np.flatnonzero(floor.any(0))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    made, seen, person, floor = made[box], picture[box], person[box], floor[box]
+    beside = floor & ~person
+
+    def smooth(image):
+        return cv2.GaussianBlur(image, (0, 0), softness) + 1.0
+
+    def continued(image):  # under the feet
+        return diffused(image, person.astype(np.uint8))
+
     softness = SOFTNESS * len(picture)
-    texture = np.median(np.abs(made - cv2.GaussianBlur(made, (0, 0), softness))[beside])
+    texture = np.median(np.abs(made + 1 - smooth(made))[beside])
     softness *= np.clip(texture / TEXTURE, SHARPEST, 1)
-    seen, lit = (cv2.GaussianBlur(image, (0, 0), softness) + 1.0 for image in (around, made))
-    light = seen.mean(-1) / lit.mean(-1)
-    alike = np.abs(seen - light[..., None] * lit).max(-1) < ALIKE
+    dark, lit = smooth(continued(seen)), smooth(made)
+    light = dark.mean(-1) / lit.mean(-1)
+    alike = np.abs(dark - light[..., None] * lit).max(-1) < ALIKE
     if alike[beside].mean() < MOSTLY:
         return without_person(picture, mask), None
-    size = person_size(keypoints, *mask.shape)
-    edge = (cv2.distanceTransform((floor > 0).astype(np.uint8), cv2.DIST_L2, 5) / (FADE * size)).clip(0, 1)
-    darkness = (edge * alike * (1 - light - FAINT).clip(0, DARKEST)).astype(np.float32)
+    size = min(person_size(keypoints, *mask.shape), max(mask.shape))
+    inside = cv2.distanceTransform(floor.astype(np.uint8), cv2.DIST_L2, 5)
+    darkness = np.zeros(mask.shape, np.float32)
+    darkness[box] = (inside / (FADE * size)).clip(0, 1) * alike * (1 - light - FAINT).clip(0, DARKEST)
     darkness = cv2.GaussianBlur(darkness, (0, 0), softness)
     bright = np.round(picture / (1 - darkness)[..., None]).clip(0, 255).astype(np.uint8)
-    even = cv2.GaussianBlur(diffused(bright, person.astype(np.uint8)), (0, 0), softness) + 1.0
     sole = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(SOLE * size) + 1,) * 2)
-    touched = (cv2.dilate(person.astype(np.uint8), sole) > 0) & (edge > 0) & alike
-    whole = np.where(touched & (np.abs(even - lit).mean(-1) > UNEVEN), np.uint8(255), mask)
+    touched = (cv2.dilate(person.astype(np.uint8), sole) > 0) & floor & alike
+    uneven = np.abs(smooth(continued(bright[box])) - lit).mean(-1) > UNEVEN
+    whole = mask.copy()
+    whole[box][touched & uneven] = 255
     return without_person(bright, whole), Shadow(_of_each_foot(darkness, keypoints), keypoints)
 
 
 def near_feet(mask: Mask, keypoints: Keypoints) -> Mask:
     """The floor around a person's feet, 255 inside."""
-    size, ankles = person_size(keypoints, *mask.shape), np.zeros_like(mask)
+    full = mask.shape
+    scale = min(COARSE / max(person_size(keypoints, *full), 1), 1)  # large reaches take long
+    height, width = (max(round(side * scale), 1) for side in full)
+    mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
+    size, ankles = person_size(keypoints, height, width), np.zeros_like(mask)
     for ankle in ANKLES:
         if keypoints.body_confidence[ankle] >= MIN_CONFIDENCE:
-            place = (keypoints.body[ankle] * mask.shape[::-1]).round().astype(int).tolist()
+            place = (keypoints.body[ankle] * (width, height)).round().astype(int).tolist()
             cv2.circle(ankles, place, round(FOOT * size), (255,), cv2.FILLED)
     beside, below, above = (round(reach * size) for reach in (BESIDE, BELOW, ABOVE))
     around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * beside + 1, below + above + 1))
-    return cv2.dilate(np.minimum(mask, ankles), around, anchor=(beside, below))
+    wide = cv2.dilate(np.minimum(mask, ankles), around, anchor=(beside, below))
+    return np.where(cv2.resize(wide, full[::-1]) > 127, np.uint8(255), np.uint8(0))
 
 
 def _of_each_foot(darkness: Darkness, keypoints: Keypoints) -> dict[int, Darkness]:

@@ -17,10 +17,12 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int8, UInt8
 
-from animate_jax.pose.inpaint import Mask, Picture, without_person
+from animate_jax.pose.inpaint import Mask, Picture
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
+from animate_jax.pose.shadow import without_shadow
+from animate_jax.pose.size import HIPS, NECK, person_size, person_sizes
 
-NECK, SHOULDERS, HIPS = 1, [2, 5], [8, 11]  # right and left
+SHOULDERS = [2, 5]  # right and left
 TORSO_POINTS = [NECK, *SHOULDERS, *HIPS]
 HEAD_POINTS, FACE_POINTS = [0, NECK, 14, 15, 16, 17], [0, 14, 15, 16, 17]
 TORSO, HEAD, LIMBS, NUM_PARTS = 0, 1, slice(2, 10), 10  # numbers of the parts, and how many there are
@@ -32,12 +34,6 @@ LIMB_PARTS = (
 )  # fmt: skip
 STARTS, ENDS = (np.array([limb[i] for limb in LIMB_PARTS]) for i in range(2))
 TORSO_RADIUS, HEAD_RADIUS = 0.22, 0.36
-# The size of a person is the length of the torso. Bones from which it is estimated, each with an adult's ratio of torso
-# to bone (Winter, "Biomechanics", table 4.1); foreshortening only shortens, so the largest estimate counts.
-SIZE_BONES = (
-    (NECK, None, 1.0), (2, 5, 1.3), (2, 3, 1.55), (3, 4, 1.97), (5, 6, 1.55), (6, 7, 1.97),
-    (8, 9, 1.18), (9, 10, 1.18), (11, 12, 1.18), (12, 13, 1.18),
-)  # fmt: skip
 TORSO_STIFFNESS = 0.5  # weight of the similarity in the torso's affine map, in sizes
 ARM_IN_FRONT_DEPTH = 0.5  # largest depth of the torso when the person faces the camera: arms lie in front of it
 # Where two parts blend: both, their joint, and the distance from it, in sizes, within which they do so fully.
@@ -74,7 +70,7 @@ class LazyWarpedImages:
 
     Attributes:
         picture, mask: the reference image and its person's mask.
-        background: the image without the person, see `inpaint.without_person`.
+        background: the image without the person, see `shadow.without_shadow`.
         reference: the person's keypoints, one frame (no leading axis).
         driven: [F] frames, fitted to the reference; frames without keypoints show only the background.
         without: numbers of parts that are left out.
@@ -203,21 +199,17 @@ AnyWarpedImages = LazyWarpedImages | WarpedImages
 
 
 def warp(picture: Picture, mask: Mask | None, reference: Keypoints, driven: Keypoints) -> LazyWarpedImages:
-    """`LazyWarpedImages` with an inpainted background; without a mask, one is made of capsules around the bones."""
+    """`LazyWarpedImages` with a background without person and shadow; without a mask, one is made of capsules around
+    the bones."""
     mask = capsules(reference, *picture.shape[:2]) if mask is None else mask
-    return LazyWarpedImages(picture, mask, without_person(picture, mask), reference, driven)
+    background, _ = without_shadow(picture, mask, reference)
+    return LazyWarpedImages(picture, mask, background, reference, driven)
 
 
 def capsules(keypoints: Keypoints, height: int, width: int) -> Mask:
     """An approximate mask of a person (one frame): torso, head and limbs around the bones."""
     depth = warp_field(keypoints, keypoints[None], height, width).depth[0]
     return cv2.GaussianBlur(255 * (depth > CAPSULE_DEPTH).astype(np.uint8), (3, 3), 0.7)
-
-
-def person_size(keypoints: Keypoints, height: int, width: int) -> float:
-    """The length of a person's torso (one frame) as it would be from the front, in pixels; 0 where no bone is found."""
-    points = keypoints.body[None].astype(np.float64) * (width, height)
-    return float(_person_sizes(points, points, keypoints.body_confidence[None] >= MIN_CONFIDENCE)[0][0])
 
 
 def _facing_sign(keypoints: Keypoints) -> Float[np.ndarray, " frames"]:
@@ -248,7 +240,7 @@ def warp_field(
     seen = (reference.body_confidence >= MIN_CONFIDENCE) & (driven.body_confidence >= MIN_CONFIDENCE)
     source, target = np.broadcast_to(source, target.shape), np.where(seen[..., None], target, 0)
     source = np.where(seen[..., None], source, 0)
-    reference_size, sizes = _person_sizes(source, target, seen)
+    reference_size, sizes = person_sizes(source, target, seen)
     source, target, seen = _fill_in_hips(source, target, seen)
     maps, active = _part_maps(source, target, seen, reference_size, sizes)
     active[:, list(without)] = False
@@ -266,18 +258,6 @@ def warp_field(
             if active[f, pair].all():
                 _bend(where[f], straight, part[f], scores, maps[f], pair, target[f, joint], near * sizes[f])
     return WarpField(where, part, 1 - least)
-
-
-def _person_sizes(source, target, seen):
-    """The person's size in the reference and in each frame, from the bones visible in both: pixels, [F] each."""
-    lengths, both = [], []
-    for a, b, ratio in SIZE_BONES:
-        ends = HIPS if b is None else [b]
-        there = seen[:, a] & seen[:, ends].all(-1)
-        both.append(there)
-        lengths.append([ratio * np.linalg.norm(p[:, a] - p[:, ends].mean(1), axis=-1) for p in (source, target)])
-    lengths = np.where(np.array(both)[:, None], np.array(lengths), 0).max(0)
-    return lengths[0], lengths[1]
 
 
 def _fill_in_hips(source, target, seen):
