@@ -14,8 +14,8 @@ from animate_jax.config import DataConfig, Preset, TrainConfig
 from animate_jax.errors import UserError
 from animate_jax.images import center_crop_box
 from animate_jax.pose.draw import LIMBS, draw
+from animate_jax.pose.inpaint import without_person
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
-from animate_jax.pose.shadow import without_shadow
 from animate_jax.pose.warp import NUM_PARTS, LazyWarpedImages, capsules
 from animate_jax.presets import preset_of
 from animate_jax.video.clip_image import clip_pixels
@@ -184,7 +184,7 @@ def warp_reference(
         lost = tuple(np.flatnonzero(rng.random(NUM_PARTS) < LOST_CHANCE).tolist())
         if rng.random() < LOST_CHANCE:
             lost = tuple(range(NUM_PARTS))
-    background, _ = without_shadow(image, mask, keypoints[0])
+    background = without_person(image, mask)
     warp, masks = LazyWarpedImages(image, mask, background, keypoints[0], keypoints[1:], lost)[:]
     return {"background": background, "warp": warp, "warp_masks": masks}
 

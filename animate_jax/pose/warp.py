@@ -17,9 +17,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int8, UInt8
 
-from animate_jax.pose.inpaint import Mask, Picture
+from animate_jax.pose.inpaint import Mask, Picture, without_person
 from animate_jax.pose.keypoints import MIN_CONFIDENCE, Keypoints
-from animate_jax.pose.shadow import without_shadow
 from animate_jax.pose.size import HIPS, NECK, person_size, person_sizes
 
 SHOULDERS = [2, 5]  # right and left
@@ -70,7 +69,7 @@ class LazyWarpedImages:
 
     Attributes:
         picture, mask: the reference image and its person's mask.
-        background: the image without the person, see `shadow.without_shadow`.
+        background: the image without the person, see `inpaint.without_person`.
         reference: the person's keypoints, one frame (no leading axis).
         driven: [F] frames, fitted to the reference; frames without keypoints show only the background.
         without: numbers of parts that are left out.
@@ -199,11 +198,10 @@ AnyWarpedImages = LazyWarpedImages | WarpedImages
 
 
 def warp(picture: Picture, mask: Mask | None, reference: Keypoints, driven: Keypoints) -> LazyWarpedImages:
-    """`LazyWarpedImages` with a background without person and shadow; without a mask, one is made of capsules around
-    the bones."""
+    """`LazyWarpedImages` with a background without the person; without a mask, one is made of capsules around the
+    bones."""
     mask = capsules(reference, *picture.shape[:2]) if mask is None else mask
-    background, _ = without_shadow(picture, mask, reference)
-    return LazyWarpedImages(picture, mask, background, reference, driven)
+    return LazyWarpedImages(picture, mask, without_person(picture, mask), reference, driven)
 
 
 def capsules(keypoints: Keypoints, height: int, width: int) -> Mask:
